@@ -1,0 +1,40 @@
+"""Sparse networks by shrinking and pruning irrelevant weights, for Optax."""
+
+from sparse_optax._iterative import (
+    IterativePruningState as IterativePruningState,
+    PruningRound as PruningRound,
+    iterative_pruning as iterative_pruning,
+    pruning_rounds as pruning_rounds,
+)
+from sparse_optax._masks import (
+    LeafSparsity as LeafSparsity,
+    SparsityReport as SparsityReport,
+    apply_masks as apply_masks,
+    matrices_only as matrices_only,
+    sparsity as sparsity,
+    sparsity_report as sparsity_report,
+)
+from sparse_optax._pruning import (
+    PruneState as PruneState,
+    prune_by_magnitude as prune_by_magnitude,
+    prune_to_sparsity as prune_to_sparsity,
+)
+from sparse_optax._relevance import (
+    RelevanceDecayState as RelevanceDecayState,
+    add_relevance_decay as add_relevance_decay,
+    irrelevance as irrelevance,
+    relevance_mask as relevance_mask,
+    relevance_penalty as relevance_penalty,
+)
+from sparse_optax._relevance_pruning import (
+    RelevancePruningState as RelevancePruningState,
+    relevance_pruning as relevance_pruning,
+)
+from sparse_optax._states import (
+    check_sparsity as check_sparsity,
+    get_masks as get_masks,
+    masks_from_zeros as masks_from_zeros,
+    prune as prune,
+)
+
+__version__ = "0.1.0"

@@ -1,0 +1,85 @@
+"""Checks of arguments, made where they are given.
+
+Only Python numbers can be refused: a traced value has no value yet, and under
+`optax.inject_hyperparams` every number becomes an array. Those are clamped where used.
+"""
+
+import math
+import numbers
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Scope = Literal["global", "leaf"]
+ScalarOrSchedule = float | jax.Array | optax.Schedule
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    open_low: bool = False,
+    schedule: bool = True,
+) -> None:
+    """Raises unless `value` is a number in range, an array or (if may be) a schedule.
+
+    The range is [low, high], or (low, high] with `open_low`; infinity has to be asked
+    for by `open_low`, the range of a scale.
+    """
+    if isinstance(value, jax.Array | np.ndarray) and jnp.ndim(value) == 0:
+        return
+    if schedule and callable(value):
+        return
+    kinds = "a number or a schedule" if schedule else "a number"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be {kinds}; got {value!r}.")
+    number = float(value)
+    inside = low < number <= high if open_low else low <= number <= high
+    if not inside or (math.isinf(number) and not open_low):
+        wanted = f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
+        wanted = f"above {low:g}" if open_low else f"finite and {wanted}"
+        raise ValueError(f"{name} must be {wanted}; got {value!r}.")
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer; got {value!r}.")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}; got {value!r}.")
+
+
+def check_scope(scope: Any) -> None:
+    if scope not in ("global", "leaf"):
+        raise ValueError(f"scope must be 'global' or 'leaf'; got {scope!r}.")
+
+
+def check_params(params: Any) -> None:
+    if params is None:
+        raise ValueError(
+            "You are using a transformation that requires the current value of "
+            "parameters, but you are not passing `params` when calling `update`: got "
+            "params=None."
+        )
+
+
+def as_flag(prune: Any) -> bool | jax.Array:
+    """The extra argument `prune`: a Python boolean where known, else an array."""
+    if prune is None:
+        return False
+    if isinstance(prune, bool | np.bool_):
+        return bool(prune)
+    if not isinstance(prune, jax.Array | np.ndarray) or prune.dtype != bool:
+        raise TypeError(f"prune must be a boolean; got {prune!r}.")
+    if prune.shape:
+        raise ValueError(f"prune must be a scalar; got shape {prune.shape}.")
+    return jnp.asarray(prune)
+
+
+def value_at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
+    """A number, or a schedule's value at `count`, as a `float32` scalar."""
+    return jnp.asarray(value(count) if callable(value) else value, jnp.float32)

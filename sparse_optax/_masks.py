@@ -1,0 +1,186 @@
+"""Using masks: which leaves to prune, applying masks, counting what is kept."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparse_optax import _counts, _trees
+from sparse_optax._trees import PyTree
+
+# Names of vectors, which a stack of layers turns into matrices.
+_VECTORS = ("bias", "scale", "b", "offset", "beta", "gamma")
+
+
+def matrices_only(params: PyTree) -> PyTree:
+    """Selects matrices and kernels, and leaves out biases, norms and scalars.
+
+    A ready `mask` for every function of this package that takes one. It selects the
+    floating leaves of two or more axes, unless their last name is that of a vector
+    (`bias`, `scale`, `b`, `offset`, `beta` or `gamma`): under `nn.scan` or `nnx.vmap`
+    the vectors of a stack of layers have two axes. Embeddings are matrices.
+
+    Args:
+        params: a tree of arrays: plain containers, flax linen or flax nnx state.
+
+    Returns:
+        A tree of Python booleans with the structure of `params`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+        >>> sparse_optax.matrices_only(params)
+        {'dense': {'bias': False, 'kernel': True}}
+    """
+
+    def is_matrix(path, leaf):
+        name = _trees.leaf_name(path).rsplit("/", maxsplit=1)[-1]
+        return jnp.ndim(leaf) >= 2 and _trees.is_floating(leaf) and name not in _VECTORS
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def apply_masks(params: optax.Params, masks: optax.Params) -> optax.Params:
+    """Sets pruned weights to zero.
+
+    Args:
+        params: the weights, or anything shaped like them.
+        masks: as returned by `get_masks`.
+
+    Returns:
+        `params` with zeros, of their dtypes, where `masks` is False.
+
+    Raises:
+        TypeError: if masks are not boolean.
+        ValueError: if masks do not fit params.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> masks = jnp.array([True, False])
+        >>> print(sparse_optax.apply_masks(jnp.array([3.0, jnp.nan]), masks))
+        [3. 0.]
+    """
+    weights, masks = _trees.unbox(params), _trees.unbox(masks)
+    _trees.check_masks_fit(masks, weights, "params")
+    result = jax.tree.map(
+        lambda m, w: w if _trees.is_masked(m) else jnp.where(m, w, jnp.zeros_like(w)),
+        *(masks, weights),
+        is_leaf=_trees.is_masked,
+    )
+    return _trees.rebox(result, like=params)
+
+
+def sparsity(tree: PyTree) -> jax.Array:
+    """The fraction of zeros (or of False) over all arrays of a tree.
+
+    Args:
+        tree: weights, or masks.
+
+    Returns:
+        A `float32` scalar in [0, 1], from exact counts; 0 for a tree without elements.
+        Usable inside `jit`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params = {"w": jnp.array([[0.0, 1.0], [0.0, -0.0]]), "b": jnp.ones(1)}
+        >>> print(sparse_optax.sparsity(params))
+        0.6
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    zeros = _counts.constant(0)
+    for leaf in leaves:
+        zeros = _counts.add(zeros, _counts.count_true(leaf == 0))
+    return _counts.as_float(zeros) / max(sum(leaf.size for leaf in leaves), 1)
+
+
+class LeafSparsity(NamedTuple):
+    """How much of some weights is kept."""
+
+    kept: int
+    size: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction that is pruned, in [0, 1]; 0 of no weights."""
+        return 1 - self.kept / self.size if self.size else 0.0
+
+    @property
+    def compression(self) -> float:
+        """How many times fewer weights are kept: size / kept, infinite if none is."""
+        return self.size / self.kept if self.kept else float("inf")
+
+
+class SparsityReport(NamedTuple):
+    """What is kept of each leaf and in total; `str` makes it a table."""
+
+    leaves: dict[str, LeafSparsity]
+    total: LeafSparsity
+
+    def __str__(self) -> str:
+        rows = [("", "kept", "size", "sparsity", "compression")]
+        for name, leaf in [*self.leaves.items(), ("total", self.total)]:
+            sparsity, compression = f"{leaf.sparsity:.2%}", f"{leaf.compression:.1f}x"
+            rows.append(
+                (name, f"{leaf.kept:,}", f"{leaf.size:,}", sparsity, compression)
+            )
+        name_width, *widths = (
+            max(map(len, column)) for column in zip(*rows, strict=True)
+        )
+        return "\n".join(
+            name.ljust(name_width)
+            + "".join(f"  {x:>{w}}" for x, w in zip(row, widths, strict=True))
+            for name, *row in rows
+        )
+
+
+def sparsity_report(params: optax.Params, masks: optax.Params) -> SparsityReport:
+    """How much of each leaf, and in total, is kept.
+
+    Args:
+        params: the weights.
+        masks: as returned by `get_masks`, concrete (not inside `jit`).
+
+    Returns:
+        A `SparsityReport` of exact counts. Leaves that are never pruned are kept whole,
+        and count in the total.
+
+    Raises:
+        TypeError: if masks are not boolean.
+        ValueError: if masks do not fit params.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+        >>> tx = sparse_optax.prune_by_magnitude(0.75, mask=sparse_optax.matrices_only)
+        >>> params, state = sparse_optax.prune(params, tx.init(params), 0.75)
+        >>> report = sparse_optax.sparsity_report(params, sparse_optax.get_masks(state))
+        >>> report.leaves["w"].kept
+        1
+        >>> print(report)
+               kept  size  sparsity  compression
+        b         2     2     0.00%         1.0x
+        w         1     4    75.00%         4.0x
+        total     3     6    50.00%         2.0x
+    """
+    params, masks = _trees.unbox(params), _trees.unbox(masks)
+    _trees.check_masks_fit(masks, params, "params")
+    leaves: dict[str, LeafSparsity] = {}
+
+    def add(path, mask, subtree):
+        for name, leaf in _trees.named_leaves(subtree, path):
+            if not _trees.is_masked(leaf):
+                size = int(np.size(leaf))
+                kept = size if _trees.is_masked(mask) else int(np.count_nonzero(mask))
+                leaves[name] = LeafSparsity(kept, size)
+
+    jax.tree_util.tree_map_with_path(add, masks, params, is_leaf=_trees.is_masked)
+    kept = sum(leaf.kept for leaf in leaves.values())
+    return SparsityReport(
+        leaves, LeafSparsity(kept, sum(leaf.size for leaf in leaves.values()))
+    )

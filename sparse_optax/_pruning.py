@@ -1,0 +1,287 @@
+"""The links that prune: masks in the optimizer state, and zeros that stay zero.
+
+A pruning link is the last of a chain. It turns the update of every pruned weight into
+-w, so that `optax.apply_updates` makes it exactly zero in any dtype, and now and then
+it drops more weights. How many is said here, as an `Amount`; which, in `_selection`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from sparse_optax import _checks, _counts, _selection, _trees
+from sparse_optax._checks import ScalarOrSchedule, Scope
+from sparse_optax._counts import Count
+from sparse_optax._trees import Mask
+
+# How many weights to drop, from how many are left and how many there are in all.
+Amount = Callable[[Count, Count], Count]
+
+
+class PruneState(NamedTuple):
+    """State of `prune_by_magnitude` and of `prune_to_sparsity`.
+
+    Attributes:
+        masks: booleans shaped and sharded like the params, True for the weights that
+            are kept; `optax.MaskedNode()` for leaves that are never pruned.
+        num_prunes: how many times weights were pruned.
+        num_updates: how many updates were made. Only `prune_to_sparsity` is driven by
+            them, and counts them.
+    """
+
+    masks: optax.Params  # bool
+    num_prunes: jax.Array  # shape=(), dtype=int32.
+    num_updates: jax.Array | None = None  # shape=(), dtype=int32.
+
+
+def prune_by_magnitude(
+    fraction: ScalarOrSchedule, *, scope: Scope = "global", mask: Mask | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Removes the smallest weights for good, whenever it is told to.
+
+    `update(updates, state, params, prune=True)` drops, of the n weights still kept, the
+    k of smallest magnitude after this update,
+
+    .. math:: k = \mathrm{round}(\mathrm{fraction} \cdot n)
+        \quad\text{(half to even, exactly)}
+
+    and every update, of whatever size, leaves dropped weights exactly zero. It must be
+    the last link of a chain: what comes after it may move them again (see
+    `check_sparsity`).
+
+    Args:
+        fraction: of the remaining weights, in [0, 1], or an optax schedule of the
+            number of prunes so far. Used as a `float32`.
+        scope: "global" ranks the weights of all leaves together, "leaf" takes the
+            fraction of each leaf. There is no floor: a leaf may lose all its weights.
+        mask: which leaves may be pruned: a tree of booleans, a prefix of one, or a
+            function from params to one, such as `matrices_only`. By default every
+            floating leaf.
+
+    Returns:
+        A transformation with the state `PruneState`. `update` needs params, returns
+        updates in their dtypes, and takes the extra argument `prune`, a boolean. With a
+        Python False, or none, nothing of the selection is compiled; a traced one puts
+        it under one `lax.cond`.
+
+    Of equal magnitudes the earlier is dropped first (by order of leaves, then row-major
+    index); non-finite weights rank largest. The result is the same with and without
+    `jit` and however the weights are sharded. A wrapper that discards a step, such as
+    `optax.MultiSteps` between two updates or `optax.apply_if_finite` at a NaN, discards
+    the prune signalled in it too: `prune` does not go through wrappers.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if one is out of range, if `mask` does not fit or selects nothing,
+            if `update` gets no params, or if the state is that of other params.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> tx = optax.chain(optax.sgd(0.1), sparse_optax.prune_by_magnitude(0.5))
+        >>> params = jnp.array([0.3, -0.1, 2.0, 0.2])
+        >>> state = tx.init(params)
+        >>> updates, state = tx.update(jnp.zeros(4), state, params, prune=True)
+        >>> print(optax.apply_updates(params, updates))
+        [0.3 0.  2.  0. ]
+
+    References:
+        Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
+        <https://arxiv.org/abs/2204.04977>`_, 2022.
+    """
+    _checks.check_number("fraction", fraction, high=1.0)
+    _checks.check_scope(scope)
+
+    def init_fn(params) -> Any:
+        return PruneState(_all_kept(mask, params), jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None, *, prune=False, **extra_args):
+        del extra_args
+        flag = _checks.as_flag(prune)
+        amount = fraction_of_remaining(_checks.value_at(fraction, state.num_prunes))
+        return _update(updates, state, params, flag, amount, scope)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def prune_to_sparsity(
+    schedule: ScalarOrSchedule,
+    *,
+    every: int = 1,
+    scope: Scope = "global",
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Removes the smallest weights to reach a sparsity given by the step count.
+
+    The link of `prune_by_magnitude`, driven by the number of updates alone: for loops
+    that can pass no extra argument, such as linen's `TrainState`, and for gradual
+    pruning. At every `every`-th update it prunes until, of the N prunable weights,
+
+    .. math:: \mathrm{round}(\mathrm{schedule}(t) \cdot N)
+        \quad\text{(half to even, exactly)}
+
+    are gone, with t = 0 at the first update. It never revives weights: where the
+    schedule falls, or stays, nothing is done and no prune is counted.
+
+    Args:
+        schedule: the sparsity in [0, 1] as a function of the number of updates before
+            this one, or a number: then it prunes once, at the `every`-th update.
+        every: how many updates lie between two prunes, at least 1.
+        scope: "global" or "leaf", as in `prune_by_magnitude`.
+        mask: which leaves may be pruned, as in `prune_by_magnitude`.
+
+    Returns:
+        A transformation with the state `PruneState`. `update` needs params. It ignores
+        the extra argument `prune`: the decay of `add_relevance_decay` restarts only
+        where the caller passes `prune=True` as well.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: as for `prune_by_magnitude`, or if `every` is less than 1.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> gradual = optax.linear_schedule(0.0, 0.75, transition_steps=3)
+        >>> tx = optax.chain(optax.sgd(0.1), sparse_optax.prune_to_sparsity(gradual))
+        >>> params = jnp.array([0.3, -0.1, 2.0, 0.2])
+        >>> state = tx.init(params)
+        >>> for _ in range(4):
+        ...     updates, state = tx.update(jnp.zeros(4), state, params)
+        ...     params = optax.apply_updates(params, updates)
+        ...     print(params)
+        [ 0.3 -0.1  2.   0.2]
+        [0.3 0.  2.  0.2]
+        [0.3 0.  2.  0. ]
+        [0. 0. 2. 0.]
+
+    References:
+        Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
+        2017, for gradual pruning.
+    """
+    _checks.check_number("schedule", schedule, high=1.0)
+    if not isinstance(every, jax.Array):  # optax.inject_hyperparams makes it one
+        _checks.check_integer("every", every, low=1)
+    _checks.check_scope(scope)
+
+    def init_fn(params) -> Any:
+        zero = jnp.zeros([], jnp.int32)
+        return PruneState(_all_kept(mask, params), zero, jnp.zeros_like(zero))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
+        amount = up_to_sparsity(_checks.value_at(schedule, state.num_updates))
+        due = lax.cond(
+            num_updates % every == 0,
+            lambda: _anything_to_drop(state.masks, amount, scope),
+            lambda: jnp.zeros([], bool),
+        )
+        updates, state = _update(updates, state, params, due, amount, scope)
+        return updates, state._replace(num_updates=num_updates)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _update(updates, state, params, prune, amount, scope):
+    """One update of a pruning link that drops `amount` weights if `prune` is true."""
+    _checks.check_params(params)
+    _trees.check_masks_fit(state.masks, params, "params")
+    _trees.check_masks_fit(state.masks, updates, "updates")
+
+    def cast(mask, u, p):
+        if _trees.is_masked(mask):
+            return u
+        u = u.astype(p.dtype)
+        # XLA may compute an update twice, rounded differently in the sum that is
+        # ranked here and in the one that the caller stores. The barrier makes it one.
+        return u if prune is False else lax.optimization_barrier(u)
+
+    updates = _map(cast, state.masks, updates, params)
+
+    def drop():
+        weights = _map(
+            lambda m, p, u: p if _trees.is_masked(m) else p + u,
+            *(state.masks, params, updates),
+        )
+        masks = drop_smallest(state.masks, weights, amount, scope)
+        return masks, optax.safe_increment(state.num_prunes)
+
+    def keep():
+        return state.masks, state.num_prunes
+
+    if isinstance(prune, bool):
+        masks, num_prunes = drop() if prune else keep()
+    else:
+        masks, num_prunes = lax.cond(prune, drop, keep)
+
+    # By `where` and not by a product: a NaN or infinite update may not pass.
+    updates = _map(
+        lambda m, u, p: u if _trees.is_masked(m) else jnp.where(m, u, -p),
+        *(masks, updates, params),
+    )
+    return updates, state._replace(masks=masks, num_prunes=num_prunes)
+
+
+def _map(f, masks, *trees):
+    return jax.tree.map(f, masks, *trees, is_leaf=_trees.is_masked)
+
+
+def _all_kept(mask: Mask | None, params: optax.Params) -> optax.Params:
+    """The masks before any prune: all True where weights may be pruned."""
+    if not jax.tree.leaves(params):
+        return params
+    return jax.tree.map(
+        lambda s, p: jnp.ones_like(p, dtype=bool) if s else optax.MaskedNode(),
+        _trees.select_leaves(mask, params),
+        params,
+    )
+
+
+def fraction_of_remaining(fraction: jax.typing.ArrayLike) -> Amount:
+    return lambda remaining, _: _counts.fraction_of(fraction, remaining)
+
+
+def up_to_sparsity(sparsity: jax.typing.ArrayLike) -> Amount:
+    def amount(remaining, total):
+        pruned = _counts.subtract(total, remaining)
+        return _counts.subtract(_counts.fraction_of(sparsity, total), pruned)
+
+    return amount
+
+
+def _anything_to_drop(masks: optax.Params, amount: Amount, scope: Scope) -> jax.Array:
+    amounts = [_amount_in(group, amount) for group in _groups(masks, scope)]
+    zeros = [_counts.is_zero(k) for k in amounts]
+    return ~jnp.all(jnp.array(zeros, bool))
+
+
+def drop_smallest(
+    masks: optax.Params, weights: optax.Params, amount: Amount, scope: Scope
+) -> optax.Params:
+    """The masks with the smallest of the kept weights dropped."""
+    weights = _map(lambda m, w: m if _trees.is_masked(m) else w, masks, weights)
+    dropped = []
+    for group, ws in zip(_groups(masks, scope), _groups(weights, scope), strict=True):
+        k = _amount_in(group, amount)
+        dropped += _selection.drop_smallest(ws, group, k)
+    return jax.tree.unflatten(jax.tree.structure(masks), dropped)
+
+
+def _groups(tree: optax.Params, scope: Scope) -> list[list[jax.Array]]:
+    """The leaves, in the groups within which weights are ranked."""
+    leaves = jax.tree.leaves(tree)
+    return [leaves] if scope == "global" else [[leaf] for leaf in leaves]
+
+
+def _amount_in(masks: list[jax.Array], amount: Amount) -> Count:
+    remaining = _counts.constant(0)
+    for mask in masks:
+        remaining = _counts.add(remaining, _counts.count_true(mask))
+    return amount(remaining, _counts.constant(sum(mask.size for mask in masks)))

@@ -1,0 +1,302 @@
+"""Relevance of weights, and the decay that shrinks the irrelevant ones.
+
+A weight is relevant when the loss reacts to it: with g = dL/dw, its irrelevance is
+I = exp(-|g| / scale), 1 for a gradient of zero and near 0 for a large one. Adding the
+penalty R = strength * sum_i I_i w_i^2 with I held constant shrinks the irrelevant
+weights and leaves the relevant ones to the classic update. The gradient of R is known
+in closed form, so one backward pass is enough.
+
+Source: Bonetta, Ribero and Cancelliere, `Regularization-based Pruning of Irrelevant
+Weights in Deep Neural Architectures <https://arxiv.org/abs/2204.04977>`_, 2022. There,
+`strength` is gamma and `scale` is alpha.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_optax import _checks, _trees
+from sparse_optax._checks import ScalarOrSchedule
+from sparse_optax._trees import Mask, PyTree
+
+IrrelevanceFn = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class RelevanceDecayState(NamedTuple):
+    """State of the transformation returned by `add_relevance_decay`."""
+
+    steps_since_prune: jax.Array  # shape=(), dtype=int32; updates since the last prune.
+
+
+def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.Updates:
+    r"""How irrelevant each weight is, by the size of its gradient.
+
+    .. math:: I_i = \exp(-|g_i| / \alpha)
+
+    Args:
+        grads: the gradient of the unregularised loss, floating leaves of any dtype.
+        scale: alpha > 0, in the units of the gradient.
+
+    Returns:
+        A tree like `grads` of `float32` in [0, 1]: 1 is irrelevant. It is NaN where the
+        gradient is. Leaves that are not floating become `optax.MaskedNode()`.
+
+    Raises:
+        TypeError: if `scale` is not a number.
+        ValueError: if `scale` is not above 0.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> grads = {"w": jnp.array([0.0, 0.5, -2.0])}
+        >>> print(sparse_optax.irrelevance(grads, scale=0.5)["w"])
+        [1.         0.36787945 0.01831564]
+
+    References:
+        Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
+        <https://arxiv.org/abs/2204.04977>`_, 2022.
+    """
+    _checks.check_number("scale", scale, open_low=True, schedule=False)
+    scale = jnp.asarray(scale, jnp.float32)
+    return jax.tree.map(
+        lambda g: (
+            _irrelevance_of(g, scale, exponential)
+            if _trees.is_floating(g)
+            else optax.MaskedNode()
+        ),
+        grads,
+    )
+
+
+def relevance_mask(
+    grads: optax.Updates,
+    scale: float | jax.Array = 1.0,
+    threshold: float | jax.Array = 0.5,
+) -> optax.Updates:
+    """Which weights are relevant: those of irrelevance below `threshold`.
+
+    Args:
+        grads: the gradient of the unregularised loss, floating leaves of any dtype.
+        scale: alpha > 0, in the units of the gradient.
+        threshold: in [0, 1]; 0.5 calls a weight relevant from |g| = 0.69 scale on.
+
+    Returns:
+        A tree like `grads` of booleans, True for relevant weights. False where the
+        gradient is NaN. Leaves that are not floating become `optax.MaskedNode()`.
+
+    Raises:
+        TypeError: if `scale` or `threshold` is not a number.
+        ValueError: if `scale` is not above 0, or `threshold` not in [0, 1].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> grads = {"w": jnp.array([0.0, 0.5, -2.0])}
+        >>> print(sparse_optax.relevance_mask(grads, scale=0.5)["w"])
+        [False  True  True]
+    """
+    _checks.check_number("threshold", threshold, high=1.0, schedule=False)
+    return jax.tree.map(lambda i: i < threshold, irrelevance(grads, scale))
+
+
+def relevance_penalty(
+    params: optax.Params,
+    grads: optax.Updates,
+    strength: float | jax.Array,
+    scale: float | jax.Array = 1.0,
+    mask: Mask | None = None,
+) -> jax.Array:
+    r"""The penalty on irrelevant weights, with their relevance held constant.
+
+    .. math:: R = \gamma \sum_i \exp(-|g_i| / \alpha) \, w_i^2
+
+    Its gradient with respect to `params` is what `add_relevance_decay` adds; use the
+    penalty for logging, or with a loss that is not trained by an optax chain.
+
+    Args:
+        params: the weights w.
+        grads: the gradient g of the unregularised loss, a tree like `params`.
+        strength: gamma >= 0.
+        scale: alpha > 0, in the units of the gradient.
+        mask: the leaves to penalise, as in `add_relevance_decay`.
+
+    Returns:
+        A `float32` scalar. Gradients do not flow into `grads`.
+
+    Raises:
+        TypeError: if `strength` or `scale` is not a number.
+        ValueError: if one is out of range, or if `grads` or `mask` does not fit.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params, grads = jnp.array([1.0, 2.0]), jnp.array([0.0, 50.0])
+        >>> print(sparse_optax.relevance_penalty(params, grads, strength=0.1))
+        0.1
+    """
+    _checks.check_number("strength", strength, schedule=False)
+    _checks.check_number("scale", scale, open_low=True, schedule=False)
+    scale = jnp.asarray(scale, jnp.float32)
+
+    def penalty(selected, w, g):
+        if not selected:
+            return jnp.float32(0)
+        _check_same_shape(w, g)
+        held = jax.lax.stop_gradient(_irrelevance_of(g, scale, exponential))
+        return jnp.sum(held * jnp.square(jnp.asarray(w, jnp.float32)))
+
+    selected = _trees.select_leaves(mask, params)
+    terms = jax.tree.leaves(jax.tree.map(penalty, selected, params, grads))
+    return jnp.asarray(strength, jnp.float32) * sum(terms, jnp.float32(0))
+
+
+def add_relevance_decay(
+    strength: ScalarOrSchedule,
+    scale: ScalarOrSchedule = 1.0,
+    *,
+    irrelevance_fn: IrrelevanceFn | None = None,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Shrinks irrelevant weights: adds the gradient of `relevance_penalty`.
+
+    .. math:: u_i = g_i + 2 \gamma \exp(-|g_i| / \alpha) \, w_i
+
+    It must be the first link of a chain, where updates are still the raw gradient. As
+    scale grows it becomes `optax.add_decayed_weights(2 * strength)`; as scale goes to 0
+    only weights with a gradient of exactly zero decay.
+
+    Args:
+        strength: gamma >= 0, or an optax schedule of the number of updates since the
+            last prune: the first update after `init` or after a prune sees 0. A prune
+            is signalled by the extra argument `prune` of `update`, the same that
+            `prune_by_magnitude` obeys. The paper's linear decay over N updates is
+            `optax.linear_schedule(strength, 0.0, N)`.
+        scale: alpha > 0, in the units of the gradient, or such a schedule.
+        irrelevance_fn: takes |g| (`float32`, of the shape of the leaf) and the scale,
+            and returns the irrelevance I instead of exp(-|g| / scale).
+        mask: which leaves decay: a tree of booleans, a prefix of one, or a function
+            from params to one, such as `matrices_only`. By default every floating leaf.
+
+    Returns:
+        A transformation with the state `RelevanceDecayState`. `update` needs params.
+        Relevance and decay are computed in `float32` (`float64` for such weights); the
+        updates have the dtype that `optax.add_decayed_weights` would give them.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is out of range, if `mask` does not fit or selects
+            nothing, if `irrelevance_fn` returns another shape, or if `update` gets no
+            params.
+
+    Under `optax.inject_hyperparams` a schedule is evaluated by the wrapper, which
+    counts all updates and not those since the last prune. List what is not a number in
+    its `static_args` ("irrelevance_fn", "mask", and schedules that should restart).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> tx = sparse_optax.add_relevance_decay(strength=0.05, scale=0.1)
+        >>> params, grads = jnp.array([1.0, 1.0]), jnp.array([0.0, 3.0])
+        >>> updates, state = tx.update(grads, tx.init(params), params)
+        >>> print(updates)  # only the weight without gradient decays
+        [0.1 3. ]
+
+    References:
+        Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
+        <https://arxiv.org/abs/2204.04977>`_, 2022.
+    """
+    init_fn, shrinkage_fn = relevance_shrinkage(strength, scale, irrelevance_fn, mask)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        shrinkage, state = shrinkage_fn(updates, state, params, **extra_args)
+        return add_shrinkage(updates, shrinkage), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def relevance_shrinkage(
+    strength: ScalarOrSchedule,
+    scale: ScalarOrSchedule,
+    irrelevance_fn: IrrelevanceFn | None,
+    mask: Mask | None,
+) -> tuple[Callable[..., Any], Callable[..., tuple[PyTree, RelevanceDecayState]]]:
+    """`init` and `update` of the decay alone, which is 2 * strength * I * w.
+
+    `update` returns it in place of the updates, with `optax.MaskedNode()` for leaves
+    that do not decay.
+    """
+    _checks.check_number("strength", strength)
+    _checks.check_number("scale", scale, open_low=True)
+    if irrelevance_fn is not None and not callable(irrelevance_fn):
+        raise TypeError(f"irrelevance_fn must be callable; got {irrelevance_fn!r}.")
+    irrelevance_of = irrelevance_fn or exponential
+
+    def init_fn(params):
+        _trees.select_leaves(mask, params)  # errors belong here, not in the first step
+        return RelevanceDecayState(steps_since_prune=jnp.zeros([], jnp.int32))
+
+    def update_fn(updates, state, params=None, *, prune=False, **extra_args):
+        del extra_args
+        _checks.check_params(params)
+        steps = state.steps_since_prune
+        strength_now = jnp.maximum(_checks.value_at(strength, steps), 0)
+        scale_now = _checks.value_at(scale, steps)
+
+        def shrink(selected, g, w):
+            if not selected:
+                return optax.MaskedNode()
+            _check_same_shape(w, g)
+            held = _irrelevance_of(g, scale_now, irrelevance_of)
+            return 2 * strength_now * held * _at_least_float32(w)
+
+        selected = _trees.select_leaves(mask, params)
+        shrinkage = jax.tree.map(shrink, selected, updates, params)
+        steps = jnp.where(_checks.as_flag(prune), 0, optax.safe_increment(steps))
+        return shrinkage, RelevanceDecayState(steps_since_prune=steps)
+
+    return init_fn, update_fn
+
+
+def add_shrinkage(updates: optax.Updates, shrinkage: optax.Updates) -> optax.Updates:
+    """`updates + shrinkage`, leaf by leaf where there is a shrinkage."""
+
+    def add(shrink, update):
+        if _trees.is_masked(shrink):
+            return update
+        dtype = jnp.promote_types(update.dtype, shrink.dtype)
+        return (update.astype(dtype) + shrink).astype(dtype)
+
+    return jax.tree.map(add, shrinkage, updates, is_leaf=_trees.is_masked)
+
+
+def exponential(abs_grad: jax.Array, scale: jax.Array) -> jax.Array:
+    """exp(-|g| / scale), the paper's irrelevance."""
+    # A scale that a schedule lets run to 0 would make 0 / 0 of a gradient of zero.
+    return jnp.exp(-abs_grad / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny))
+
+
+def _irrelevance_of(g: jax.Array, scale: jax.Array, fn: IrrelevanceFn) -> jax.Array:
+    abs_grad = jnp.abs(jnp.asarray(g, jnp.float32))
+    result = jnp.asarray(fn(abs_grad, scale), jnp.float32)
+    if result.shape not in ((), abs_grad.shape):
+        raise ValueError(
+            f"irrelevance_fn must keep the shape {abs_grad.shape} of a leaf; it "
+            f"returned shape {result.shape}."
+        )
+    return result
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_same_shape(w, g) -> None:
+    if jnp.shape(w) != jnp.shape(g):
+        raise ValueError(
+            f"updates must have the shapes of params; got {jnp.shape(g)} for a weight "
+            f"of shape {jnp.shape(w)}."
+        )

@@ -1,0 +1,181 @@
+"""The whole method around any optimizer, which never sees a pruned weight."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from sparse_optax import _checks, _pruning, _relevance, _trees
+from sparse_optax._checks import ScalarOrSchedule, Scope
+from sparse_optax._pruning import PruneState
+from sparse_optax._relevance import RelevanceDecayState
+from sparse_optax._trees import Mask
+
+
+class RelevancePruningState(NamedTuple):
+    """State of the transformation returned by `relevance_pruning`."""
+
+    decay: RelevanceDecayState
+    optimizer: optax.OptState  # of the optimizer inside
+    pruning: PruneState
+
+
+def relevance_pruning(
+    optimizer: optax.GradientTransformation,
+    strength: ScalarOrSchedule,
+    scale: ScalarOrSchedule = 1.0,
+    fraction: ScalarOrSchedule = 0.1,
+    *,
+    scope: Scope = "global",
+    decoupled: bool = False,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Shrinks irrelevant weights and prunes the smallest, around any optimizer.
+
+    It does what the chain of `add_relevance_decay(strength, scale)`, `optimizer` and
+    `prune_by_magnitude(fraction)` does, and hides pruned weights from the optimizer:
+    their gradients are zeroed before it, and its moments of them are cleared at a
+    prune. In the chain they would be inert there, but not gone: whatever looks at norms
+    (clipping, lamb, muon, adafactor) would see a network that is not there.
+
+    Args:
+        optimizer: any optax optimizer, learning rate included.
+        strength: gamma >= 0, or an optax schedule of the updates since the last prune.
+        scale: alpha > 0, in the units of the gradient, or such a schedule.
+        fraction: of the remaining weights that a prune drops, in [0, 1], or an optax
+            schedule of the number of prunes so far.
+        scope: "global" or "leaf", as in `prune_by_magnitude`.
+        decoupled: take the decay 2 * strength * I * w from the finished update, as
+            `optax.adamw` does, instead of adding it to the gradient. `strength` then
+            stands for learning rate times gamma.
+        mask: which leaves decay and may be pruned: a tree of booleans, a prefix of one,
+            or a function from params to one, such as `matrices_only`. By default every
+            floating leaf.
+
+    Returns:
+        A transformation with the state `RelevancePruningState`. `update` needs params,
+        returns updates in their dtypes, obeys the extra argument `prune` as
+        `prune_by_magnitude` does, and passes all extra arguments on to `optimizer`.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: as for `add_relevance_decay` and `prune_by_magnitude`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> tx = sparse_optax.relevance_pruning(
+        ...     optax.adam(0.1), strength=1e-4, scale=1e-3, fraction=0.5
+        ... )
+        >>> params = jnp.array([0.3, -0.1, 2.0, 0.2])
+        >>> state = tx.init(params)
+        >>> updates, state = tx.update(jnp.ones(4), state, params, prune=True)
+        >>> params = optax.apply_updates(params, updates)
+        >>> print(params.round(1))
+        [0.2 0.  1.9 0. ]
+        >>> print(state.optimizer[0].mu.round(1))  # Adam's first moment
+        [0.1 0.  0.1 0. ]
+
+    References:
+        Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
+        <https://arxiv.org/abs/2204.04977>`_, 2022. Hiding pruned weights and
+        `decoupled` go beyond it.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation | optax.MultiSteps):
+        raise TypeError(f"optimizer must be an optax optimizer; got {optimizer!r}.")
+    if not isinstance(decoupled, bool):
+        raise TypeError(f"decoupled must be a boolean; got {decoupled!r}.")
+    optimizer = optax.with_extra_args_support(optimizer)
+    init_decay, shrinkage_fn = _relevance.relevance_shrinkage(
+        strength, scale, None, mask
+    )
+    pruning = _pruning.prune_by_magnitude(fraction, scope=scope, mask=mask)
+
+    def init_fn(params) -> Any:
+        return RelevancePruningState(
+            decay=init_decay(params),
+            optimizer=optimizer.init(params),
+            pruning=cast(PruneState, pruning.init(params)),
+        )
+
+    def update_fn(updates, state, params=None, *, prune=False, **extra_args) -> Any:
+        _checks.check_params(params)
+        _trees.check_masks_fit(state.pruning.masks, params, "params")
+        extra_args["prune"] = flag = _checks.as_flag(prune)
+        shrinkage, decay = shrinkage_fn(updates, state.decay, params, **extra_args)
+        if not decoupled:
+            updates = _relevance.add_shrinkage(updates, shrinkage)
+        updates = _hide(updates, state.pruning.masks)
+        updates, inner = optimizer.update(
+            updates, state.optimizer, params, **extra_args
+        )
+        if decoupled:
+            shrinkage = jax.tree.map(jnp.negative, shrinkage)
+            updates = _relevance.add_shrinkage(updates, shrinkage)
+        updates, pruned = pruning.update(updates, state.pruning, params, **extra_args)
+        pruned = cast(PruneState, pruned)
+
+        if flag is True:
+            inner = clear_pruned(inner, pruned.masks)
+        elif flag is not False:
+            inner = lax.cond(flag, clear_pruned, lambda s, _: s, inner, pruned.masks)
+        return updates, RelevancePruningState(decay, inner, pruned)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _hide(updates: optax.Updates, masks: optax.Params) -> optax.Updates:
+    """Updates with zeros for pruned weights; not a product, which would keep NaNs."""
+    return jax.tree.map(
+        lambda m, u: u if _trees.is_masked(m) else jnp.where(m, u, jnp.zeros_like(u)),
+        *(masks, updates),
+        is_leaf=_trees.is_masked,
+    )
+
+
+def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
+    """Zeroes what an optimizer's state remembers of pruned weights.
+
+    These are the arrays in any part of the state that has the tree of the params,
+    as moments have, which are floating and of the shape of their weight.
+    """
+    if not jax.tree.leaves(masks):
+        return opt_state
+
+    def is_like_params(node):
+        return _matches(masks, node)
+
+    def clear(node):
+        return _clear(masks, node) if is_like_params(node) else node
+
+    return jax.tree.map(clear, opt_state, is_leaf=is_like_params)
+
+
+def _matches(masks, node) -> bool:
+    """Whether `node` has the tree of `masks`; either may leave parts of it out."""
+    if _trees.is_masked(masks) or _trees.is_masked(node):
+        return True
+    below, structure = _trees.children(masks)
+    if jax.tree_util.all_leaves([masks]):
+        return jax.tree_util.all_leaves([node])
+    other, other_structure = _trees.children(node)
+    return structure == other_structure and all(
+        _matches(m, x) for (_, m), (_, x) in zip(below, other, strict=True)
+    )
+
+
+def _clear(masks, node):
+    if _trees.is_masked(masks) or _trees.is_masked(node):
+        return node
+    below, structure = _trees.children(masks)
+    if jax.tree_util.all_leaves([masks]):
+        if jnp.shape(node) != masks.shape or not _trees.is_floating(node):
+            return node
+        return jnp.where(masks, node, jnp.zeros_like(node))
+    nodes = structure.flatten_up_to(node)
+    return structure.unflatten(
+        [_clear(m, x) for (_, m), x in zip(below, nodes, strict=True)]
+    )

@@ -1,0 +1,166 @@
+"""Walking parameter trees: names of leaves, masks that select leaves, fitting trees.
+
+Three things are met in parameter trees beside arrays. `optax.MaskedNode()` stands for
+weights that take no part. `None` stands for nothing. And flax wraps arrays in boxes
+(`nnx.Variable`, linen's `Partitioned`), which `nnx.Optimizer` puts on at `init` and
+takes off at `update`: trees are therefore compared without boxes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+PyTree = Any
+KeyPath = tuple[Any, ...]
+Mask = PyTree | Callable[[PyTree], PyTree]
+
+
+def is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def is_floating(x: Any) -> bool:
+    """Whether `x`, an array or a stand-in for one, holds real floating numbers."""
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _is_box_key(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
+
+
+def leaf_name(path: KeyPath) -> str:
+    """The name of a leaf, `layer/kernel`, whether or not it is in a box."""
+    if path and _is_box_key(path[-1]):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
+
+
+def named_leaves(tree: PyTree, root: KeyPath = ()) -> list[tuple[str, Any]]:
+    """The leaves of `tree`, itself at `root`, with their names; `MaskedNode`s too."""
+    with_path = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked)
+    return [(leaf_name((*root, *path)), leaf) for path, leaf in with_path]
+
+
+def children(node: PyTree) -> tuple[list[tuple[Any, Any]], Any]:
+    """One level of a tree: the children with their keys, and the structure."""
+    with_path, structure = jax.tree_util.tree_flatten_with_path(
+        node, is_leaf=lambda x: x is not node
+    )
+    return [(path[0] if path else None, child) for path, child in with_path], structure
+
+
+def unbox(tree: PyTree) -> PyTree:
+    """`tree` without the boxes around its leaves; the order of leaves is the same."""
+
+    def is_box(node):
+        below, _ = children(node)
+        return len(below) == 1 and _is_box_key(below[0][0])
+
+    def open_box(node):
+        return unbox(children(node)[0][0][1]) if is_box(node) else node
+
+    return jax.tree.map(open_box, tree, is_leaf=is_box)
+
+
+def rebox(tree: PyTree, like: PyTree) -> PyTree:
+    """Puts the leaves of `tree` back into the boxes of `like`."""
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
+
+
+def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
+    """Python booleans shaped like `params`: True for the leaves that take part.
+
+    Those are the floating leaves for which `mask` is True, all if `mask` is None. It
+    may be a tree of booleans, a prefix of such a tree, or a function from `params` to
+    one, as in `optax.masked`.
+
+    Raises:
+        TypeError: if a leaf of the mask is not a boolean.
+        ValueError: if its tree does not fit, or if it selects none of the leaves.
+    """
+    if not jax.tree.leaves(params):  # empty, or a stand-in for some params to come
+        return params
+    selected = jax.tree.map(lambda _: True, params)
+    if mask is not None:
+        tree = mask(params) if callable(mask) else mask
+        for name, leaf in named_leaves(tree):
+            if not (_is_boolean(leaf) or is_masked(leaf)):
+                raise TypeError(
+                    f"mask must hold one Python boolean for each leaf of params; got "
+                    f"{leaf!r} at {name}. Under optax.inject_hyperparams list 'mask' "
+                    "in static_args."
+                )
+        try:
+            selected = jax.tree.map(bool, jax.tree.broadcast(tree, params))
+        except ValueError as error:
+            raise ValueError(
+                f"mask does not fit the tree of params, first at "
+                f"{_first_difference(tree, params)}; a function of params always does."
+            ) from error
+        if not any(jax.tree.leaves(selected)):
+            names = [name for name, leaf in named_leaves(params) if not is_masked(leaf)]
+            raise ValueError(f"mask selects none of the leaves of params: {names}.")
+    return jax.tree.map(lambda s, p: s and is_floating(p), selected, params)
+
+
+def _is_boolean(x: Any) -> bool:
+    """Whether `x` is a boolean that is known while tracing."""
+    if isinstance(x, np.ndarray | jax.Array) and not isinstance(x, Tracer):
+        return x.shape == () and x.dtype == np.bool_
+    return isinstance(x, bool | np.bool_)
+
+
+def check_masks_fit(masks: PyTree, tree: PyTree, argument: str) -> None:
+    """Raises where `masks`, from a state, cannot be those of `tree`.
+
+    Nothing is broadcast: a mask of shape (1, 4) does not fit weights of shape (4, 4).
+    """
+
+    def check(path, mask, leaf):
+        if is_masked(mask):
+            return
+        if mask.dtype != bool:
+            raise TypeError(
+                f"the mask at {leaf_name(path)} has dtype {mask.dtype} instead of "
+                "bool: was the state cast, or restored into another dtype?"
+            )
+        if is_masked(leaf) or jnp.shape(leaf) != mask.shape:
+            shape = "no array" if is_masked(leaf) else f"shape {jnp.shape(leaf)}"
+            raise ValueError(
+                f"{argument} has {shape} at {leaf_name(path)}, where the masks in the "
+                f"state have shape {mask.shape}: is it the state of another model?"
+            )
+
+    try:
+        jax.tree_util.tree_map_with_path(check, masks, tree, is_leaf=is_masked)
+    except ValueError as error:
+        difference = _first_difference(masks, tree)
+        if difference is None:
+            raise
+        raise ValueError(
+            f"{argument} has another tree than the masks in the state, first at "
+            f"{difference}: is it the state of another model?"
+        ) from error
+
+
+def _first_difference(prefix: PyTree, tree: PyTree) -> str | None:
+    """The name of the first leaf at which `prefix` is not a prefix of `tree`."""
+    names = [name for name, _ in named_leaves(prefix)]
+    full = [name for name, _ in named_leaves(tree)]
+    for name in names:
+        if not any(_is_below(leaf, name) for leaf in full):
+            return name
+    for leaf in full:
+        if not any(_is_below(leaf, name) for name in names):
+            return leaf
+    return None
+
+
+def _is_below(leaf: str, name: str) -> bool:
+    return name in ("(root)", leaf) or leaf.startswith(f"{name}/")
