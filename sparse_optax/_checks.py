@@ -80,6 +80,9 @@ def as_flag(prune: Any) -> bool | jax.Array:
     return jnp.asarray(prune)
 
 
-def value_at(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
+def value_at(name: str, value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """A number, or a schedule's value at `count`, as a `float32` scalar."""
-    return jnp.asarray(value(count) if callable(value) else value, jnp.float32)
+    result = jnp.asarray(value(count) if callable(value) else value, jnp.float32)
+    if result.shape:
+        raise ValueError(f"{name} must be a scalar; its schedule returned {result}.")
+    return result

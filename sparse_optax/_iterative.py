@@ -89,8 +89,10 @@ def pruning_rounds(
         `IterativePruningState`, and from such a state to the next.
 
     Raises:
-        ValueError: by `init`, if there are no masks in the training state; by `round`,
-            if `evaluate` returns no scalar or `train` a state of another tree.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is out of range; by `init`, if there are no masks in the
+            training state; by `round`, if `evaluate` returns no scalar or `train` a
+            state of another tree.
 
     Examples:
         See `iterative_pruning`, and in place of its loop, all rounds in one program::
@@ -101,6 +103,14 @@ def pruning_rounds(
                 length=max_rounds,
             )
     """
+
+    functions = {"train": train, "evaluate": evaluate, "prune": prune}
+    for name, function in functions.items():
+        if not callable(function) and not (name == "prune" and function is None):
+            raise TypeError(f"{name} must be callable; got {function!r}.")
+    _checks.check_number("bound", bound, low=-jnp.inf, schedule=False)
+    if patience is not None:
+        _checks.check_integer("patience", patience, low=1)
 
     def init_fn(train_state):
         minus_infinity = jnp.float32(-jnp.inf)
@@ -256,21 +266,19 @@ def iterative_pruning(
         <https://arxiv.org/abs/2204.04977>`_, 2022, the pruning algorithm. There the
         number of rounds without a prune could not stop a run.
     """
-    functions = {"train": train, "evaluate": evaluate, "prune": prune}
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"{name} must be callable; got {function!r}.")
     _checks.check_integer("max_rounds", max_rounds, low=1)
     _checks.check_integer("finetune_rounds", finetune_rounds, low=0)
-    if patience is not None:
-        _checks.check_integer("patience", patience, low=1)
     if (finetune is None) != (finetune_rounds == 0):
         raise ValueError(
             "finetune and finetune_rounds go together; got "
             f"finetune={finetune!r} and finetune_rounds={finetune_rounds!r}."
         )
-    _checks.check_number("bound", bound, low=-jnp.inf, schedule=False)
-    pruning = pruning_rounds(train, evaluate, prune, bound=bound)
+    if not callable(prune):
+        raise TypeError(f"prune must be callable; got {prune!r}.")
+    pruning = pruning_rounds(train, evaluate, prune, bound=bound, patience=patience)
+    finetuning = pruning_rounds(
+        train if finetune is None else finetune, evaluate, None, bound=bound
+    )
     if not isinstance(state, IterativePruningState):
         state = pruning.init(state)
 
@@ -281,16 +289,13 @@ def iterative_pruning(
         ):
             state = pruning.round(state)
             yield _report(state)
-        if finetune is None:
-            return
-        if not state.finetuning:
+        if finetune_rounds and not state.finetuning:
             state = state._replace(
                 current=state.best,
                 rounds_since_prune=jnp.zeros([], jnp.int32),
                 finetuning=jnp.ones([], bool),
             )
-        finetuning = pruning_rounds(finetune, evaluate, None, bound=bound)
-        while state.rounds_since_prune < finetune_rounds:
+        while state.finetuning and state.rounds_since_prune < finetune_rounds:
             state = finetuning.round(state)
             yield _report(state)
 

@@ -66,12 +66,14 @@ def apply_masks(params: optax.Params, masks: optax.Params) -> optax.Params:
     """
     weights, masks = _trees.unbox(params), _trees.unbox(masks)
     _trees.check_masks_fit(masks, weights, "params")
-    result = jax.tree.map(
-        lambda m, w: w if _trees.is_masked(m) else jnp.where(m, w, jnp.zeros_like(w)),
-        *(masks, weights),
-        is_leaf=_trees.is_masked,
+    return _trees.rebox(zero_pruned(weights, masks), like=params)
+
+
+def zero_pruned(tree: PyTree, masks: PyTree) -> PyTree:
+    """Zeros where a mask is False; by `where`, as a product would keep NaNs."""
+    return _trees.map_masks(
+        lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), masks, tree
     )
-    return _trees.rebox(result, like=params)
 
 
 def sparsity(tree: PyTree) -> jax.Array:

@@ -103,7 +103,9 @@ def prune_by_magnitude(
     def update_fn(updates, state, params=None, *, prune=False, **extra_args):
         del extra_args
         flag = _checks.as_flag(prune)
-        amount = fraction_of_remaining(_checks.value_at(fraction, state.num_prunes))
+        amount = fraction_of_remaining(
+            _checks.value_at("fraction", fraction, state.num_prunes)
+        )
         return _update(updates, state, params, flag, amount, scope)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -177,7 +179,9 @@ def prune_to_sparsity(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
-        amount = up_to_sparsity(_checks.value_at(schedule, state.num_updates))
+        amount = up_to_sparsity(
+            _checks.value_at("schedule", schedule, state.num_updates)
+        )
         due = lax.cond(
             num_updates % every == 0,
             lambda: _anything_to_drop(state.masks, amount, scope),
@@ -195,21 +199,16 @@ def _update(updates, state, params, prune, amount, scope):
     _trees.check_masks_fit(state.masks, params, "params")
     _trees.check_masks_fit(state.masks, updates, "updates")
 
-    def cast(mask, u, p):
-        if _trees.is_masked(mask):
-            return u
-        u = u.astype(p.dtype)
+    def cast(_, update, param):
+        update = update.astype(param.dtype)
         # XLA may compute an update twice, rounded differently in the sum that is
         # ranked here and in the one that the caller stores. The barrier makes it one.
-        return u if prune is False else lax.optimization_barrier(u)
+        return update if prune is False else lax.optimization_barrier(update)
 
-    updates = _map(cast, state.masks, updates, params)
+    updates = _trees.map_masks(cast, state.masks, updates, params)
 
     def drop():
-        weights = _map(
-            lambda m, p, u: p if _trees.is_masked(m) else p + u,
-            *(state.masks, params, updates),
-        )
+        weights = _trees.map_masks(lambda _, p, u: p + u, state.masks, params, updates)
         masks = drop_smallest(state.masks, weights, amount, scope)
         return masks, optax.safe_increment(state.num_prunes)
 
@@ -222,15 +221,10 @@ def _update(updates, state, params, prune, amount, scope):
         masks, num_prunes = lax.cond(prune, drop, keep)
 
     # By `where` and not by a product: a NaN or infinite update may not pass.
-    updates = _map(
-        lambda m, u, p: u if _trees.is_masked(m) else jnp.where(m, u, -p),
-        *(masks, updates, params),
+    updates = _trees.map_masks(
+        lambda m, u, p: jnp.where(m, u, -p), masks, updates, params
     )
     return updates, state._replace(masks=masks, num_prunes=num_prunes)
-
-
-def _map(f, masks, *trees):
-    return jax.tree.map(f, masks, *trees, is_leaf=_trees.is_masked)
 
 
 def _all_kept(mask: Mask | None, params: optax.Params) -> optax.Params:
@@ -266,7 +260,11 @@ def drop_smallest(
     masks: optax.Params, weights: optax.Params, amount: Amount, scope: Scope
 ) -> optax.Params:
     """The masks with the smallest of the kept weights dropped."""
-    weights = _map(lambda m, w: m if _trees.is_masked(m) else w, masks, weights)
+    weights = jax.tree.map(
+        lambda m, w: m if _trees.is_masked(m) else w,
+        *(masks, weights),
+        is_leaf=_trees.is_masked,
+    )
     dropped = []
     for group, ws in zip(_groups(masks, scope), _groups(weights, scope), strict=True):
         k = _amount_in(group, amount)

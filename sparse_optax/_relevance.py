@@ -243,8 +243,8 @@ def relevance_shrinkage(
         del extra_args
         _checks.check_params(params)
         steps = state.steps_since_prune
-        strength_now = jnp.maximum(_checks.value_at(strength, steps), 0)
-        scale_now = _checks.value_at(scale, steps)
+        strength_now = jnp.maximum(_checks.value_at("strength", strength, steps), 0)
+        scale_now = _checks.value_at("scale", scale, steps)
 
         def shrink(selected, g, w):
             if not selected:

@@ -9,6 +9,7 @@ from jax import lax
 
 from sparse_optax import _checks, _pruning, _relevance, _trees
 from sparse_optax._checks import ScalarOrSchedule, Scope
+from sparse_optax._masks import zero_pruned
 from sparse_optax._pruning import PruneState
 from sparse_optax._relevance import RelevanceDecayState
 from sparse_optax._trees import Mask
@@ -108,7 +109,8 @@ def relevance_pruning(
         shrinkage, decay = shrinkage_fn(updates, state.decay, params, **extra_args)
         if not decoupled:
             updates = _relevance.add_shrinkage(updates, shrinkage)
-        updates = _hide(updates, state.pruning.masks)
+        # The optimizer sees a network of the kept weights only.
+        updates = zero_pruned(updates, state.pruning.masks)
         updates, inner = optimizer.update(
             updates, state.optimizer, params, **extra_args
         )
@@ -127,15 +129,6 @@ def relevance_pruning(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _hide(updates: optax.Updates, masks: optax.Params) -> optax.Updates:
-    """Updates with zeros for pruned weights; not a product, which would keep NaNs."""
-    return jax.tree.map(
-        lambda m, u: u if _trees.is_masked(m) else jnp.where(m, u, jnp.zeros_like(u)),
-        *(masks, updates),
-        is_leaf=_trees.is_masked,
-    )
-
-
 def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
     """Zeroes what an optimizer's state remembers of pruned weights.
 
@@ -148,10 +141,11 @@ def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptSta
     def is_like_params(node):
         return _matches(masks, node)
 
-    def clear(node):
-        return _clear(masks, node) if is_like_params(node) else node
-
-    return jax.tree.map(clear, opt_state, is_leaf=is_like_params)
+    return jax.tree.map(
+        lambda node: _clear(masks, node) if is_like_params(node) else node,
+        opt_state,
+        is_leaf=is_like_params,
+    )
 
 
 def _matches(masks, node) -> bool:

@@ -6,6 +6,7 @@ They are replaced in place; nothing else of the tree changes.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import optax
 
 from sparse_optax import _checks, _pruning, _trees
 from sparse_optax._checks import Scope
-from sparse_optax._masks import apply_masks
+from sparse_optax._masks import zero_pruned
 from sparse_optax._pruning import PruneState
 from sparse_optax._relevance import RelevanceDecayState
 from sparse_optax._relevance_pruning import RelevancePruningState, clear_pruned
@@ -87,21 +88,10 @@ def prune(
         num_prunes = optax.safe_increment(state.num_prunes)
         return state._replace(masks=masks, num_prunes=num_prunes)
 
-    def visit(state):
-        match state:
-            case PruneState():
-                return prune_link(state)
-            case RelevanceDecayState():
-                return RelevanceDecayState(jnp.zeros_like(state.steps_since_prune))
-            case RelevancePruningState():
-                pruning = prune_link(state.pruning)
-                return RelevancePruningState(
-                    decay=visit(state.decay),
-                    optimizer=clear_pruned(state.optimizer, pruning.masks),
-                    pruning=pruning,
-                )
+    def restart(state: RelevanceDecayState) -> RelevanceDecayState:
+        return RelevanceDecayState(jnp.zeros_like(state.steps_since_prune))
 
-    opt_state = _replace_states(opt_state, visit)
+    opt_state = _replace_states(opt_state, prune_link, restart)
     return _trees.rebox(weights, like=params), opt_state
 
 
@@ -112,7 +102,7 @@ def _prune(params, masks, fraction, sparsity, scope):
     else:
         amount = _pruning.up_to_sparsity(sparsity)
     masks = _pruning.drop_smallest(masks, params, amount, scope)
-    return apply_masks(params, masks), masks
+    return zero_pruned(params, masks), masks
 
 
 def masks_from_zeros(
@@ -149,20 +139,15 @@ def masks_from_zeros(
     weights = _trees.unbox(params)
     selected = _trees.select_leaves(mask, weights)
 
-    def visit(state):
-        if isinstance(state, RelevancePruningState):
-            return state._replace(pruning=visit(state.pruning))
-        if not isinstance(state, PruneState):
-            return state
+    def mark_link(state: PruneState) -> PruneState:
         _trees.check_masks_fit(state.masks, weights, "params")
-        masks = jax.tree.map(
-            lambda m, w, s: m & (w != 0) if not _trees.is_masked(m) and s else m,
-            *(state.masks, weights, selected),
-            is_leaf=_trees.is_masked,
+        masks = _trees.map_masks(
+            lambda m, _, w, s: m & (w != 0) if s else m,
+            *(state.masks, state.masks, weights, selected),
         )
         return state._replace(masks=masks)
 
-    return _replace_states(opt_state, visit)
+    return _replace_states(opt_state, mark_link, lambda decay: decay)
 
 
 def get_masks(opt_state: optax.OptState) -> optax.Params:
@@ -257,16 +242,34 @@ def prune_states(opt_state: optax.OptState) -> list[PruneState]:
     return found
 
 
-def _replace_states(opt_state, visit):
-    """Replaces each state of this package by what `visit` makes of it, unboxed."""
+def _replace_states(
+    opt_state: optax.OptState,
+    new_pruning: Callable[[PruneState], PruneState],
+    new_decay: Callable[[RelevanceDecayState], RelevanceDecayState],
+) -> optax.OptState:
+    """Replaces the states of this package, which the functions get without boxes."""
     prune_states(opt_state)  # an error if there is none
 
-    def replace(node):
+    def replace(state):
+        match state:
+            case PruneState():
+                return new_pruning(state)
+            case RelevanceDecayState():
+                return new_decay(state)
+            case RelevancePruningState():
+                pruning = new_pruning(state.pruning)
+                return RelevancePruningState(
+                    decay=new_decay(state.decay),
+                    optimizer=clear_pruned(state.optimizer, pruning.masks),
+                    pruning=pruning,
+                )
+
+    def visit(node):
         if not isinstance(node, _STATES):
             return node
-        return _trees.rebox(visit(_trees.unbox(node)), like=node)
+        return _trees.rebox(replace(_trees.unbox(node)), like=node)
 
-    return jax.tree.map(replace, opt_state, is_leaf=lambda x: isinstance(x, _STATES))
+    return jax.tree.map(visit, opt_state, is_leaf=lambda x: isinstance(x, _STATES))
 
 
 def _merge(a, b):

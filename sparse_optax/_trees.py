@@ -55,6 +55,15 @@ def children(node: PyTree) -> tuple[list[tuple[Any, Any]], Any]:
     return [(path[0] if path else None, child) for path, child in with_path], structure
 
 
+def map_masks(f: Callable, masks: PyTree, tree: PyTree, *rest: PyTree) -> PyTree:
+    """`f(mask, leaf, *rest)` where there is a mask, and the leaf where there is none."""
+    return jax.tree.map(
+        lambda m, x, *others: x if is_masked(m) else f(m, x, *others),
+        *(masks, tree, *rest),
+        is_leaf=is_masked,
+    )
+
+
 def unbox(tree: PyTree) -> PyTree:
     """`tree` without the boxes around its leaves; the order of leaves is the same."""
 
@@ -100,8 +109,8 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
             selected = jax.tree.map(bool, jax.tree.broadcast(tree, params))
         except ValueError as error:
             raise ValueError(
-                f"mask does not fit the tree of params, first at "
-                f"{_first_difference(tree, params)}; a function of params always does."
+                f"mask does not fit the tree of params: {_difference(tree, params)}. "
+                "A function of params always does."
             ) from error
         if not any(jax.tree.leaves(selected)):
             names = [name for name, leaf in named_leaves(params) if not is_masked(leaf)]
@@ -138,28 +147,26 @@ def check_masks_fit(masks: PyTree, tree: PyTree, argument: str) -> None:
             )
 
     try:
-        jax.tree_util.tree_map_with_path(check, masks, tree, is_leaf=is_masked)
+        jax.tree.map(lambda *_: None, masks, tree, is_leaf=is_masked)
     except ValueError as error:
-        difference = _first_difference(masks, tree)
-        if difference is None:
-            raise
         raise ValueError(
-            f"{argument} has another tree than the masks in the state, first at "
-            f"{difference}: is it the state of another model?"
+            f"{argument} and the masks in the state have different trees: "
+            f"{_difference(masks, tree)}. Is it the state of another model?"
         ) from error
+    jax.tree_util.tree_map_with_path(check, masks, tree, is_leaf=is_masked)
 
 
-def _first_difference(prefix: PyTree, tree: PyTree) -> str | None:
-    """The name of the first leaf at which `prefix` is not a prefix of `tree`."""
+def _difference(prefix: PyTree, tree: PyTree) -> str:
+    """Says where `prefix`, which is not a prefix of `tree`, first differs from it."""
     names = [name for name, _ in named_leaves(prefix)]
     full = [name for name, _ in named_leaves(tree)]
     for name in names:
         if not any(_is_below(leaf, name) for leaf in full):
-            return name
+            return f"they differ first at {name}"
     for leaf in full:
         if not any(_is_below(leaf, name) for name in names):
-            return leaf
-    return None
+            return f"they differ first at {leaf}"
+    return f"{type(prefix).__name__} for {type(tree).__name__}"
 
 
 def _is_below(leaf: str, name: str) -> bool:
