@@ -71,15 +71,17 @@ def count_true(x: jax.Array) -> Count:
 
 
 def sum_words(words: jax.Array) -> Count:
-    """The sum of at most 2^16 `uint32` numbers."""
-    if words.size > _HALF + 1:
+    """The sum of at most 2^24 `uint32` numbers."""
+    if words.size > 1 << 24:
         raise ValueError(
             f"cannot count a leaf with {words.size} leading rows of nearly 2^32 weights"
         )
-    # Halves of words can be summed without overflow, and put together again after.
-    low = jnp.sum(words & _HALF, dtype=jnp.uint32)
-    high = jnp.sum(words >> 16, dtype=jnp.uint32)
-    return add(Count(high >> 16, high << 16), Count(jnp.uint32(0), low))
+    total = constant(0)
+    for shift in (0, 8, 16, 24):  # byte by byte, of which sums do not overflow
+        part = jnp.sum((words >> shift) & 0xFF, dtype=jnp.uint32)
+        carry = part >> (32 - shift) if shift else jnp.uint32(0)
+        total = add(total, Count(carry, part << shift))
+    return total
 
 
 def fraction_of(fraction: jax.typing.ArrayLike, n: Count) -> Count:

@@ -199,16 +199,17 @@ def _update(updates, state, params, prune, amount, scope):
     _trees.check_masks_fit(state.masks, params, "params")
     _trees.check_masks_fit(state.masks, updates, "updates")
 
-    def cast(_, update, param):
-        update = update.astype(param.dtype)
-        # XLA may compute an update twice, rounded differently in the sum that is
-        # ranked here and in the one that the caller stores. The barrier makes it one.
-        return update if prune is False else lax.optimization_barrier(update)
-
-    updates = _trees.map_masks(cast, state.masks, updates, params)
+    # XLA may compute a sum of the update twice, rounded differently: once for ranking
+    # and once for the weights that the caller stores. The barriers make them the same.
+    barrier = lax.optimization_barrier if prune is not False else lambda x: x
+    updates = _trees.map_masks(
+        lambda _, u, p: barrier(u.astype(p.dtype)), state.masks, updates, params
+    )
 
     def drop():
-        weights = _trees.map_masks(lambda _, p, u: p + u, state.masks, params, updates)
+        weights = _trees.map_masks(
+            lambda _, p, u: barrier(p + u), state.masks, params, updates
+        )
         masks = drop_smallest(state.masks, weights, amount, scope)
         return masks, optax.safe_increment(state.num_prunes)
 
