@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 Scope = Literal["global", "leaf"]
 ScalarOrSchedule = float | jax.Array | optax.Schedule
@@ -68,16 +69,17 @@ def check_params(params: Any) -> None:
 
 
 def as_flag(prune: Any) -> bool | jax.Array:
-    """The extra argument `prune`: a Python boolean where known, else an array."""
+    """The extra argument `prune`: a Python boolean where known, else a traced one."""
     if prune is None:
         return False
-    if isinstance(prune, bool | np.bool_):
-        return bool(prune)
-    if not isinstance(prune, jax.Array | np.ndarray) or prune.dtype != bool:
+    if isinstance(prune, bool):
+        return prune
+    arrays = jax.Array | np.ndarray | np.bool_
+    if not isinstance(prune, arrays) or prune.dtype != np.bool_:
         raise TypeError(f"prune must be a boolean; got {prune!r}.")
     if prune.shape:
         raise ValueError(f"prune must be a scalar; got shape {prune.shape}.")
-    return jnp.asarray(prune)
+    return prune if isinstance(prune, Tracer) else bool(prune)
 
 
 def value_at(name: str, value: ScalarOrSchedule, count: jax.Array) -> jax.Array:

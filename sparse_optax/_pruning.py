@@ -5,6 +5,7 @@ A pruning link is the last of a chain. It turns the update of every pruned weigh
 it drops more weights. How many is said here, as an `Amount`; which, in `_selection`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -179,18 +180,25 @@ def prune_to_sparsity(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
-        amount = up_to_sparsity(
-            _checks.value_at("schedule", schedule, state.num_updates)
-        )
-        due = lax.cond(
-            num_updates % every == 0,
-            lambda: _anything_to_drop(state.masks, amount, scope),
-            lambda: jnp.zeros([], bool),
-        )
-        updates, state = _update(updates, state, params, due, amount, scope)
+        sparsity = _checks.value_at("schedule", schedule, state.num_updates)
+        due = _is_due(num_updates % every == 0, state.masks, sparsity, scope)
+        flag, amount = _checks.as_flag(due), up_to_sparsity(sparsity)
+        updates, state = _update(updates, state, params, flag, amount, scope)
         return updates, state._replace(num_updates=num_updates)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@functools.partial(jax.jit, static_argnames="scope")
+def _is_due(time_has_come, masks, sparsity, scope):
+    """Whether to prune to `sparsity` now, and there is something to drop."""
+
+    def anything_to_drop():
+        amount = up_to_sparsity(sparsity)
+        ks = [_amount_in(group, amount) for group in _groups(masks, scope)]
+        return ~jnp.all(jnp.array([_counts.is_zero(k) for k in ks], bool))
+
+    return lax.cond(time_has_come, anything_to_drop, lambda: jnp.zeros([], bool))
 
 
 def _update(updates, state, params, prune, amount, scope):
@@ -249,12 +257,6 @@ def up_to_sparsity(sparsity: jax.typing.ArrayLike) -> Amount:
         return _counts.subtract(_counts.fraction_of(sparsity, total), pruned)
 
     return amount
-
-
-def _anything_to_drop(masks: optax.Params, amount: Amount, scope: Scope) -> jax.Array:
-    amounts = [_amount_in(group, amount) for group in _groups(masks, scope)]
-    zeros = [_counts.is_zero(k) for k in amounts]
-    return ~jnp.all(jnp.array(zeros, bool))
 
 
 def drop_smallest(

@@ -19,6 +19,7 @@ from sparse_optax import _counts
 from sparse_optax._counts import Count
 
 
+@jax.jit  # so that outside of jit too the loops below are compiled once
 def drop_smallest(
     weights: Sequence[jax.Array], masks: Sequence[jax.Array], k: Count
 ) -> list[jax.Array]:
