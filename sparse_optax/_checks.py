@@ -5,7 +5,6 @@ Only Python numbers can be refused: a traced value has no value yet, and under
 """
 
 import math
-import numbers
 from typing import Any, Literal
 
 import jax
@@ -37,9 +36,13 @@ def check_number(
     if schedule and callable(value):
         return
     kinds = "a number or a schedule" if schedule else "a number"
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+    real = int | float | np.integer | np.floating
+    if isinstance(value, bool) or not isinstance(value, real):
         raise TypeError(f"{name} must be {kinds}; got {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf if value > 0 else -math.inf
     inside = low < number <= high if open_low else low <= number <= high
     if not inside or (math.isinf(number) and not open_low):
         wanted = f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
@@ -48,7 +51,7 @@ def check_number(
 
 
 def check_integer(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer; got {value!r}.")
     if value < low:
         raise ValueError(f"{name} must be at least {low}; got {value!r}.")

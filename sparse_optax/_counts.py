@@ -112,7 +112,7 @@ def fraction_of(fraction: jax.typing.ArrayLike, n: Count) -> Count:
 
     # The product bit by bit, shifted right: bits from `shift` on are the result, the
     # one below decides the rounding, together with any below that.
-    bit = (jnp.stack(product)[:, None] >> jnp.arange(16, dtype=jnp.uint32)) & 1
+    bit = (jnp.stack(product)[:, None] >> jnp.arange(16, dtype=jnp.uint32)[None]) & 1
     bit = bit.reshape(-1)
     place = jnp.arange(bit.size) - shift
 

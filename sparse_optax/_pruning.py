@@ -71,9 +71,13 @@ def prune_by_magnitude(
 
     Of equal magnitudes the earlier is dropped first (by order of leaves, then row-major
     index); non-finite weights rank largest. The result is the same with and without
-    `jit` and however the weights are sharded. A wrapper that discards a step, such as
-    `optax.MultiSteps` between two updates or `optax.apply_if_finite` at a NaN, discards
-    the prune signalled in it too: `prune` does not go through wrappers.
+    `jit` and however the weights are sharded.
+
+    A wrapper that discards a step, such as `optax.MultiSteps` between two updates or
+    `optax.apply_if_finite` at a NaN, discards the prune signalled in it too; one that
+    takes no extra arguments, such as `optax.lookahead`, swallows or refuses `prune`.
+    The function `sparse_optax.prune` reaches through all wrappers. It also zeroes a
+    pruned weight that is infinite or NaN, as no update can.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -169,7 +173,7 @@ def prune_to_sparsity(
         2017, for gradual pruning.
     """
     _checks.check_number("schedule", schedule, high=1.0)
-    if not isinstance(every, jax.Array):  # optax.inject_hyperparams makes it one
+    if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
         _checks.check_integer("every", every, low=1)
     _checks.check_scope(scope)
 

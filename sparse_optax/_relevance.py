@@ -213,7 +213,7 @@ def add_relevance_decay(
 
     def update_fn(updates, state, params=None, **extra_args):
         shrinkage, state = shrinkage_fn(updates, state, params, **extra_args)
-        return add_shrinkage(updates, shrinkage), state
+        return add_shrinkage(updates, shrinkage, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -261,16 +261,12 @@ def relevance_shrinkage(
     return init_fn, update_fn
 
 
-def add_shrinkage(updates: optax.Updates, shrinkage: optax.Updates) -> optax.Updates:
-    """`updates + shrinkage`, leaf by leaf where there is a shrinkage."""
-
-    def add(shrink, update):
-        if _trees.is_masked(shrink):
-            return update
-        dtype = jnp.promote_types(update.dtype, shrink.dtype)
-        return (update.astype(dtype) + shrink).astype(dtype)
-
-    return jax.tree.map(add, shrinkage, updates, is_leaf=_trees.is_masked)
+def add_shrinkage(updates: PyTree, shrinkage: PyTree, params: PyTree) -> PyTree:
+    """`updates + shrinkage`, of the dtype that the updates and params have together."""
+    return _trees.map_masks(
+        lambda s, u, w: (u + s).astype(jnp.promote_types(u.dtype, w.dtype)),
+        *(shrinkage, updates, params),
+    )
 
 
 def exponential(abs_grad: jax.Array, scale: jax.Array) -> jax.Array:

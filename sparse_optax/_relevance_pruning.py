@@ -108,7 +108,7 @@ def relevance_pruning(
         extra_args["prune"] = flag = _checks.as_flag(prune)
         shrinkage, decay = shrinkage_fn(updates, state.decay, params, **extra_args)
         if not decoupled:
-            updates = _relevance.add_shrinkage(updates, shrinkage)
+            updates = _relevance.add_shrinkage(updates, shrinkage, params)
         # The optimizer sees a network of the kept weights only.
         updates = zero_pruned(updates, state.pruning.masks)
         updates, inner = optimizer.update(
@@ -116,7 +116,7 @@ def relevance_pruning(
         )
         if decoupled:
             shrinkage = jax.tree.map(jnp.negative, shrinkage)
-            updates = _relevance.add_shrinkage(updates, shrinkage)
+            updates = _relevance.add_shrinkage(updates, shrinkage, params)
         updates, pruned = pruning.update(updates, state.pruning, params, **extra_args)
         pruned = cast(PruneState, pruned)
 
@@ -135,8 +135,8 @@ def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptSta
     These are the arrays in any part of the state that has the tree of the params,
     as moments have, which are floating and of the shape of their weight.
     """
-    if not jax.tree.leaves(masks):
-        return opt_state
+    if not jax.tree.leaves(masks) or getattr(masks, "shape", None) == ():
+        return opt_state  # a lone scalar cannot be told from a hyperparameter
 
     def is_like_params(node):
         return _matches(masks, node)

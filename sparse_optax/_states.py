@@ -183,11 +183,11 @@ def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
 
     What comes after a pruning link, or wraps it and keeps weights of its own, can bring
     pruned weights back without a word. Zeros are kept by `optax.chain` (the pruning
-    link last), `masked`, `multi_transform`, `MultiSteps`, `apply_if_finite`,
-    `inject_hyperparams` and `contrib.schedule_free` around the whole chain. They are
-    lost by a link after the pruning one, by `lookahead` (in its slow weights), by
-    `contrib.mechanize`, by `contrib.schedule_free` inside the chain, and by a moving
-    average of the params. Call this on the weights that will be used.
+    link last), `masked`, `multi_transform`, `MultiSteps`, `apply_if_finite` and
+    `inject_hyperparams`. They are lost by a link after the pruning one, by `lookahead`
+    (in its slow weights), by `contrib.mechanize`, by `contrib.schedule_free` (inside
+    the chain, in its evaluation weights), and by a moving average of the params;
+    `apply_masks` restores them. Call this on the weights that will be used.
 
     Args:
         params: concrete weights (not inside `jit`).

@@ -56,7 +56,7 @@ def children(node: PyTree) -> tuple[list[tuple[Any, Any]], Any]:
 
 
 def map_masks(f: Callable, masks: PyTree, tree: PyTree, *rest: PyTree) -> PyTree:
-    """`f(mask, leaf, *rest)` where there is a mask, elsewhere the leaf."""
+    """`f(mask, leaf, *rest)` where `masks` has no `MaskedNode`, elsewhere the leaf."""
     return jax.tree.map(
         lambda m, x, *others: x if is_masked(m) else f(m, x, *others),
         *(masks, tree, *rest),

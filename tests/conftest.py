@@ -1,0 +1,18 @@
+"""What all tests share: eight virtual devices, strict JAX, reproducible properties."""
+
+import os
+
+import hypothesis
+import jax
+
+# Before anything asks for a device: the backend starts with as many as are set then.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
