@@ -3,6 +3,7 @@
 from sparse_optax._iterative import (
     IterativePruningState as IterativePruningState,
     PruningRound as PruningRound,
+    PruningRounds as PruningRounds,
     iterative_pruning as iterative_pruning,
     pruning_rounds as pruning_rounds,
 )

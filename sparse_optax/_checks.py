@@ -24,12 +24,12 @@ def check_number(
     low: float = 0.0,
     high: float = math.inf,
     open_low: bool = False,
+    finite: bool = True,
     schedule: bool = True,
 ) -> None:
     """Raises unless `value` is a number in range, an array or (if may be) a schedule.
 
-    The range is [low, high], or (low, high] with `open_low`; infinity has to be asked
-    for by `open_low`, the range of a scale.
+    The range is [low, high], or (low, high] with `open_low`.
     """
     if isinstance(value, jax.Array | np.ndarray) and jnp.ndim(value) == 0:
         return
@@ -44,9 +44,9 @@ def check_number(
     except OverflowError:  # an integer of hundreds of digits
         number = math.inf if value > 0 else -math.inf
     inside = low < number <= high if open_low else low <= number <= high
-    if not inside or (math.isinf(number) and not open_low):
-        wanted = f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
-        wanted = f"above {low:g}" if open_low else f"finite and {wanted}"
+    if not inside or (finite and math.isinf(number)):
+        range_ = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        wanted = f"finite and in {range_}" if finite else f"in {range_}"
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
 
 
@@ -55,6 +55,11 @@ def check_integer(name: str, value: Any, low: int) -> None:
         raise TypeError(f"{name} must be an integer; got {value!r}.")
     if value < low:
         raise ValueError(f"{name} must be at least {low}; got {value!r}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable; got {value!r}.")
 
 
 def check_scope(scope: Any) -> None:

@@ -104,10 +104,10 @@ def pruning_rounds(
             )
     """
 
-    functions = {"train": train, "evaluate": evaluate, "prune": prune}
-    for name, function in functions.items():
-        if not callable(function) and not (name == "prune" and function is None):
-            raise TypeError(f"{name} must be callable; got {function!r}.")
+    _checks.check_callable("train", train)
+    _checks.check_callable("evaluate", evaluate)
+    if prune is not None:
+        _checks.check_callable("prune", prune)
     _checks.check_number("bound", bound, low=-jnp.inf, schedule=False)
     if patience is not None:
         _checks.check_integer("patience", patience, low=1)
@@ -273,8 +273,9 @@ def iterative_pruning(
             "finetune and finetune_rounds go together; got "
             f"finetune={finetune!r} and finetune_rounds={finetune_rounds!r}."
         )
-    if not callable(prune):
-        raise TypeError(f"prune must be callable; got {prune!r}.")
+    _checks.check_callable("prune", prune)
+    if finetune is not None:
+        _checks.check_callable("finetune", finetune)
     pruning = pruning_rounds(train, evaluate, prune, bound=bound, patience=patience)
     finetuning = pruning_rounds(
         train if finetune is None else finetune, evaluate, None, bound=bound

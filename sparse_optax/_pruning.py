@@ -52,7 +52,9 @@ def prune_by_magnitude(
 
     and every update, of whatever size, leaves dropped weights exactly zero. It must be
     the last link of a chain: what comes after it may move them again (see
-    `check_sparsity`).
+    `check_sparsity`). Only a weight that is itself NaN or infinite when it is dropped,
+    when hardly any are left, cannot be made zero by adding to it; `sparse_optax.prune`
+    and `apply_masks` do.
 
     Args:
         fraction: of the remaining weights, in [0, 1], or an optax schedule of the
@@ -76,8 +78,7 @@ def prune_by_magnitude(
     A wrapper that discards a step, such as `optax.MultiSteps` between two updates or
     `optax.apply_if_finite` at a NaN, discards the prune signalled in it too; one that
     takes no extra arguments, such as `optax.lookahead`, swallows or refuses `prune`.
-    The function `sparse_optax.prune` reaches through all wrappers. It also zeroes a
-    pruned weight that is infinite or NaN, as no update can.
+    The function `sparse_optax.prune` reaches through all wrappers.
 
     Raises:
         TypeError: if an argument is of the wrong type.

@@ -59,7 +59,7 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
         <https://arxiv.org/abs/2204.04977>`_, 2022.
     """
-    _checks.check_number("scale", scale, open_low=True, schedule=False)
+    _checks.check_number("scale", scale, open_low=True, finite=False, schedule=False)
     scale = jnp.asarray(scale, jnp.float32)
     return jax.tree.map(
         lambda g: (
@@ -138,7 +138,7 @@ def relevance_penalty(
         0.1
     """
     _checks.check_number("strength", strength, schedule=False)
-    _checks.check_number("scale", scale, open_low=True, schedule=False)
+    _checks.check_number("scale", scale, open_low=True, finite=False, schedule=False)
     scale = jnp.asarray(scale, jnp.float32)
 
     def penalty(selected, w, g):
@@ -230,9 +230,9 @@ def relevance_shrinkage(
     that do not decay.
     """
     _checks.check_number("strength", strength)
-    _checks.check_number("scale", scale, open_low=True)
-    if irrelevance_fn is not None and not callable(irrelevance_fn):
-        raise TypeError(f"irrelevance_fn must be callable; got {irrelevance_fn!r}.")
+    _checks.check_number("scale", scale, open_low=True, finite=False)
+    if irrelevance_fn is not None:
+        _checks.check_callable("irrelevance_fn", irrelevance_fn)
     irrelevance_of = irrelevance_fn or exponential
 
     def init_fn(params):

@@ -1,0 +1,167 @@
+"""64-bit counts without 64-bit types, against Python's integers and fractions."""
+
+import fractions
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, strategies as st
+
+from sparse_optax import _counts
+
+WORD = 2**32
+
+
+def count(n: int) -> _counts.Count:
+    return _counts.Count(np.uint32(n // WORD), np.uint32(n % WORD))
+
+
+def integer(c: _counts.Count) -> int:
+    assert c.high.dtype == c.low.dtype == jnp.uint32
+    return int(c.high) * WORD + int(c.low)
+
+
+def rounded(fraction: float, n: int) -> int:
+    """float32(fraction) * n, rounded half to even, in unlimited precision."""
+    return round(fractions.Fraction(float(np.float32(fraction))) * n)
+
+
+# Numbers of every size, and the neighbours of powers of two, where carries happen.
+NUMBERS = st.one_of(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 63).flatmap(lambda bits: st.integers(0, 2**bits)),
+    st.builds(
+        lambda bits, step: min(max(2**bits + step, 0), 2**63 - 1),
+        st.integers(0, 63),
+        st.integers(-2, 2),
+    ),
+)
+FRACTIONS = st.one_of(
+    st.floats(0, 1, width=32),
+    st.floats(0, float(np.finfo(np.float32).tiny), width=32),  # subnormal
+    st.integers(0, 1024).map(lambda i: i / 1024),
+)
+
+ADD = jax.jit(_counts.add)
+SUBTRACT = jax.jit(_counts.subtract)
+LESS = jax.jit(_counts.less)
+MINIMUM = jax.jit(_counts.minimum)
+IS_ZERO = jax.jit(_counts.is_zero)
+FRACTION_OF = jax.jit(_counts.fraction_of)
+SUM_WORDS = jax.jit(_counts.sum_words)
+
+
+@given(NUMBERS)
+@example(0)
+@example(WORD - 1)
+@example(WORD)
+@example(2**63 - 1)
+def test_a_constant_is_its_number(n):
+    assert integer(_counts.constant(n)) == n
+    assert bool(IS_ZERO(count(n))) == (n == 0)
+
+
+@given(NUMBERS, NUMBERS)
+@example(WORD - 1, 1)
+@example(WORD, 1)
+@example(2**63 - 1, 2**63 - 1)
+def test_arithmetic_and_order_are_those_of_integers(a, b):
+    assert integer(ADD(count(a), count(b))) == a + b
+    assert integer(SUBTRACT(count(a), count(b))) == max(a - b, 0)
+    assert bool(LESS(count(a), count(b))) == (a < b)
+    assert not LESS(count(a), count(a))
+    assert integer(MINIMUM(count(a), count(b))) == min(a, b)
+
+
+@given(NUMBERS)
+def test_as_float_is_close_enough_to_report(n):
+    np.testing.assert_allclose(_counts.as_float(count(n)), n, rtol=2e-7)
+
+
+@given(FRACTIONS, NUMBERS)
+@example(0.5, 1)
+@example(0.5, 3)
+@example(0.5, 5)
+@example(0.25, 2)
+@example(0.1, 266_610)
+@example(0.9, 2**26 + 1)
+@example(1.0, 2**63 - 1)
+@example(float(np.finfo(np.float32).smallest_subnormal), 2**63 - 1)
+@example(float(np.nextafter(np.float32(1), np.float32(0))), 2**63 - 1)
+@example(float(np.nextafter(np.float32(0.5), np.float32(1))), 1)
+@example(float(np.nextafter(np.float32(0.5), np.float32(0))), 3)
+def test_a_fraction_of_a_count_has_one_rounding(fraction, n):
+    result = integer(FRACTION_OF(np.float32(fraction), count(n)))
+    assert result == rounded(fraction, n)
+    assert 0 <= result <= n
+
+
+@given(st.integers(1, 24), st.integers(0, 2**39 - 1))
+def test_a_half_goes_to_the_even_neighbour(bits, m):
+    n = (2 * m + 1) * 2 ** (bits - 1)  # n / 2^bits is m + 1/2
+    result = integer(FRACTION_OF(np.float32(2.0**-bits), count(n)))
+    assert result == m + m % 2
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clamped"),
+    [(-1.0, 0), (-0.0, 0), (1.5, 1), (np.inf, 1), (-np.inf, 0), (np.nan, 0)],
+)
+@pytest.mark.parametrize("n", [0, 7, 2**40 + 1])
+def test_fractions_out_of_range_are_clamped(fraction, clamped, n):
+    assert integer(FRACTION_OF(np.float32(fraction), count(n))) == clamped * n
+
+
+@given(st.lists(st.integers(0, WORD - 1), max_size=40), st.integers(0, 2**16 - 40))
+@example([], 2**16 - 40)
+def test_sums_of_words_do_not_overflow(words, num_largest):
+    padded = np.zeros(2**16, np.uint32)
+    padded[: len(words)] = words
+    padded[len(words) : len(words) + num_largest] = WORD - 1
+    assert integer(SUM_WORDS(padded)) == sum(padded.tolist())
+
+
+def test_as_many_words_as_are_allowed_do_not_overflow():
+    largest = 2**24
+    words = functools.partial(jnp.full, fill_value=WORD - 1, dtype=jnp.uint32)
+    result = jax.jit(lambda: _counts.sum_words(words(largest)))()
+    assert integer(result) == largest * (WORD - 1)
+    with pytest.raises(ValueError, match=str(largest + 1)):
+        jax.eval_shape(lambda: _counts.sum_words(words(largest + 1)))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 0, 2), (4, 5), (2, 3, 4)])
+def test_true_elements_are_counted(shape):
+    x = np.random.default_rng(0).random(shape) < 0.5
+    assert integer(_counts.count_true(jnp.asarray(x))) == x.sum()
+
+
+@pytest.mark.parametrize("word", [2, 5, 16])
+def test_a_large_array_is_counted_by_rows(monkeypatch, word):
+    x = np.random.default_rng(1).random((3, 2, 4, 2)) < 0.5
+    monkeypatch.setattr(_counts, "_WORD", word)
+    result = _counts.count_true(jnp.asarray(x))
+    monkeypatch.undo()
+    assert integer(result) == x.sum()
+
+
+# XLA folds the sum of a constant array: nothing of this size is ever stored.
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2**26 + 1,),
+        (3, 2**31 - 1),
+        (2**16, 2**16),
+        (96, 2**14, 2**16),
+        (256_000, 18_432),  # the embedding of a model of 340 billion weights
+        (5, 2**16, 2**16),
+        (2**20, 2**20),
+    ],
+    ids=str,
+)
+def test_counts_beyond_a_word_are_exact(shape):
+    size = functools.reduce(lambda a, b: a * b, shape)
+    result = jax.jit(lambda: _counts.count_true(jnp.ones(shape, bool)))()
+    assert integer(result) == size

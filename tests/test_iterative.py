@@ -1,0 +1,497 @@
+"""The iterative algorithm, followed against scripted metrics and against itself."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparse_optax
+
+SIZE = 16
+
+
+class Script:
+    """A training state whose metrics are written down beforehand.
+
+    The state counts its training steps; the n-th evaluation finds the n-th metric. The
+    weights are numbered by size, and `marks` says which training made the network.
+    """
+
+    def __init__(self, metrics, fraction=0.25):
+        self.metrics = jnp.array(metrics, jnp.float32)
+        self.tx = sparse_optax.prune_by_magnitude(fraction)
+        self.fraction = fraction
+
+    def start(self):
+        params = {"w": jnp.arange(1.0, SIZE + 1)}
+        return {
+            "params": params,
+            "opt_state": self.tx.init(params),
+            "steps": jnp.int32(0),
+            "finetuned": jnp.int32(0),
+        }
+
+    def train(self, state):
+        return {**state, "steps": state["steps"] + 1}
+
+    def finetune(self, state):
+        steps, finetuned = state["steps"] + 1, state["finetuned"] + 1
+        return {**state, "steps": steps, "finetuned": finetuned}
+
+    def evaluate(self, state):
+        return self.metrics[state["steps"] - 1]
+
+    def prune(self, state):
+        params, opt_state = sparse_optax.prune(
+            state["params"], state["opt_state"], self.fraction
+        )
+        return {**state, "params": params, "opt_state": opt_state}
+
+    def run(self, state=None, **options):
+        options = {"bound": 0.5, "max_rounds": len(self.metrics), **options}
+        if options.get("finetune_rounds"):
+            options["finetune"] = self.finetune
+        return sparse_optax.iterative_pruning(
+            self.start() if state is None else state,
+            *(self.train, self.evaluate, self.prune),
+            **options,
+        )
+
+
+def kept(train_state):
+    return int(train_state["opt_state"].masks["w"].sum())
+
+
+def sparsity_after(num_prunes):
+    """16 weights, a quarter of the remaining ones at each prune."""
+    left = SIZE
+    for _ in range(num_prunes):
+        left -= round(left * 0.25)
+    return 1 - left / SIZE
+
+
+TABLE = {
+    # metrics; decisions to prune; the round that made the best network, or None
+    "always above": ([0.9, 0.8, 0.7], [1, 1, 1], 2),
+    "never above": ([0.1, 0.2, 0.3], [0, 0, 0], None),
+    "strictly above": ([0.5, 0.50001, 0.5], [0, 1, 0], 1),
+    "recovers": ([0.9, 0.4, 0.45, 0.6, 0.2], [1, 0, 0, 1, 0], 3),
+    "the sparser wins, not the better": ([0.9, 0.6, 0.1, 0.1], [1, 1, 0, 0], 1),
+    "a NaN is not above": ([0.9, np.nan, 0.9, np.nan], [1, 0, 1, 0], 2),
+    "infinity is": ([np.inf, -np.inf, 0.6], [1, 0, 1], 2),
+    "only the first": ([0.9, 0.1, 0.1], [1, 0, 0], 0),
+}
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_the_algorithm_follows_the_metric(case):
+    metrics, decisions, best = TABLE[case]
+    script = Script(metrics)
+    rounds = list(script.run())
+    assert [r.index for r in rounds] == list(range(len(metrics)))
+    assert {r.phase for r in rounds} == {"prune"}
+    np.testing.assert_array_equal([r.metric for r in rounds], np.float32(metrics))
+    assert [r.pruned for r in rounds] == [bool(d) for d in decisions]
+    assert [r.num_prunes for r in rounds] == list(itertools.accumulate(decisions))
+    # The sparsity of a round is that of the network that was evaluated.
+    before = [0, *itertools.accumulate(decisions)][:-1]
+    np.testing.assert_allclose(
+        [r.sparsity for r in rounds], [sparsity_after(n) for n in before], rtol=1e-6
+    )
+    last = rounds[-1].state
+    assert int(last.num_rounds) == len(metrics)
+    if best is None:
+        assert rounds[-1].best_metric == -np.inf
+        chex.assert_trees_all_equal(last.best, script.start())
+        return
+    # The best is the network as it was evaluated, before it was pruned.
+    assert rounds[-1].best_metric == np.float32(metrics[best])
+    assert int(last.best["steps"]) == best + 1
+    assert rounds[-1].best_sparsity == rounds[best].sparsity
+    assert kept(last.best) == round(SIZE * (1 - sparsity_after(before[best])))
+    assert int((last.best["params"]["w"] != 0).sum()) == kept(last.best)
+    assert kept(last.current) == round(SIZE * (1 - sparsity_after(sum(decisions))))
+
+
+def test_values_are_python_numbers():
+    (first,) = Script([0.9]).run()
+    kinds = {name: type(value) for name, value in vars(first).items()}
+    assert kinds == {
+        "index": int,
+        "phase": str,
+        "metric": float,
+        "sparsity": float,
+        "pruned": bool,
+        "num_prunes": int,
+        "best_metric": float,
+        "best_sparsity": float,
+        "state": sparse_optax.IterativePruningState,
+    }
+
+
+def test_what_was_yielded_before_does_not_change():
+    rounds = list(Script([0.9, 0.9, 0.1]).run())
+    assert [kept(r.state.current) for r in rounds] == [12, 9, 9]
+    assert [kept(r.state.best) for r in rounds] == [16, 12, 12]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "patience", "num_rounds"),
+    [
+        ([0.9, 0.1, 0.1, 0.1, 0.9], 2, 3),
+        ([0.9, 0.1, 0.1, 0.1, 0.9], 4, 5),
+        ([0.9, 0.1, 0.9, 0.1, 0.1, 0.9], 2, 5),
+        ([0.1, 0.9], 1, 1),
+        ([0.9, 0.9, 0.9], 1, 3),
+        ([0.1] * 6, None, 6),
+    ],
+)
+def test_patience_counts_rounds_without_a_prune(metrics, patience, num_rounds):
+    assert len(list(Script(metrics).run(patience=patience))) == num_rounds
+
+
+@pytest.mark.parametrize("max_rounds", [1, 2, 3])
+def test_the_budget_ends_it(max_rounds):
+    assert len(list(Script([0.9] * 5).run(max_rounds=max_rounds))) == max_rounds
+
+
+def test_fine_tuning_starts_at_the_best_and_keeps_its_masks():
+    metrics = [0.9, 0.6, 0.1, 0.1, 0.55, 0.7, 0.52]
+    # The state counts training steps: fine-tuning goes on from the best, at step 2.
+    script = Script(metrics)
+    rounds = list(script.run(patience=2, finetune_rounds=3))
+    phases = [r.phase for r in rounds]
+    assert phases == ["prune"] * 4 + ["finetune"] * 3
+    assert [r.index for r in rounds] == list(range(7))
+    np.testing.assert_allclose(
+        [r.metric for r in rounds], [0.9, 0.6, 0.1, 0.1, 0.1, 0.1, 0.55], rtol=1e-6
+    )
+    assert [r.pruned for r in rounds] == [True, True] + [False] * 5
+    for r in rounds[4:]:
+        assert kept(r.state.current) == kept(rounds[1].state.best) == 12
+        assert r.num_prunes == 1
+        assert bool(r.state.finetuning)
+    assert int(rounds[-1].state.current["finetuned"]) == 3
+    assert int(rounds[-1].state.current["steps"]) == 5
+    # 0.55 is above the bound, but below the metric of the network it was made from.
+    assert rounds[-1].best_metric == np.float32(0.6)
+    assert int(rounds[-1].state.best["finetuned"]) == 0
+
+
+def test_fine_tuning_keeps_what_is_better():
+    script = Script([0.6, 0.1, 0.7, 0.65, 0.8])
+    rounds = list(script.run(max_rounds=2, finetune_rounds=4))
+    np.testing.assert_allclose(
+        [r.metric for r in rounds], [0.6, 0.1, 0.1, 0.7, 0.65, 0.8], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        [r.best_metric for r in rounds], [0.6, 0.6, 0.6, 0.7, 0.7, 0.8], rtol=1e-6
+    )
+    assert int(rounds[-1].state.best["finetuned"]) == 4
+
+
+FULL = {"patience": 2, "finetune_rounds": 3}
+FULL_METRICS = [0.9, 0.6, 0.1, 0.1, 0.55, 0.7, 0.52]
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_a_run_goes_on_from_any_round(after):
+    script = Script(FULL_METRICS)
+    rounds = list(script.run(**FULL))
+    assert len(rounds) == 7
+    # A state that went through a checkpoint.
+    state = jax.tree.map(lambda x: jnp.asarray(np.array(x)), rounds[after].state)
+    resumed = list(script.run(state, **FULL))
+    assert [r.index for r in resumed] == list(range(after + 1, 7))
+    for one, other in zip(resumed, rounds[after + 1 :], strict=True):
+        chex.assert_trees_all_equal(one.state, other.state)
+        assert (one.phase, one.pruned) == (other.phase, other.pruned)
+
+
+def test_a_finished_run_yields_nothing():
+    script = Script([0.9, 0.1, 0.1, 0.1])
+    for options in ({"patience": 2}, {"max_rounds": 2}):
+        last = list(script.run(**options))[-1].state
+        assert list(script.run(last, **options)) == []
+    # A larger budget is more rounds.
+    assert [r.index for r in script.run(last, max_rounds=4)] == [2, 3]
+
+
+def test_the_bound_may_be_an_array():
+    plain = list(Script(FULL_METRICS).run(**FULL))
+    traced = list(Script(FULL_METRICS).run(bound=jnp.float32(0.5), **FULL))
+    chex.assert_trees_all_equal(plain[-1].state, traced[-1].state)
+
+
+def test_a_prune_that_removes_nothing_is_not_counted():
+    script = Script([0.9] * 30, fraction=0.5)
+    rounds = list(script.run(patience=3))
+    # 16, 8, 4, 2, 1 weights, and half of one is none.
+    assert [r.pruned for r in rounds] == [True] * 4 + [False] * 3
+    assert kept(rounds[-1].state.best) == 1
+
+
+def test_a_prune_that_a_wrapper_discards_is_not_taken_for_done():
+    tx = optax.MultiSteps(
+        optax.chain(optax.sgd(0.0), sparse_optax.prune_by_magnitude(0.25)), 2
+    )
+    params = {"w": jnp.arange(1.0, SIZE + 1)}
+    zeros = {"w": jnp.zeros(SIZE)}
+
+    def step(state, prune=False):
+        updates, opt_state = tx.update(
+            zeros, state["opt_state"], state["params"], prune=prune
+        )
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "opt_state": opt_state}
+
+    def run(steps_in_a_round):
+        @jax.jit
+        def train(state):
+            for _ in range(steps_in_a_round):
+                state = step(state)
+            return state
+
+        return list(
+            sparse_optax.iterative_pruning(
+                {"params": params, "opt_state": tx.init(params)},
+                train,
+                lambda _: 1.0,
+                lambda state: step(state, prune=True),
+                bound=0.5,
+                max_rounds=6,
+                patience=3,
+            )
+        )
+
+    # Two steps and a prune: every second prune falls between two updates, and is lost.
+    rounds = run(2)
+    assert [r.pruned for r in rounds] == [False, True, False, True, False, True]
+    assert [r.num_prunes for r in rounds] == [0, 1, 1, 2, 2, 3]
+    # One step in between brings all of them to the updates, three none.
+    assert [r.pruned for r in run(1)] == [True] * 6
+    always_lost = list(
+        sparse_optax.iterative_pruning(
+            {"params": params, "opt_state": tx.init(params)},
+            lambda state: state,
+            lambda _: 1.0,
+            lambda state: {**step(state, prune=True), "opt_state": state["opt_state"]},
+            bound=0.5,
+            max_rounds=6,
+            patience=3,
+        )
+    )
+    assert [r.pruned for r in always_lost] == [False] * 3
+
+
+def test_training_and_evaluating_need_not_be_pure():
+    batches, metrics = iter(range(100)), iter([0.9, 0.1, 0.9])
+    script = Script([0.0])
+    seen = []
+
+    def train(state):
+        seen.append(next(batches))
+        return script.train(state)
+
+    rounds = list(
+        sparse_optax.iterative_pruning(
+            script.start(),
+            train,
+            lambda _: np.float64(next(metrics)),
+            script.prune,
+            bound=0.5,
+            max_rounds=3,
+        )
+    )
+    assert seen == [0, 1, 2]
+    assert [r.pruned for r in rounds] == [True, False, True]
+
+
+def test_it_is_compiled_once():
+    script = Script([0.9, 0.1] * 4)
+
+    @chex.assert_max_traces(n=1)
+    def prune(state):
+        return script.prune(state)
+
+    rounds = sparse_optax.iterative_pruning(
+        script.start(), script.train, script.evaluate, prune, bound=0.5, max_rounds=8
+    )
+    assert sum(r.pruned for r in rounds) == 4
+
+
+# One program in which a network is trained, evaluated and pruned.
+
+TARGET = np.linspace(-1.0, 1.0, SIZE, dtype=np.float32)
+TX = sparse_optax.relevance_pruning(
+    optax.adam(0.05), optax.linear_schedule(0.02, 0.0, 10), 0.1, 0.2
+)
+
+
+def loss(params):
+    return jnp.mean((params - TARGET) ** 2)
+
+
+def train(state):
+    def step(state, _):
+        params, opt_state = state
+        updates, opt_state = TX.update(jax.grad(loss)(params), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    return jax.lax.scan(step, state, length=20)[0]
+
+
+def evaluate(state):
+    return -loss(state[0])
+
+
+def prune(state):
+    return sparse_optax.prune(*state, 0.2)
+
+
+def start(seed=0):
+    params = jax.random.normal(jax.random.key(seed), (SIZE,))
+    return params, TX.init(params)
+
+
+NUM_ROUNDS = 10
+
+
+def scanned(state, bound, patience=None):
+    rounds = sparse_optax.pruning_rounds(
+        train, evaluate, prune, bound=bound, patience=patience
+    )
+
+    def body(state, _):
+        state = rounds.round(state)
+        return state, (state.metric, state.sparsity, state.pruned)
+
+    return jax.lax.scan(body, rounds.init(state), length=NUM_ROUNDS)
+
+
+def test_all_rounds_in_one_program_are_those_of_the_generator():
+    state, (metric, sparsity, pruned) = jax.jit(scanned)(start(), -0.05)
+    rounds = list(
+        sparse_optax.iterative_pruning(
+            start(),
+            *(jax.jit(train), jax.jit(evaluate), prune),
+            bound=-0.05,
+            max_rounds=NUM_ROUNDS,
+        )
+    )
+    assert 2 < sum(r.pruned for r in rounds) < NUM_ROUNDS
+    np.testing.assert_array_equal(pruned, [r.pruned for r in rounds])
+    np.testing.assert_array_equal(sparsity, np.float32([r.sparsity for r in rounds]))
+    np.testing.assert_allclose(metric, [r.metric for r in rounds], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(state, rounds[-1].state, rtol=1e-4, atol=1e-5)
+
+
+def test_rounds_may_be_vmapped_over_bounds_and_seeds():
+    bounds, seeds = np.float32([-0.2, -0.05, -0.01, 10.0]), [0, 1, 2, 3]
+    starts = [start(seed) for seed in seeds]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *starts)
+    states, (_, sparsity, pruned) = jax.jit(jax.vmap(scanned))(stacked, bounds)
+    one = jax.jit(scanned)
+    for i, bound in enumerate(bounds):
+        state, (_, expected_sparsity, expected_pruned) = one(starts[i], bound)
+        np.testing.assert_array_equal(pruned[i], expected_pruned)
+        np.testing.assert_array_equal(sparsity[i], expected_sparsity)
+        chex.assert_trees_all_close(
+            *(jax.tree.map(lambda x, i=i: x[i], states), state), rtol=1e-4, atol=1e-5
+        )
+    assert not pruned[3].any()
+    assert pruned[0].sum() > pruned[2].sum()
+
+
+def test_patience_freezes_a_round():
+    free, _ = jax.jit(scanned)(start(), -0.05)
+    patience = 2
+    frozen, (metric, _, _) = jax.jit(lambda s: scanned(s, 10.0, patience))(start())
+    assert int(frozen.num_rounds) == patience
+    assert int(frozen.rounds_since_prune) == patience
+    assert len(np.unique(metric[patience - 1 :])) == 1
+    assert int(free.num_rounds) == NUM_ROUNDS
+    # The same rounds as without patience, as far as they go.
+    state, _ = jax.jit(lambda s: scanned(s, -0.05, NUM_ROUNDS))(start())
+    chex.assert_trees_all_close(state, free, rtol=1e-4, atol=1e-5)
+
+
+def test_rounds_that_never_prune():
+    rounds = sparse_optax.pruning_rounds(train, evaluate, None, bound=-1e9)
+    state = rounds.round(rounds.init(start()))
+    assert not state.pruned
+    assert float(state.sparsity) == 0
+    assert int(state.best[1].pruning.num_prunes) == 0
+    assert float(state.best_metric) == float(state.metric) > -np.inf
+
+
+# Errors
+
+SCRIPT = Script([0.9, 0.9])
+
+
+def call(**changes):
+    arguments = {
+        "state": SCRIPT.start(),
+        "train": SCRIPT.train,
+        "evaluate": SCRIPT.evaluate,
+        "prune": SCRIPT.prune,
+        "bound": 0.5,
+        "max_rounds": 2,
+    }
+    return sparse_optax.iterative_pruning(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"train": None}, TypeError, "train must be callable"),
+        ({"evaluate": 0.9}, TypeError, "evaluate must be callable; got 0.9"),
+        ({"prune": "magnitude"}, TypeError, "prune must be callable"),
+        ({"max_rounds": 0}, ValueError, "max_rounds must be at least 1; got 0"),
+        ({"max_rounds": 2.5}, TypeError, "max_rounds must be an integer"),
+        ({"patience": 0}, ValueError, "patience must be at least 1; got 0"),
+        ({"patience": True}, TypeError, "patience must be an integer; got True"),
+        ({"finetune": SCRIPT.finetune}, ValueError, "finetune_rounds"),
+        ({"finetune_rounds": 3}, ValueError, "finetune_rounds"),
+        (
+            {"finetune": SCRIPT.finetune, "finetune_rounds": -1},
+            ValueError,
+            "finetune_rounds must be at least 0; got -1",
+        ),
+        ({"finetune": 3, "finetune_rounds": 1}, TypeError, "finetune must be callable"),
+        ({"bound": float("nan")}, ValueError, "bound must be .*nan"),
+        ({"bound": "0.5"}, TypeError, "bound must be a number; got '0.5'"),
+        ({"bound": lambda t: 0.5}, TypeError, "bound must be a number"),
+        ({"state": {"params": jnp.ones(3)}}, ValueError, "no masks"),
+        ({"state": optax.adam(0.1).init(jnp.ones(3))}, ValueError, "no masks"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else None,
+)
+def test_wrong_arguments_are_named_at_once(changes, error, match):
+    with pytest.raises(error, match=match):
+        call(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"evaluate": lambda s: jnp.ones(3)}, r"evaluate .* scalar; got shape \(3,\)"),
+        ({"train": lambda s: {**s, "more": jnp.ones(3)}}, "train must return a state"),
+        ({"train": lambda s: None}, "train must return a state"),
+    ],
+)
+def test_wrong_results_are_named_in_the_round(changes, match):
+    rounds = call(**changes)
+    with pytest.raises(ValueError, match=match):
+        next(rounds)
+
+
+def test_a_train_that_changes_shapes_is_an_error():
+    rounds = call(train=lambda s: {**s, "params": {"w": jnp.ones(SIZE + 1)}})
+    with pytest.raises((TypeError, ValueError)):
+        next(rounds)

@@ -1,0 +1,357 @@
+"""The whole method written again in NumPy float64, and followed step by step."""
+
+import fractions
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparse_optax
+
+LEARNING_RATE, B1, B2, EPS = 0.02, 0.9, 0.999, 1e-8
+STRENGTH, SCALE, DECAY_STEPS = 0.05, 0.3, 6
+NUM_STEPS = 24
+SHAPES = {"bias": (7,), "conv": (2, 3, 4), "kernel": (6, 7)}
+
+
+def share(fraction, n):
+    """float32(fraction) * n, rounded half to even."""
+    return round(fractions.Fraction(float(np.float32(fraction))) * n)
+
+
+def linear_strength(step):
+    return STRENGTH * max(0.0, 1 - step / DECAY_STEPS)
+
+
+def smallest_dropped(weights, masks, amount, scope):
+    """Masks without `amount(remaining, total)` of the smallest, by a stable sort."""
+    groups = [list(masks)] if scope == "global" else [[name] for name in masks]
+    result = {}
+    for names in groups:
+        kept = np.concatenate([masks[name].ravel() for name in names])
+        size = np.concatenate([np.abs(weights[name]).ravel() for name in names])
+        order = np.argsort(np.where(kept, size, np.inf), kind="stable")
+        kept[order[: amount(int(kept.sum()), kept.size)]] = False
+        ends = np.cumsum([masks[name].size for name in names])[:-1]
+        for name, part in zip(names, np.split(kept, ends), strict=True):
+            result[name] = part.reshape(masks[name].shape)
+    return result
+
+
+class Reference:
+    """Relevance decay, Adam and pruning; `whole` as `relevance_pruning` does it."""
+
+    def __init__(self, params, scope, whole=False, decoupled=False):
+        self.params = {name: np.array(p, np.float64) for name, p in params.items()}
+        self.masks = {name: np.ones(p.shape, bool) for name, p in params.items()}
+        self.mu = {name: np.zeros(p.shape) for name, p in params.items()}
+        self.nu = {name: np.zeros(p.shape) for name, p in params.items()}
+        self.scope, self.whole, self.decoupled = scope, whole, decoupled
+        self.count = self.steps_since_prune = self.num_prunes = 0
+
+    def step(self, grads, amount=None, masks=None):
+        """One step, that drops `amount` of weights, or goes over to `masks`."""
+        self.count += 1
+        strength = linear_strength(self.steps_since_prune)
+        stored = {}
+        for name, w in self.params.items():
+            g = np.asarray(grads[name], np.float64)
+            shrink = 2 * strength * np.exp(-np.abs(g) / SCALE) * w
+            if not self.decoupled:
+                g = g + shrink
+            if self.whole:
+                g = np.where(self.masks[name], g, 0)
+            self.mu[name] = B1 * self.mu[name] + (1 - B1) * g
+            self.nu[name] = B2 * self.nu[name] + (1 - B2) * g**2
+            mu = self.mu[name] / (1 - B1**self.count)
+            nu = self.nu[name] / (1 - B2**self.count)
+            update = -LEARNING_RATE * mu / (np.sqrt(nu) + EPS)
+            if self.decoupled:
+                update = update - shrink
+            stored[name] = np.where(self.masks[name], w + update, 0)
+        self.steps_since_prune += 1
+        if amount is not None or masks is not None:
+            if masks is None:
+                masks = smallest_dropped(stored, self.masks, amount, self.scope)
+            self.masks = masks
+            self.steps_since_prune = 0
+            self.num_prunes += 1
+            if self.whole:
+                for name, mask in masks.items():
+                    self.mu[name] = np.where(mask, self.mu[name], 0)
+                    self.nu[name] = np.where(mask, self.nu[name], 0)
+        self.params = {n: np.where(self.masks[n], w, 0) for n, w in stored.items()}
+
+
+class Form(NamedTuple):
+    """One of the ways to write the method, and where its parts are in the state."""
+
+    make: object
+    whole: bool
+    decoupled: bool
+
+    def parts(self, state):
+        if self.whole:
+            return state.decay, state.optimizer[0], state.pruning
+        return state[0], state[1][0], state[2]
+
+
+def make_chain(strength, fraction, scope):
+    return optax.chain(
+        sparse_optax.add_relevance_decay(strength, SCALE),
+        optax.adam(LEARNING_RATE, B1, B2, EPS),
+        sparse_optax.prune_by_magnitude(fraction, scope=scope),
+    )
+
+
+def make_whole(strength, fraction, scope, decoupled=False):
+    return sparse_optax.relevance_pruning(
+        optax.adam(LEARNING_RATE, B1, B2, EPS),
+        *(strength, SCALE, fraction),
+        scope=scope,
+        decoupled=decoupled,
+    )
+
+
+FORMS = {
+    "chain": Form(make_chain, whole=False, decoupled=False),
+    "coupled": Form(make_whole, whole=True, decoupled=False),
+    "decoupled": Form(
+        lambda *args: make_whole(*args, decoupled=True), whole=True, decoupled=True
+    ),
+}
+PRUNES = {5: 0, 6: 1, 13: 2, 20: 3}  # at which step which prune is made
+
+
+def problem(dtype):
+    """Weights, and the gradients of a quadratic with noise as a function of them."""
+    rng = np.random.default_rng(7)
+    params = {name: rng.normal(size=s).astype(dtype) for name, s in SHAPES.items()}
+    target = {name: rng.normal(size=s) for name, s in SHAPES.items()}
+    noise = [
+        {name: 0.3 * rng.normal(size=s) for name, s in SHAPES.items()}
+        for _ in range(NUM_STEPS)
+    ]
+
+    def gradient(params, step):
+        return {
+            name: (np.asarray(p, np.float64) - target[name] + noise[step][name])
+            for name, p in params.items()
+        }
+
+    return params, gradient
+
+
+def compiled_step(tx):
+    @jax.jit
+    def step(params, state, grads, prune):
+        updates, state = tx.update(grads, state, params, prune=prune)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def assert_close(actual, desired, **tolerance):
+    for name in SHAPES:
+        np.testing.assert_allclose(actual[name], desired[name], **tolerance)
+
+
+def assert_same_masks(masks, expected):
+    for name in SHAPES:
+        np.testing.assert_array_equal(masks[name], expected[name])
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_method_through_adam_in_float64(form, scope):
+    form = FORMS[form]
+    shares = [0.5, 0.1, 0.25, 0.37]
+    with jax.enable_x64(True):
+        tx = form.make(
+            optax.linear_schedule(STRENGTH, 0.0, DECAY_STEPS),
+            lambda num_prunes: jnp.array(shares)[num_prunes],
+            scope,
+        )
+        params, gradient = problem(np.float64)
+        params = jax.tree.map(jnp.asarray, params)
+        reference = Reference(params, scope, form.whole, form.decoupled)
+        state, step = tx.init(params), compiled_step(tx)
+        for i in range(NUM_STEPS):
+            amount = None
+            if i in PRUNES:
+                fraction = shares[PRUNES[i]]
+                amount = lambda n, _, f=fraction: share(f, n)  # noqa: E731
+            reference.step(gradient(reference.params, i), amount)
+            grads = gradient(params, i)
+            params, state = step(params, state, grads, i in PRUNES)
+
+            decay, adam, pruning = form.parts(state)
+            assert_same_masks(pruning.masks, reference.masks)
+            # Relevance and strength are float32 by design; all else is float64.
+            assert_close(params, reference.params, rtol=1e-6, atol=1e-8)
+            assert_close(adam.mu, reference.mu, rtol=1e-6, atol=1e-8)
+            assert_close(adam.nu, reference.nu, rtol=1e-6, atol=1e-8)
+            assert decay.steps_since_prune == reference.steps_since_prune
+            assert pruning.num_prunes == reference.num_prunes
+            for name, mask in reference.masks.items():
+                assert params[name].dtype == np.float64
+                assert not np.any(np.asarray(params[name])[~mask])
+        assert reference.num_prunes == 4
+        # The reference would not notice a decay that is too small to matter.
+        plain = Reference(problem(np.float64)[0], scope, form.whole, form.decoupled)
+        decayed = Reference(problem(np.float64)[0], scope, form.whole, form.decoupled)
+        for i in range(DECAY_STEPS):
+            plain.steps_since_prune = DECAY_STEPS
+            plain.step(gradient(plain.params, i))
+            decayed.step(gradient(decayed.params, i))
+        difference = max(
+            np.abs(plain.params[n] - decayed.params[n]).max() for n in SHAPES
+        )
+        assert difference > 1e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_method_through_adam_in_float32_given_its_masks(form):
+    form = FORMS[form]
+    tx = form.make(optax.linear_schedule(STRENGTH, 0.0, DECAY_STEPS), 0.3, "global")
+    params, gradient = problem(np.float32)
+    params = jax.tree.map(jnp.asarray, params)
+    reference = Reference(params, "global", form.whole, form.decoupled)
+    state, step = tx.init(params), compiled_step(tx)
+    remaining = sum(np.size(p) for p in params.values())
+    for i in range(NUM_STEPS):
+        grads = {n: np.float32(g) for n, g in gradient(params, i).items()}
+        params, state = step(params, state, grads, i in PRUNES)
+        _, adam, pruning = form.parts(state)
+        masks = {n: np.asarray(m) for n, m in pruning.masks.items()}
+        reference.step(grads, masks=masks if i in PRUNES else None)
+        if i in PRUNES:
+            remaining -= share(0.3, remaining)
+        assert sum(m.sum() for m in masks.values()) == remaining
+        assert_close(params, reference.params, rtol=1e-4, atol=2e-5)
+        assert_close(adam.mu, reference.mu, rtol=1e-4, atol=1e-6)
+        assert_close(adam.nu, reference.nu, rtol=1e-4, atol=1e-6)
+
+
+def falling(step):
+    """A sparsity that rises, falls and rises again."""
+    return jnp.array([0.0, 0.3, 0.1, 0.6, 0.5, 0.4, 0.9, 0.2])[step % 8]
+
+
+SPARSITIES = {
+    "linear": optax.linear_schedule(0.1, 0.9, NUM_STEPS),
+    "falling": falling,
+    "constant": 0.7,
+    "zero": 0.0,
+    "one": 1.0,
+    "half of odd": 0.5,
+}
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize(
+    ("schedule", "every"),
+    [
+        ("linear", 1),
+        ("linear", 7),
+        ("falling", 1),
+        ("falling", 3),
+        ("constant", 1),
+        ("constant", 7),
+        ("zero", 3),
+        ("one", 3),
+        ("half of odd", 1),
+    ],
+)
+def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
+    schedule = SPARSITIES[schedule]
+    tx = optax.chain(
+        optax.sgd(0.1),
+        sparse_optax.prune_to_sparsity(schedule, every=every, scope=scope),
+    )
+    params, gradient = problem(np.float32)
+    params = jax.tree.map(jnp.asarray, params)
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        # The same program with nothing pruned: what is stored where weights are kept.
+        free, _ = optax.sgd(0.1).update(grads, optax.sgd(0.1).init(params))
+        return optax.apply_updates(params, updates), state, free
+
+    masks = {name: np.ones(p.shape, bool) for name, p in params.items()}
+    num_prunes = 0
+    for i in range(NUM_STEPS):
+        grads = {n: np.float32(g) for n, g in gradient(params, i).items()}
+        before = params
+        params, state, free = step(params, state, grads)
+        target = float(schedule(i) if callable(schedule) else schedule)
+        if (i + 1) % every == 0:
+            stored = {n: np.asarray(before[n]) + np.asarray(free[n]) for n in SHAPES}
+            following = smallest_dropped(
+                stored,
+                masks,
+                lambda kept, n, f=target: max(share(f, n) - (n - kept), 0),
+                scope,
+            )
+            num_prunes += any(np.any(following[n] != masks[n]) for n in SHAPES)
+            masks = following
+        pruning = state[-1]
+        assert_same_masks(pruning.masks, masks)
+        assert pruning.num_prunes == num_prunes
+        assert pruning.num_updates == i + 1
+        for name, mask in masks.items():
+            assert not np.any(np.asarray(params[name])[~mask])
+            assert np.all(np.asarray(params[name])[mask])
+    if not callable(schedule):
+        assert num_prunes == (schedule > 0)
+
+
+FRACTIONS = [0.0, 0.1, 0.37, 0.5, 0.98, 1.0]
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize("form", FORMS)
+def test_update_and_then_prune_is_an_update_that_prunes(form, scope):
+    form = FORMS[form]
+
+    @jax.jit
+    def step(params, state, grads, fraction, prune):
+        tx = form.make(STRENGTH, fraction, scope)
+        updates, state = tx.update(grads, state, params, prune=prune)
+        return optax.apply_updates(params, updates), state
+
+    for fraction in FRACTIONS:
+        params, gradient = problem(np.float32)
+        state = form.make(STRENGTH, fraction, scope).init(params)
+        for i in range(3):
+            grads = {n: np.float32(g) for n, g in gradient(params, i).items()}
+            inside = step(params, state, grads, fraction, True)
+            outside = sparse_optax.prune(
+                *step(params, state, grads, fraction, False), fraction, scope=scope
+            )
+            assert jax.tree.structure(inside) == jax.tree.structure(outside)
+            jax.tree.map(np.testing.assert_array_equal, inside, outside)
+            params, state = inside
+        kept = sum(int(m.sum()) for m in jax.tree.leaves(form.parts(state)[2].masks))
+        assert (kept == 73) == (fraction == 0)
+
+
+@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_pruning_to_a_sparsity_outside_of_a_step(sparsity, scope):
+    params, _ = problem(np.float32)
+    tx = make_chain(STRENGTH, 0.1, scope)
+    start, state = sparse_optax.prune(params, tx.init(params), 0.3)
+    masks = {n: np.asarray(m) for n, m in sparse_optax.get_masks(state).items()}
+    result, state = sparse_optax.prune(start, state, sparsity=sparsity, scope=scope)
+    expected = smallest_dropped(
+        params, masks, lambda k, n: max(share(sparsity, n) - (n - k), 0), scope
+    )
+    assert_same_masks(sparse_optax.get_masks(state), expected)
+    assert_close(result, {n: np.where(expected[n], params[n], 0) for n in SHAPES})
+    assert state[-1].num_prunes == 2
