@@ -1,0 +1,145 @@
+"""What a run of an experiment depends on, and its identity."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+# They say where a run finds and leaves things, and change nothing in its results.
+PLACES = ("out", "data_dir", "checkpoint_every")
+
+
+class ExperimentError(Exception):
+    """A mistake of the user's, told in one line in place of a traceback."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of one run: the experiment fixes the first three.
+
+    The docstring of each field is its help on the command line.
+    """
+
+    experiment: tyro.conf.Fixed[str]
+    """Name of the experiment."""
+    dataset: tyro.conf.Fixed[str]
+    """Name of the data set."""
+    network: tyro.conf.Fixed[str]
+    """Name of the network."""
+
+    seed: int = 0
+    """Determines the initial weights and the order of the batches."""
+    out: Path | None = None
+    """Folder of the run; by default runs/EXPERIMENT-REGULARIZER-seedSEED. A run that
+    was interrupted goes on from what it finds there."""
+    data_dir: Path | None = None
+    """Folder of the TFDS data sets; by default that of TFDS itself,
+    ~/tensorflow_datasets. The digits need none."""
+    checkpoint_every: int = 25
+    """Rounds of training between two checkpoints."""
+
+    regularizer: Literal["relevance", "l2", "l1", "none"] = "relevance"
+    """What drives weights to zero between the prunes: the method's penalty on
+    irrelevant weights, 2*strength*irrelevance*w; the same on all weights (l2,
+    2*strength*w); strength*sign(w) (l1); or nothing."""
+    strength: float = 1e-4
+    """Coefficient of the regularizer right after a prune (gamma)."""
+    scale: float = 1.0
+    """A gradient this large makes a weight's irrelevance exp(-1) (alpha)."""
+    strength_decay_epochs: float = 0.0
+    """Epochs since the last prune in which the strength falls linearly to zero;
+    0 keeps it constant."""
+
+    fraction: float = 0.04
+    """Share of the remaining weights that one prune drops."""
+    scope: Literal["global", "leaf"] = "global"
+    """Whether a prune ranks weights over the whole network or tensor by tensor."""
+    bound: float = 0.98
+    """Prune whenever the validation accuracy is above this. With --relative-bound,
+    how far below that of the dense network it may fall."""
+    relative_bound: bool = False
+    """Whether the bound counts from the dense network's validation accuracy."""
+    interval: int = 250
+    """Updates between two evaluations, and so at least between two prunes."""
+    epochs: int = 75
+    """Epochs of iterative pruning at the most."""
+    patience: int | None = None
+    """Stop pruning after this many evaluations in a row without a prune."""
+
+    batch_size: int = 100
+    """Images in a batch."""
+    dense_epochs: int = 20
+    """Epochs of dense training before the pruning, its learning rate falling to zero
+    along a cosine."""
+    dense_learning_rate: float = 1e-3
+    """Adam's initial learning rate in dense training."""
+    learning_rate: float = 1e-3
+    """Adam's (initial) learning rate during pruning."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate over the epochs of pruning."""
+    finetune_epochs: int = 0
+    """Epochs of training after the pruning, from the sparsest network that met the
+    bound, without regularizer and with nothing pruned."""
+    finetune_learning_rate: float = 3e-4
+    """Adam's learning rate in that."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        name = f"{self.experiment}-{self.regularizer}-seed{self.seed}"
+        return self.out if self.out is not None else Path("runs") / name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything that the run's results depend on, as JSON data."""
+        fields = dataclasses.asdict(self)
+        return {name: fields[name] for name in fields if name not in PLACES}
+
+    @property
+    def config_id(self) -> str:
+        """Short hash that runs share when they differ in nothing but the seed."""
+        fields = {k: v for k, v in self.to_dict().items() if k != "seed"}
+        text = json.dumps(fields, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def validate(self) -> None:
+        """Raises `ExperimentError` for the first value that makes no sense."""
+        at_least: dict[str, int] = {
+            "seed": 0,
+            "checkpoint_every": 1,
+            "strength": 0,
+            "strength_decay_epochs": 0,
+            "interval": 1,
+            "epochs": 1,
+            "batch_size": 1,
+            "dense_epochs": 1,
+            "finetune_epochs": 0,
+        }
+        above_zero = (
+            "scale",
+            "dense_learning_rate",
+            "learning_rate",
+            "finetune_learning_rate",
+        )
+        fields: dict[str, Any] = dataclasses.asdict(self)
+        for name, value in fields.items():
+            if name in at_least:
+                low = at_least[name]
+                check(name, value, low <= value < math.inf, f"{low} or more")
+            elif name in above_zero:
+                check(name, value, 0 < value < math.inf, "above 0")
+        patience = self.patience
+        check("patience", patience, patience is None or patience >= 1, "1 or more")
+        check("seed", self.seed, self.seed < 2**31, "below 2**31")
+        check("fraction", self.fraction, 0 < self.fraction < 1, "between 0 and 1")
+        check("bound", self.bound, 0 <= self.bound < 1, "in [0, 1)")
+
+
+def check(name: str, value: object, condition: bool, wanted: str) -> None:
+    """Raises `ExperimentError` naming the flag unless `condition` holds."""
+    if not condition:
+        flag = "--" + name.replace("_", "-")
+        raise ExperimentError(f"{flag} must be {wanted}; got {value!r}.")

@@ -1,0 +1,147 @@
+"""The image sets: read once, kept as uint8 arrays, split for good.
+
+The test set is a function, not an array, so that nothing but the end of a run reads it.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.config import ExperimentError
+
+# How many of the training images decide about prunes instead of being trained on.
+NUM_VALIDATION = 5_000
+
+
+class Split(NamedTuple):
+    """Images `[N, H, W, C]` as uint8 and their labels `[N]` as int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A data set as the experiments use it.
+
+    Attributes:
+      train: what the networks are trained on.
+      validation: what decides about prunes, held out of the training set.
+      read_test: reads the test set.
+      white: value of a white pixel; images are divided by it.
+    """
+
+    train: Split
+    validation: Split
+    read_test: Callable[[], Split]
+    white: int
+
+
+def load(name: str, data_dir: Path | None, command: str) -> Dataset:
+    """Returns the data set called `name`.
+
+    Args:
+      name: "digits", or a set of 28x28 images in TFDS.
+      data_dir: folder of the TFDS sets, or None for that of TFDS itself.
+      command: what the user ran, for an error message to repeat.
+
+    Raises:
+      ExperimentError: the set is neither there nor can be prepared.
+    """
+    if name == "digits":
+        return load_digits()
+    builder = prepared_builder(name, data_dir, command)
+    train = read(builder, "train")
+    # The order is fixed: the seed of a run must not change what it is measured on.
+    order = np.random.default_rng(0).permutation(len(train.labels))
+    return Dataset(
+        train=take(train, np.sort(order[NUM_VALIDATION:])),
+        validation=take(train, np.sort(order[:NUM_VALIDATION])),
+        read_test=lambda: read(builder, "test"),
+        white=255,
+    )
+
+
+def load_digits() -> Dataset:
+    """Returns scikit-learn's 1,797 scanned digits: 60 % train, 20 % each the rest."""
+    from sklearn import datasets, model_selection
+
+    bunch: Any = datasets.load_digits()
+    digits = Split(
+        bunch.images[..., None].astype(np.uint8), bunch.target.astype(np.int32)
+    )
+
+    def divide(index: np.ndarray, share: float) -> Any:
+        return model_selection.train_test_split(
+            index, test_size=share, stratify=digits.labels[index], random_state=0
+        )
+
+    train, rest = divide(np.arange(len(digits.labels)), 0.4)
+    validation, test = divide(rest, 0.5)
+    return Dataset(
+        train=take(digits, train),
+        validation=take(digits, validation),
+        read_test=lambda: take(digits, test),
+        white=16,
+    )
+
+
+def take(split: Split, index: np.ndarray) -> Split:
+    """Returns the chosen examples."""
+    return Split(split.images[index], split.labels[index])
+
+
+def prepared_builder(name: str, data_dir: Path | None, command: str) -> Any:
+    """Returns the TFDS builder of a set that is on the disk, preparing it if it can."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    # It logs an error for every file whose records are compressed in groups.
+    logging.set_verbosity(logging.FATAL)
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    if not builder.is_prepared():
+        if not has_tensorflow():
+            raise ExperimentError(
+                f"no data set {name} in {builder.data_path}; to download and prepare "
+                f"it there: pip install -e '.[prepare]' && {command}"
+            )
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            raise ExperimentError(
+                f"TFDS could not prepare {name} in {builder.data_path}: "
+                f"{first_line(error)}"
+            ) from error
+    return builder
+
+
+def has_tensorflow() -> bool:
+    """Whether TensorFlow, which TFDS prepares a set with, is installed."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def read(builder: Any, split: str) -> Split:
+    """Decodes a whole split of a prepared set."""
+    try:
+        source = builder.as_data_source(split=split)
+        count = builder.info.splits[split].num_examples
+        examples = source.__getitems__(list(range(count)))
+        return Split(
+            np.stack([example["image"] for example in examples]),
+            np.asarray([example["label"] for example in examples], np.int32),
+        )
+    except Exception as error:
+        # Whatever TFDS, the record reader or the image decoder trips over, it is the
+        # files: there is nothing in this call that depends on us.
+        raise ExperimentError(
+            f"cannot read {builder.name} in {builder.data_path}, which is damaged or "
+            f"incomplete (delete it to prepare it anew): {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Returns the type and the first line of an exception's message."""
+    message = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {message}"

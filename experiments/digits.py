@@ -1,0 +1,24 @@
+"""LeNet-300-100 on scikit-learn's scanned digits: the whole method in a minute.
+
+python -m experiments digits
+"""
+
+from experiments.config import Config
+
+CONFIG = Config(
+    experiment="digits",
+    dataset="digits",
+    network="lenet300",
+    strength=1e-3,
+    scale=1e-2,
+    fraction=0.1,
+    bound=0.01,
+    relative_bound=True,
+    interval=200,
+    epochs=750,
+    batch_size=64,
+    learning_rate=2e-3,
+    dense_epochs=100,
+    finetune_epochs=125,
+    finetune_learning_rate=1e-3,
+)

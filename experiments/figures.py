@@ -1,0 +1,173 @@
+"""The figures of a run, drawn from its metrics and summary alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+VERMILION, SKY, GREY, BLACK = "#D55E00", "#56B4E9", "#767676", "#000000"
+LAYER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+}
+SPARSITY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+
+
+def draw(rows: list[Row], summary: dict[str, Any], folder: Path) -> None:
+    """Draws all figures of a run into its folder, each as PNG and as PDF."""
+    title = f"{summary['network']}, {summary['dataset']}, {summary['regularizer']}"
+    sparse_rows = [row for row in rows if row["phase"] != "dense"]
+    with figure(folder / "accuracy", title) as axes:
+        draw_accuracy(axes, sparse_rows, summary)
+    with figure(folder / "layers", title) as axes:
+        draw_layers(axes, summary)
+    with figure(folder / "relevance", title) as axes:
+        draw_relevance(axes, sparse_rows)
+
+
+@contextmanager
+def figure(path: Path, title: str) -> Iterator[Axes]:
+    """Gives axes to draw in, and writes them to `path` as PNG and PDF."""
+    with mpl.rc_context(STYLE):
+        canvas = FigureCanvasAgg(Figure(figsize=(5.2, 3.4), layout="constrained"))
+        axes = canvas.figure.add_subplot()
+        axes.set_title(title, fontsize=9, loc="left", color=GREY)
+        yield axes
+        for suffix in (".png", ".pdf"):
+            canvas.figure.savefig(path.with_suffix(suffix))
+
+
+def draw_accuracy(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
+    """Draws validation accuracy against sparsity, one point a round."""
+    groups = (
+        ("pruned", "o", BLUE, [r for r in rows if r["pruned"]]),
+        (
+            "not pruned",
+            "x",
+            ORANGE,
+            [r for r in rows if not r["pruned"] and r["phase"] == "prune"],
+        ),
+        ("fine-tuning", "D", GREEN, [r for r in rows if r["phase"] == "finetune"]),
+    )
+    for label, marker, colour, group in groups:
+        if group:
+            axes.plot(
+                [1 - row["sparsity"] for row in group],
+                [100 * row["metric"] for row in group],
+                marker,
+                color=colour,
+                markerfacecolor="none",
+                markersize=4,
+                label=label,
+            )
+    for label, style, accuracy in (
+        ("dense", "--", summary["dense_validation_accuracy"]),
+        ("bound", ":", summary["validation_bound"]),
+    ):
+        axes.axhline(
+            100 * accuracy, color=GREY, linestyle=style, linewidth=1, label=label
+        )
+    axes.plot(
+        1 - summary["sparsity"],
+        100 * summary["validation_accuracy"],
+        "*",
+        color=VERMILION,
+        markeredgecolor=BLACK,
+        markeredgewidth=0.6,
+        markersize=10,
+        label="result",
+    )
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    least = min(1 - row["sparsity"] for row in rows)
+    ticks = [s for s in SPARSITY_TICKS if 1 - s >= 0.9 * least]
+    axes.xaxis.set_major_locator(ticker.FixedLocator([1 - s for s in ticks]))
+    axes.xaxis.set_major_formatter(
+        ticker.FuncFormatter(lambda kept, _: f"{100 * (1 - kept):.4g}")
+    )
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.set_xlabel("sparsity (%), log scale of the weights kept")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.figure.legend(
+        loc="outside lower center", ncols=6, handletextpad=0.3, columnspacing=1
+    )
+
+
+def draw_layers(axes: Axes, summary: dict[str, Any]) -> None:
+    """Draws the final sparsity of each tensor and of them all."""
+    layers = dict(summary["layers"])
+    layers["total"] = {"kept": summary["kept"], "size": summary["total"]}
+    shares = [100 * (1 - layer["kept"] / layer["size"]) for layer in layers.values()]
+    colours = [BLUE] * (len(layers) - 1) + [VERMILION]
+    axes.barh(list(layers), shares, color=colours, height=0.7)
+    for place, (share, layer) in enumerate(zip(shares, layers.values(), strict=True)):
+        kept = f"{layer['kept']:,} of {layer['size']:,} kept"
+        axes.text(123, place, f"{share:.1f} %", ha="right", va="center", fontsize=8)
+        axes.text(128, place, kept, va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    # Room for the labels beyond the bars.
+    axes.set_xlim(0, 182)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("sparsity (%)", loc="left")
+
+
+def draw_relevance(axes: Axes, rows: list[Row]) -> None:
+    """Draws which share of the remaining weights is relevant, round by round.
+
+    A share is that of one batch, and batches differ: the lines are running means.
+    """
+    layers: dict[str, str] = {}
+    numbers = range(1, len(rows) + 1)
+    for path in rows[0]["relevant_by_leaf"]:
+        layer, _, kind = path.rpartition("/")
+        colour = layers.setdefault(layer, LAYER_COLOURS[len(layers)])
+        shares = [row["relevant_by_leaf"][path] for row in rows]
+        axes.plot(
+            numbers,
+            running_mean(shares),
+            color=colour,
+            linestyle=":" if kind == "bias" else "-",
+            label=path,
+        )
+    total = [row["relevant"] for row in rows]
+    axes.plot(numbers, running_mean(total), color=BLACK, linewidth=2, label="total")
+    axes.set_xlabel("round")
+    axes.set_ylabel("relevant weights (% of those kept)")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    axes.figure.legend(loc="outside lower center", ncols=4, columnspacing=1.2)
+
+
+def running_mean(shares: list[float | None], width: int = 11) -> np.ndarray:
+    """Returns percentages averaged over `width` rounds; NaN where there are none."""
+    values = np.asarray(shares, float)
+    there = np.isfinite(values)
+    ones = np.ones(min(width, len(values)))
+    sums = np.convolve(np.where(there, values, 0.0), ones, mode="same")
+    counts = np.convolve(there, ones, mode="same")
+    means = np.divide(sums, counts, out=np.full(len(values), np.nan), where=there)
+    return 100 * means

@@ -1,0 +1,19 @@
+"""LeNet-300-100 (266,610 parameters) on MNIST.
+
+python -m experiments lenet300-mnist --data-dir DATA
+"""
+
+from experiments.config import Config
+
+CONFIG = Config(
+    experiment="lenet300-mnist",
+    dataset="mnist",
+    network="lenet300",
+    strength=1e-4,
+    scale=1.0,
+    fraction=0.04,
+    bound=0.982,
+    epochs=200,
+    learning_rate=2e-3,
+    schedule="cosine",
+)

@@ -1,0 +1,117 @@
+"""The networks the experiments train: LeNet-300-100 and LeNet-5."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+NUM_CLASSES = 10
+
+
+def patches_conv(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    precision: jax.lax.PrecisionLike = None,
+    **unused,
+) -> jax.Array:
+    """Convolves by one matrix product over all patches of the image.
+
+    Takes the arguments of `jax.lax.conv_general_dilated` that `nnx.Conv` passes, for
+    channels-last images, unit strides and no padding. Inside a `lax.scan` XLA's own
+    convolution runs about ten times slower than this on a CPU.
+
+    Args:
+      inputs: images, `[B, H, W, C]`.
+      kernel: weights, `[h, w, C, D]`.
+      strides: must be (1, 1).
+      padding: must be "VALID".
+      precision: that of the matrix product.
+      **unused: the arguments of `conv_general_dilated` that play no part here.
+
+    Returns:
+      The images' features, `[B, H - h + 1, W - w + 1, D]`.
+    """
+    del unused
+    if tuple(strides) != (1, 1) or padding != "VALID":
+        raise ValueError(
+            "patches_conv knows unit strides and VALID padding alone; "
+            f"got strides={strides!r}, padding={padding!r}."
+        )
+    height, width, channels, features = kernel.shape
+    rows = inputs.shape[1] - height + 1
+    columns = inputs.shape[2] - width + 1
+    patches = jnp.concatenate(
+        [
+            inputs[:, i : i + rows, j : j + columns, :]
+            for i in range(height)
+            for j in range(width)
+        ],
+        axis=-1,
+    )
+    weights = kernel.reshape(height * width * channels, features)
+    return jnp.matmul(patches, weights, precision=precision)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Halves height and width: the maximum of every 2x2 square of `[B, H, W, C]`.
+
+    Written as a reshape because the gradient of a windowed reduction, which is what
+    `nnx.max_pool` compiles to, is slow on a CPU.
+    """
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+class LeNet300(nnx.Module):
+    """LeNet-300-100: two hidden layers, 266,610 parameters on 28x28 images."""
+
+    def __init__(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs):
+        height, width, channels = image_shape
+        self.hidden1 = nnx.Linear(height * width * channels, 300, rngs=rngs)
+        self.hidden2 = nnx.Linear(300, 100, rngs=rngs)
+        self.output = nnx.Linear(100, NUM_CLASSES, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns the logits `[B, 10]` of `images`, `[B, H, W, C]`."""
+        x = images.reshape(images.shape[0], -1)
+        x = nnx.relu(self.hidden1(x))
+        x = nnx.relu(self.hidden2(x))
+        return self.output(x)
+
+
+class LeNet5(nnx.Module):
+    """LeNet-5 in its 20-50-500 form: 431,080 parameters on 28x28 images."""
+
+    def __init__(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs):
+        height, width, channels = image_shape
+
+        def conv(channels: int, features: int) -> nnx.Conv:
+            return nnx.Conv(
+                channels,
+                features,
+                kernel_size=(5, 5),
+                padding="VALID",
+                conv_general_dilated=patches_conv,
+                rngs=rngs,
+            )
+
+        self.conv1 = conv(channels, 20)
+        self.conv2 = conv(20, 50)
+        rows, columns = ((size - 4) // 2 for size in (height, width))
+        rows, columns = ((size - 4) // 2 for size in (rows, columns))
+        self.hidden = nnx.Linear(rows * columns * 50, 500, rngs=rngs)
+        self.output = nnx.Linear(500, NUM_CLASSES, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Returns the logits `[B, 10]` of `images`, `[B, H, W, C]`."""
+        x = max_pool(nnx.relu(self.conv1(images)))
+        x = max_pool(nnx.relu(self.conv2(x)))
+        x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
+        return self.output(x)
+
+
+NETWORKS = {"lenet300": LeNet300, "lenet5": LeNet5}

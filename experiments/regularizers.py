@@ -1,0 +1,72 @@
+"""The penalties that can drive the pruning: relevance, and what it is compared with.
+
+All of them share one schedule, counted in updates since the last prune, so that a
+comparison changes the penalty and nothing else.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import sparse_optax
+
+
+def decayed(strength: float, num_steps: int) -> optax.ScalarOrSchedule:
+    """Returns strength * max(0, 1 - t / num_steps), or a constant without steps."""
+    if num_steps == 0:
+        return strength
+    return optax.linear_schedule(strength, 0.0, num_steps)
+
+
+def add_sign_decay(
+    strength: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    """Adds strength * sign(w): the gradient of the penalty strength * sum |w|.
+
+    Its state is that of `sparse_optax.add_relevance_decay`, so that a prune restarts
+    a schedule of strength here as it does there.
+    """
+
+    def init_fn(params):
+        del params
+        return sparse_optax.RelevanceDecayState(
+            steps_since_prune=jnp.zeros([], jnp.int32)
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        if params is None:
+            raise ValueError("add_sign_decay needs params in update.")
+        steps = state.steps_since_prune
+        gamma = strength(steps) if callable(strength) else strength
+        updates = jax.tree.map(lambda g, w: g + gamma * jnp.sign(w), updates, params)
+        return updates, sparse_optax.RelevanceDecayState(
+            steps_since_prune=jnp.asarray(optax.safe_increment(steps))
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def make_regularizer(
+    name: str, strength: float, scale: float, decay_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the link that adds the gradient of the penalty called `name`.
+
+    Args:
+      name: "relevance", "l2", "l1" or "none".
+      strength: gamma, the penalty's coefficient right after a prune.
+      scale: alpha, the gradient's unit; of use to "relevance" alone.
+      decay_steps: updates after a prune in which the strength falls to zero; 0 keeps
+        it constant.
+
+    Returns:
+      A link to put before the optimizer. All four keep the same kind of state.
+    """
+    gamma = decayed(0.0 if name == "none" else strength, decay_steps)
+    if name == "l1":
+        return add_sign_decay(gamma)
+    if name == "l2":
+        return sparse_optax.add_relevance_decay(
+            gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad)
+        )
+    return sparse_optax.add_relevance_decay(gamma, scale)

@@ -1,0 +1,101 @@
+"""What a run shows in the terminal: a progress bar, and tables at the end."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+Show = Callable[[str, float, float], None]
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, done: int, total: int) -> Iterator[Show]:
+    """Shows a bar of all rounds of a run while the context lasts.
+
+    Args:
+      console: where to.
+      done: rounds done before.
+      total: rounds there are to be.
+
+    Yields:
+      The function to call after every round: phase, sparsity and metric.
+    """
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("sparsity {task.fields[sparsity]}  accuracy {task.fields[metric]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(
+            "start", completed=done, total=total, sparsity="-", metric="-"
+        )
+
+        def show(phase: str, sparsity: float, metric: float) -> None:
+            progress.update(
+                task,
+                advance=1,
+                description=phase,
+                sparsity=percent(sparsity),
+                metric=percent(metric),
+            )
+
+        yield show
+        # Patience may have ended the pruning early.
+        progress.update(task, completed=total)
+
+
+def percent(share: float) -> str:
+    """Returns a fraction as a percentage with two decimals."""
+    return f"{100 * share:.2f} %"
+
+
+def compression(kept: int, size: int) -> str:
+    """Returns how many times fewer weights are kept."""
+    return f"{size / kept:.1f}x" if kept else "-"
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Prints what a run has come to: dense against sparse, then layer by layer."""
+    outcome = Table(
+        title=f"{summary['network']} on {summary['dataset']}, "
+        f"{summary['regularizer']}, seed {summary['seed']}"
+    )
+    for name in ("", "dense", "sparse"):
+        outcome.add_column(name, justify="right" if name else "left")
+    for title, key in (
+        ("test accuracy", "test_accuracy"),
+        ("validation accuracy", "validation_accuracy"),
+    ):
+        outcome.add_row(title, percent(summary[f"dense_{key}"]), percent(summary[key]))
+    kept, total = summary["kept"], summary["total"]
+    outcome.add_row("weights", f"{total:,}", f"{kept:,}")
+    outcome.add_row("sparsity", percent(0), percent(summary["sparsity"]))
+    outcome.add_row("compression", "1.0x", compression(kept, total))
+
+    layers = Table(title="Layer by layer")
+    layers.add_column("layer")
+    for name in ("weights", "kept", "sparsity", "compression"):
+        layers.add_column(name, justify="right")
+    for path, layer in summary["layers"].items():
+        kept, size = layer["kept"], layer["size"]
+        layers.add_row(
+            path,
+            f"{size:,}",
+            f"{kept:,}",
+            percent(1 - kept / size),
+            compression(kept, size),
+        )
+    console.print(outcome, layers, f"{summary['wall_seconds']:.0f} seconds")

@@ -1,0 +1,98 @@
+"""The results table of the README, from the stored summaries of finished runs.
+
+    python -m experiments.results [FOLDER ...]
+
+stores the summary of each finished run FOLDER in experiments/results, if any are given,
+and writes the table between the two markers in README.md.
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from experiments.config import ExperimentError
+from experiments.records import read_json, write_json
+
+STORE = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN = "<!-- results: begin (python -m experiments.results) -->"
+END = "<!-- results: end -->"
+HEADER = (
+    "| data set | network | regularizer | seeds | dense error, % | error, % "
+    "| sparsity, % | weights kept | compression | minutes |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+)
+
+
+def store(folder: Path, target: Path) -> None:
+    """Copies the summary of a finished run into the folder `target`."""
+    summary = read_json(folder / "summary.json")
+    if summary is None:
+        raise ExperimentError(f"{folder} holds no finished run.")
+    names = ("experiment", "regularizer", "config_id")
+    name = "-".join(summary[key] for key in names)
+    target.mkdir(exist_ok=True)
+    write_json(target / f"{name}-seed{summary['seed']}.json", summary)
+
+
+def table(summaries: Iterable[dict[str, Any]]) -> str:
+    """Returns a Markdown table: a row for each configuration, over its seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    keys = ("dataset", "network", "regularizer", "config_id")
+    for summary in summaries:
+        groups[tuple(summary[key] for key in keys)].append(summary)
+    return HEADER + "".join(row(runs) for _, runs in sorted(groups.items()))
+
+
+def row(runs: list[dict[str, Any]]) -> str:
+    """Returns the table row of runs that differ in their seeds alone."""
+
+    def column(values: Iterable[float], form: str) -> str:
+        values = list(values)
+        text = format(statistics.fmean(values), form)
+        if len(values) > 1:
+            text += " ± " + format(statistics.stdev(values), form)
+        return text
+
+    first = runs[0]
+    cells = (
+        first["dataset"],
+        first["network"],
+        first["regularizer"],
+        str(len(runs)),
+        column((100 * (1 - run["dense_test_accuracy"]) for run in runs), ".2f"),
+        column((100 * (1 - run["test_accuracy"]) for run in runs), ".2f"),
+        column((100 * run["sparsity"] for run in runs), ".2f"),
+        column((run["kept"] for run in runs), ",.0f") + f" of {first['total']:,}",
+        column((run["total"] / max(run["kept"], 1) for run in runs), ".1f"),
+        column((run["wall_seconds"] / 60 for run in runs), ".1f"),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def insert(text: str, new: str) -> str:
+    """Returns `text` with `new` in place of what stands between the markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ExperimentError(f"README.md needs {BEGIN} and {END}, once each.")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{new}{END}{after}"
+
+
+def main(folders: list[str]) -> None:
+    """Stores the given runs and rewrites the table."""
+    try:
+        for folder in folders:
+            store(Path(folder), STORE)
+        summaries = [json.loads(path.read_text()) for path in STORE.glob("*.json")]
+        README.write_text(insert(README.read_text(), table(summaries)))
+    except ExperimentError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

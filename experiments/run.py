@@ -1,0 +1,279 @@
+"""A run of an experiment: dense training, iterative pruning, fine-tuning, the test."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.console import Console
+
+import sparse_optax
+from experiments import data, figures, optimizers, report, training
+from experiments.checkpoint import Checkpoints
+from experiments.config import Config, ExperimentError
+from experiments.environment import environment
+from experiments.networks import NETWORKS
+from experiments.records import RunFolder
+
+
+def run(config: Config, command: str) -> None:
+    """Makes the run that `config` describes, or what is left of it.
+
+    Args:
+      config: a valid configuration.
+      command: what the user typed, for messages to repeat.
+
+    Raises:
+      ExperimentError: the output folder or the data set cannot be used.
+    """
+    console = Console(highlight=False)
+    folder = RunFolder(config.folder)
+    folder.check(config)
+    summary = folder.summary()
+    if summary is not None:
+        console.print(f"{folder.path} holds this run, finished:", soft_wrap=True)
+        report.print_summary(console, summary)
+        return
+    dataset = data.load(config.dataset, config.data_dir, command)
+    summary = Run(config, folder, dataset, console).finish()
+    report.print_summary(console, summary)
+    console.print(f"Metrics, checkpoints, figures: {folder.path}", soft_wrap=True)
+
+
+class Run:
+    """The course of a run, from the last checkpoint in its folder on.
+
+    Every round of updates, of whatever phase, is one row of the metrics; the number of
+    rows so far is the number of a checkpoint. A checkpoint holds the state of dense
+    training, or afterwards the dense params and the state of the iterative algorithm.
+    """
+
+    def __init__(
+        self, config: Config, folder: RunFolder, dataset: data.Dataset, console: Console
+    ):
+        self.config = config
+        self.folder = folder
+        self.dataset = dataset
+        self.console = console
+        self.started = time.monotonic()
+        num_train = len(dataset.train.labels)
+        if config.batch_size > num_train:
+            raise ExperimentError(
+                f"--batch-size must be {num_train} or less, the size of the training "
+                f"set; got {config.batch_size}."
+            )
+        self.network, params = training.init_network(
+            NETWORKS[config.network],
+            dataset.train.images.shape[1:],
+            dataset.white,
+            config.seed,
+        )
+        self.evaluate = training.make_evaluate(self.network, dataset.validation)
+        # Not before the data and the settings have proved to fit each other: a run
+        # that could not start must not keep its folder from the next.
+        folder.claim(config)
+
+        steps_per_epoch = num_train // config.batch_size
+        self.rounds = [
+            # At least one round of any epochs at all.
+            max(epochs * steps_per_epoch // config.interval, min(epochs, 1))
+            for epochs in (config.dense_epochs, config.epochs, config.finetune_epochs)
+        ]
+        dense_steps, pruning_steps, _ = (n * config.interval for n in self.rounds)
+        self.dense_optimizer = optimizers.dense_optimizer(config, dense_steps)
+        self.pruning_optimizer = optimizers.pruning_optimizer(
+            config, pruning_steps, steps_per_epoch
+        )
+
+        # Either `dense` or both `dense_params` and `pruning` are in use at a time.
+        self.dense = training.init_state(
+            params, self.dense_optimizer, jnp.zeros([], jnp.int32)
+        )
+        self.dense_params: Any = None
+        self.pruning: Any = None
+        self.seconds_before = 0.0
+        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+        self.saved = self.checkpoints.latest()
+
+    def finish(self) -> dict[str, Any]:
+        """Goes through all that is left to do; writes and returns the summary."""
+        self.resume()
+        with report.progress_bar(
+            self.console, len(self.folder.rows), sum(self.rounds)
+        ) as show:
+            if self.pruning is None:
+                self.train_dense(show)
+            self.train_sparse(show)
+        summary = self.test()
+        figures.draw(self.folder.rows, summary, self.folder.path)
+        summary["wall_seconds"] = self.seconds()
+        self.folder.finish(summary)
+        return summary
+
+    def train_dense(self, show: report.Show) -> None:
+        """Trains the dense network to the end."""
+        train = self.make_train(self.dense_optimizer)
+        for index in range(len(self.folder.rows), self.rounds[0]):
+            self.dense = train(self.dense)
+            metric = self.evaluate(self.dense.params)
+            self.record(
+                {"phase": "dense", "round": index, "metric": metric},
+                {"sparsity": 0.0, "pruned": False},
+                self.dense,
+            )
+            show("dense", 0.0, metric)
+            self.save({"dense": self.dense}, "dense", only_if_due=True)
+        self.dense_params = self.dense.params
+        self.pruning = self.start_pruning()
+
+    def start_pruning(self) -> sparse_optax.IterativePruningState:
+        """Returns the state of the iterative algorithm before its first round."""
+        state = training.init_state(
+            self.dense.params, self.pruning_optimizer, self.dense.step
+        )
+        rounds = sparse_optax.pruning_rounds(
+            train=lambda state: state,
+            evaluate=lambda state: 0.0,
+            prune=None,
+            bound=0.0,
+        )
+        return rounds.init(state)
+
+    def bound(self) -> float:
+        """Returns the validation accuracy above which a network is pruned."""
+        if self.config.relative_bound:
+            return self.evaluate(self.dense_params) - self.config.bound
+        return self.config.bound
+
+    def train_sparse(self, show: report.Show) -> None:
+        """Prunes and fine-tunes to the end."""
+        config = self.config
+        finetune = None
+        if self.rounds[2]:
+            finetune = self.make_train(optimizers.finetuning_optimizer(config))
+        for done in sparse_optax.iterative_pruning(
+            self.pruning,
+            train=self.make_train(self.pruning_optimizer),
+            evaluate=lambda state: self.evaluate(state.params),
+            prune=functools.partial(
+                training.prune, fraction=config.fraction, scope=config.scope
+            ),
+            bound=self.bound(),
+            max_rounds=self.rounds[1],
+            patience=config.patience,
+            finetune=finetune,
+            finetune_rounds=self.rounds[2],
+        ):
+            self.pruning = done.state
+            self.record(
+                {"phase": done.phase, "round": done.index, "metric": done.metric},
+                {"sparsity": done.sparsity, "pruned": done.pruned},
+                done.state.current,
+            )
+            show(done.phase, done.sparsity, done.metric)
+            self.save(self.sparse_tree(), "sparse", only_if_due=True)
+        self.save(self.sparse_tree(), "sparse")
+
+    def test(self) -> dict[str, Any]:
+        """Measures both networks on the test set, and sums the run up."""
+        best = self.pruning.best
+        sparse_optax.check_sparsity(best.params, best.opt_state)
+        masks = sparse_optax.get_masks(best.opt_state)
+        sizes = sparse_optax.sparsity_report(best.params, masks)
+        test_accuracy = training.make_evaluate(self.network, self.dataset.read_test())
+        return {
+            **self.config.to_dict(),
+            "config_id": self.config.config_id,
+            "dense_test_accuracy": test_accuracy(self.dense_params),
+            "test_accuracy": test_accuracy(best.params),
+            "dense_validation_accuracy": self.evaluate(self.dense_params),
+            "validation_accuracy": self.evaluate(best.params),
+            "validation_bound": self.bound(),
+            "sparsity": sizes.total.sparsity,
+            "kept": sizes.total.kept,
+            "total": sizes.total.size,
+            "compression": sizes.total.compression,
+            "layers": {
+                path: {"kept": leaf.kept, "size": leaf.size}
+                for path, leaf in sizes.leaves.items()
+            },
+            **environment(),
+        }
+
+    def make_train(
+        self, optimizer: optax.GradientTransformationExtraArgs
+    ) -> Callable[[training.TrainState], training.TrainState]:
+        """Returns the function that makes one round of updates."""
+        return training.make_train(
+            self.network,
+            optimizer,
+            self.dataset.train,
+            batch_size=self.config.batch_size,
+            num_steps=self.config.interval,
+            seed=self.config.seed,
+            scale=self.config.scale,
+        )
+
+    def record(
+        self, what: dict[str, Any], outcome: dict[str, Any], state: training.TrainState
+    ) -> None:
+        """Adds a row to the metrics."""
+        progress = state.progress
+        by_leaf = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): number(share)
+            for path, share in jax.tree.leaves_with_path(progress.relevant_by_leaf)
+        }
+        self.folder.append(
+            {
+                **what,
+                **outcome,
+                "step": int(state.step),
+                "loss": number(progress.loss),
+                "relevant": number(progress.relevant),
+                "relevant_by_leaf": by_leaf,
+            }
+        )
+
+    def resume(self) -> None:
+        """Takes the run up where its last sound checkpoint left it."""
+        self.folder.rewind(self.saved or 0)
+        if self.saved is None:
+            return
+        notes = self.checkpoints.notes(self.saved)
+        self.seconds_before = notes["seconds"]
+        if notes["phase"] == "dense":
+            target = {"dense": self.dense}
+            self.dense = self.checkpoints.restore(self.saved, target)["dense"]
+        else:
+            target = {"dense": self.dense.params, "pruning": self.start_pruning()}
+            restored = self.checkpoints.restore(self.saved, target)
+            self.dense_params, self.pruning = restored["dense"], restored["pruning"]
+        self.console.print(f"Going on after {self.saved} rounds.")
+
+    def sparse_tree(self) -> dict[str, Any]:
+        """Returns what there is to save once the dense training is done."""
+        return {"dense": self.dense_params, "pruning": self.pruning}
+
+    def save(
+        self, tree: dict[str, Any], phase: str, *, only_if_due: bool = False
+    ) -> None:
+        """Saves a checkpoint, unless this round has one."""
+        count = len(self.folder.rows)
+        if only_if_due and count % self.config.checkpoint_every:
+            return
+        if count != self.saved:
+            notes = {"phase": phase, "seconds": self.seconds()}
+            self.checkpoints.save(count, tree, notes)
+            self.saved = count
+
+    def seconds(self) -> float:
+        """Returns the time the run has taken, interruptions left out."""
+        return self.seconds_before + time.monotonic() - self.started
+
+
+def number(value: jax.Array) -> float | None:
+    """Returns a scalar as JSON knows it, which is without NaN."""
+    return float(value) if jnp.isfinite(value) else None

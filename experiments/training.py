@@ -1,0 +1,171 @@
+"""Compiled training and evaluation: many updates a call, and none of them in Python."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import sparse_optax
+from experiments.data import Split
+
+
+class Progress(NamedTuple):
+    """What training reports about its latest stretch of updates."""
+
+    loss: jax.Array  # shape=(), dtype=float32; mean loss without the regularizer.
+    relevant: jax.Array  # shape=(), dtype=float32; share of the remaining weights.
+    relevant_by_leaf: Any  # The same for each leaf; a tree like params.
+
+
+class TrainState(NamedTuple):
+    """Everything that training goes on from."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array  # shape=(), dtype=int32; updates so far, and so place in the data.
+    progress: Progress
+
+
+class Network(NamedTuple):
+    """A flax network in functional form."""
+
+    graphdef: Any
+    white: int
+
+    def logits(self, params: Any, images: jax.Array) -> jax.Array:
+        """Returns the logits `[B, K]` of uint8 `images`, `[B, H, W, C]`."""
+        scaled = images.astype(jnp.float32) / self.white
+        return nnx.merge(self.graphdef, params)(scaled)
+
+    def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """Returns the mean cross-entropy."""
+        logits = self.logits(params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def init_network(
+    network: Callable[..., nnx.Module], shape: tuple[int, ...], white: int, seed: int
+) -> tuple[Network, Any]:
+    """Returns a network for images of `shape` and its initial params, a dict."""
+    graphdef, params = nnx.split(network(shape, rngs=nnx.Rngs(seed)))
+    return Network(graphdef, white), nnx.to_pure_dict(params)
+
+
+def init_state(
+    params: Any, optimizer: optax.GradientTransformationExtraArgs, step: jax.Array
+) -> TrainState:
+    """Returns the state to start training `params` from."""
+    zero = jnp.zeros([], jnp.float32)
+    progress = Progress(zero, zero, jax.tree.map(lambda _: zero, params))
+    return TrainState(params, optimizer.init(params), step, progress)
+
+
+def make_train(
+    network: Network,
+    optimizer: optax.GradientTransformationExtraArgs,
+    data: Split,
+    *,
+    batch_size: int,
+    num_steps: int,
+    seed: int,
+    scale: float,
+) -> Callable[[TrainState], TrainState]:
+    """Returns the function that makes `num_steps` updates in one compiled call.
+
+    Every epoch goes once through the examples in an order that depends on the seed and
+    the epoch alone, so that the step count says where in the data a state stands.
+
+    Args:
+      network: what is trained.
+      optimizer: the chain that trains it.
+      data: the training set.
+      batch_size: examples an update.
+      num_steps: updates a call.
+      seed: that of the order of the examples.
+      scale: relevance is reported for this scale.
+    """
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    steps_per_epoch = len(data.labels) // batch_size
+    key = jax.random.key(seed)
+
+    def shuffle(epoch: jax.Array) -> jax.Array:
+        epoch_key = jax.random.fold_in(key, epoch)
+        return jax.random.permutation(epoch_key, len(data.labels))
+
+    def gradients(params, step, order, images, labels):
+        start = step % steps_per_epoch * batch_size
+        batch = jax.lax.dynamic_slice(order, (start,), (batch_size,))
+        return jax.value_and_grad(network.loss)(params, images[batch], labels[batch])
+
+    def update(carry, _, images, labels):
+        params, opt_state, step, order = carry
+        loss, grads = gradients(params, step, order, images, labels)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        step = step + 1
+        order = jax.lax.cond(
+            step % steps_per_epoch == 0,
+            lambda: shuffle(step // steps_per_epoch),
+            lambda: order,
+        )
+        return (params, opt_state, step, order), loss
+
+    # The data are arguments, because constants would be copied into the program.
+    @jax.jit
+    def train(state, images, labels):
+        order = shuffle(state.step // steps_per_epoch)
+        carry = (state.params, state.opt_state, state.step, order)
+        carry, losses = jax.lax.scan(
+            functools.partial(update, images=images, labels=labels),
+            carry,
+            length=num_steps,
+        )
+        params, opt_state, step, order = carry
+        _, grads = gradients(params, step, order, images, labels)
+        relevant = relevant_shares(params, grads, scale)
+        return TrainState(params, opt_state, step, Progress(losses.mean(), *relevant))
+
+    return lambda state: train(state, images, labels)
+
+
+def prune(
+    state: TrainState, fraction: float, scope: Literal["global", "leaf"]
+) -> TrainState:
+    """Drops a share of the remaining weights, between two rounds of training."""
+    params, opt_state = sparse_optax.prune(
+        state.params, state.opt_state, fraction, scope=scope
+    )
+    return state._replace(params=params, opt_state=opt_state)
+
+
+def relevant_shares(params: Any, grads: Any, scale: float) -> tuple[jax.Array, Any]:
+    """Returns the share of relevant ones among the weights that are not zero.
+
+    Weights that were pruned are left out: their gradient is not zero, but they are no
+    longer there to be relevant. In total, and leaf by leaf; NaN where none is left.
+    """
+    masks = sparse_optax.relevance_mask(grads, scale)
+    relevant = jax.tree.map(lambda m, w: jnp.sum(m & (w != 0)), masks, params)
+    remaining = jax.tree.map(jnp.count_nonzero, params)
+    total = jnp.divide(optax.tree.sum(relevant), optax.tree.sum(remaining))
+    return total, jax.tree.map(jnp.divide, relevant, remaining)
+
+
+def make_evaluate(network: Network, data: Split) -> Callable[[Any], float]:
+    """Returns the function from params to the accuracy on `data`."""
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+
+    @jax.jit
+    def count_correct(params, images, labels):
+        def correct(example):
+            image, label = example
+            return network.logits(params, image[None])[0].argmax() == label
+
+        # Piecewise, because the patches of a convolution are many times its images.
+        return jax.lax.map(correct, (images, labels), batch_size=500).sum()
+
+    return lambda params: int(count_correct(params, images, labels)) / len(labels)

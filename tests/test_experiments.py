@@ -1,0 +1,552 @@
+"""The experiments: run for a few steps, killed and resumed, and piece by piece."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+import sparse_optax
+from experiments import (
+    data,
+    lenet300_mnist,
+    networks,
+    optimizers,
+    regularizers,
+    results,
+    speed,
+    training,
+)
+from experiments.__main__ import EXPERIMENTS, main
+from experiments.config import Config, ExperimentError
+
+ROOT = Path(__file__).parent.parent
+DATA_DIR = Path(
+    os.environ.get("SPARSE_OPTAX_DATA_DIR", ROOT.parent / "shared" / "data" / "tfds")
+)
+needs_data = pytest.mark.skipif(
+    not DATA_DIR.is_dir(),
+    reason="no TFDS folder: neither SPARSE_OPTAX_DATA_DIR nor ../shared/data/tfds",
+)
+# Sixteen updates are an epoch of the digits, and here a round.
+TINY = (
+    *("--dense-epochs", "3", "--interval", "16", "--finetune-epochs", "2"),
+    *("--bound", "0.95", "--checkpoint-every", "3"),
+)
+KEYS = {
+    *("dataset", "network", "regularizer", "seed", "config_id", "wall_seconds"),
+    *("dense_test_accuracy", "test_accuracy", "validation_accuracy", "sparsity"),
+    *("kept", "total", "compression", "versions", "hardware", "commit", "date"),
+}
+
+
+def digits(out, *flags):
+    """Returns the arguments of a run of the digits into a folder."""
+    return ["digits", "--out", str(out), *TINY, "--epochs", "8", *flags]
+
+
+def read_rows(out):
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_summary(out):
+    """Returns the summary but for what may differ between equal runs."""
+    summary = json.loads((out / "summary.json").read_text())
+    return {k: v for k, v in summary.items() if k not in ("wall_seconds", "date")}
+
+
+def read_state(out):
+    """Returns the last checkpoint of a run as NumPy arrays by path."""
+    count = max(int(path.name) for path in (out / "checkpoints").iterdir())
+    folder = (out / "checkpoints" / str(count) / "state").resolve()
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(folder)
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def assert_same_run(left, right):
+    """Checks that two folders hold runs with the same course and outcome."""
+    assert (left / "metrics.jsonl").read_bytes() == (
+        right / "metrics.jsonl"
+    ).read_bytes()
+    assert read_summary(left) == read_summary(right)
+    states = read_state(left), read_state(right)
+    assert states[0].keys() == states[1].keys()
+    for path, leaf in states[0].items():
+        np.testing.assert_array_equal(leaf, states[1][path], err_msg=path)
+
+
+def error_line(capsys, arguments):
+    """Runs a command that must fail; returns its one line."""
+    with pytest.raises(SystemExit) as info:
+        main(arguments)
+    message = str(info.value.code)
+    assert message.startswith("error: ") and "\n" not in message, message
+    assert "Traceback" not in capsys.readouterr().err
+    return message
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the digits: its folder, and how often it read the test set."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    reads = []
+    load = data.load
+
+    def counting_load(*arguments):
+        dataset = load(*arguments)
+
+        def read_test():
+            # All rounds are over when the test set is first looked at.
+            reads.append(len(read_rows(out)))
+            return dataset.read_test()
+
+        return dataset._replace(read_test=read_test)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", counting_load)
+        main(digits(out))
+    return out, reads
+
+
+# ------------------------------------------------------------------------ whole runs
+
+
+def test_digits_writes_everything(finished):
+    out, _ = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() >= KEYS
+    assert summary["dataset"] == "digits" and summary["network"] == "lenet300"
+    assert summary["total"] == 50_610
+    assert summary["sparsity"] == pytest.approx(1 - summary["kept"] / 50_610)
+    assert (
+        sum(layer["kept"] for layer in summary["layers"].values()) == (summary["kept"])
+    )
+    state = read_state(out)
+    masks = [leaf for path, leaf in state.items() if "best" in path and "masks" in path]
+    assert sum(mask.sum() for mask in masks) == summary["kept"]
+    rows = read_rows(out)
+    assert [row["phase"] for row in rows] == (
+        ["dense"] * 3 + ["prune"] * 8 + ["finetune"] * 2
+    )
+    assert any(row["pruned"] for row in rows)
+    assert rows[-1]["relevant_by_leaf"].keys() == summary["layers"].keys()
+    for name in ("accuracy", "layers", "relevance"):
+        assert (out / f"{name}.pdf").stat().st_size > 5_000
+        with Image.open(out / f"{name}.png") as image:
+            assert image.width >= 1_500
+            assert len(image.getcolors(1 << 24) or ()) > 10
+
+
+def test_test_set_is_read_once_at_the_end(finished):
+    out, reads = finished
+    assert reads == [len(read_rows(out))]
+
+
+def test_finished_run_says_so(finished, capsys, monkeypatch):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.setattr(data, "load", None)
+    main(digits(out))
+    assert "finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_other_configuration_is_an_error(finished, capsys):
+    out, _ = finished
+    message = error_line(capsys, digits(out, "--fraction", "0.2"))
+    assert "fraction 0.1 there, 0.2 here" in message and "strength" not in message
+    assert "seed 0 there, 1 here" in error_line(capsys, digits(out, "--seed", "1"))
+
+
+def test_damaged_checkpoint_is_passed_over(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / "summary.json").unlink()
+    last = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    largest = max((last / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    # Rows that are in no checkpoint, the last one torn by a kill.
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "finetune"}\n{"phase": "fi')
+    main(digits(out))
+    assert_same_run(finished[0], out)
+
+
+def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
+    command = [sys.executable, "-m", "experiments"]
+    flags = ("--epochs", "40", "--fraction", "0.05")
+
+    def start(out):
+        return subprocess.Popen(
+            [*command, *digits(out, *flags)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def kill_when(out, condition):
+        process = start(out)
+        deadline = time.monotonic() + 120
+        while not condition() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+
+    def count_rows():
+        metrics = killed / "metrics.jsonl"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    # In dense training, in the middle of a checkpoint, and in pruning.
+    kill_when(killed, lambda: count_rows() >= 1)
+    kill_when(killed, lambda: any(killed.glob("checkpoints/*tmp*")))
+    kill_when(killed, lambda: count_rows() >= 20)
+    for out in (killed, whole):
+        process = start(out)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        assert ("Going on after" in output) == (out == killed)
+    assert_same_run(killed, whole)
+    rows = read_rows(whole)
+    assert len({(row["phase"], row["round"]) for row in rows}) == len(rows) == 45
+
+
+@needs_data
+@pytest.mark.parametrize("module", EXPERIMENTS[1:], ids=lambda m: m.CONFIG.experiment)
+def test_image_sets_for_a_few_steps(module, tmp_path, monkeypatch):
+    load = data.load
+
+    def short_load(*arguments):
+        dataset = load(*arguments)
+        sizes = len(dataset.train.labels), len(dataset.validation.labels)
+        assert sizes == (55_000, 5_000)
+        return dataset._replace(
+            train=data.take(dataset.train, np.arange(300)),
+            validation=data.take(dataset.validation, np.arange(100)),
+        )
+
+    monkeypatch.setattr(data, "load", short_load)
+    config = module.CONFIG
+    main(
+        [
+            *(config.experiment, "--out", str(tmp_path), "--data-dir", str(DATA_DIR)),
+            *("--dense-epochs", "1", "--epochs", "2", "--interval", "3"),
+            *("--bound", "0.01"),
+        ]
+    )
+    summary = read_summary(tmp_path)
+    assert summary["dataset"] == config.dataset
+    assert summary["network"] == config.network
+    assert 0 < summary["sparsity"] <= config.fraction + 1e-6
+    # 10,000 test images, and no other set, give accuracies in such steps.
+    assert summary["test_accuracy"] * 10_000 == pytest.approx(
+        round(summary["test_accuracy"] * 10_000)
+    )
+
+
+# ------------------------------------------------------------- mistakes of the user's
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--fraction", "1.5"),
+        ("--fraction", "nan"),
+        ("--bound", "1"),
+        ("--strength", "-0.1"),
+        ("--scale", "0"),
+        ("--interval", "0"),
+        ("--seed", "-1"),
+        ("--patience", "0"),
+        ("--learning-rate", "inf"),
+        ("--batch-size", "2000"),
+    ],
+)
+def test_bad_values_are_named(flag, value, capsys, tmp_path):
+    message = error_line(capsys, digits(tmp_path, flag, value))
+    assert flag in message and value.lstrip("-")[:3] in message
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_folder_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot read" in error_line(capsys, digits(tmp_path / "file" / "run"))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "run")
+    assert "cannot write" in error_line(capsys, digits(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("experiment", ["lenet300-mnist", "lenet5-fashion"])
+def test_missing_data_set(experiment, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "has_tensorflow", lambda: False)
+    arguments = [experiment, "--out", str(tmp_path / "run")]
+    arguments += ["--data-dir", str(tmp_path / "data")]
+    message = error_line(capsys, arguments)
+    assert str(tmp_path / "data") in message
+    assert "[prepare]" in message
+    assert "python -m experiments " + " ".join(arguments) in message
+
+
+@needs_data
+@pytest.mark.parametrize("damage", ["no shard", "half a shard", "no metadata"])
+def test_damaged_data_set(damage, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "has_tensorflow", lambda: False)
+    shutil.copytree(DATA_DIR / "mnist", tmp_path / "mnist")
+    if damage == "no metadata":
+        (broken,) = tmp_path.rglob("dataset_info.json")
+    else:
+        (broken,) = tmp_path.rglob("mnist-train*")
+    content = broken.read_bytes()
+    broken.unlink()
+    if damage == "half a shard":
+        broken.write_bytes(content[: len(content) // 2])
+    arguments = ["lenet300-mnist", "--out", str(tmp_path / "run")]
+    message = error_line(capsys, [*arguments, "--data-dir", str(tmp_path)])
+    assert str(tmp_path / "mnist") in message
+
+
+def test_help_documents_every_setting(capsys):
+    with pytest.raises(SystemExit) as info:
+        main(["digits", "--help"])
+    assert not info.value.code
+    text = capsys.readouterr().out
+    fixed = ("experiment", "dataset", "network")
+    for name in Config.__dataclass_fields__:
+        assert ("--" + name.replace("_", "-") in text) == (name not in fixed)
+
+
+def test_config_id_depends_on_hyperparameters_alone():
+    def identity(**changes):
+        fields = {**lenet300_mnist.CONFIG.__dict__, **changes}
+        return Config(**fields).config_id
+
+    assert identity() == identity(seed=3) == identity(out=Path("elsewhere"))
+    assert identity() != identity(strength=2e-4)
+    assert identity() != identity(regularizer="l1")
+
+
+# ------------------------------------------------------------------- piece by piece
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [
+        ("lenet300", (28, 28, 1), 266_610),
+        ("lenet300", (8, 8, 1), 50_610),
+        ("lenet5", (28, 28, 1), 431_080),
+    ],
+)
+def test_parameter_counts(name, shape, count):
+    network, params = training.init_network(networks.NETWORKS[name], shape, 255, 0)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+    images = jnp.zeros((2, *shape), jnp.uint8)
+    assert network.logits(params, images).shape == (2, 10)
+
+
+def test_patches_conv_is_the_convolution():
+    keys = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(keys[0], (3, 9, 8, 2))
+
+    def outcome(conv):
+        layer = nnx.Conv(
+            *(2, 4, (5, 3)),
+            padding="VALID",
+            rngs=nnx.Rngs(1),
+            conv_general_dilated=conv,
+        )
+
+        def loss(layer, images):
+            return jnp.sum(jnp.sin(layer(images)))
+
+        return layer(images), nnx.grad(loss, argnums=(0, 1))(layer, images)
+
+    ours = outcome(networks.patches_conv)
+    theirs = outcome(jax.lax.conv_general_dilated)
+    assert ours[0].shape == (3, 5, 6, 4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        *(ours, theirs),
+    )
+
+
+def test_patches_conv_refuses_what_it_does_not_know():
+    arguments = jnp.zeros((1, 5, 5, 1)), jnp.zeros((3, 3, 1, 1))
+    with pytest.raises(ValueError, match="strides"):
+        networks.patches_conv(*arguments, (2, 2), "VALID")
+    with pytest.raises(ValueError, match="SAME"):
+        networks.patches_conv(*arguments, (1, 1), "SAME")
+
+
+def test_max_pool():
+    images = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    expected = nnx.max_pool(images, (2, 2), strides=(2, 2))
+    np.testing.assert_array_equal(networks.max_pool(images), expected)
+
+
+@pytest.mark.parametrize("name", ["relevance", "l2", "l1", "none"])
+def test_regularizers_by_hand(name):
+    strength, scale, steps = 0.3, 0.5, 4
+    w = np.array([1.5, -2.0, 0.0, 0.25], np.float32)
+    g = np.array([0.1, -0.7, 0.3, 0.0], np.float32)
+    penalty = {
+        "relevance": 2 * strength * np.exp(-np.abs(g) / scale) * w,
+        "l2": 2 * strength * w,
+        "l1": strength * np.sign(w),
+        "none": 0 * w,
+    }[name]
+    params, grads = {"w": jnp.asarray(w)}, {"w": jnp.asarray(g)}
+    tx = optax.chain(
+        regularizers.make_regularizer(name, strength, scale, steps),
+        sparse_optax.prune_by_magnitude(0.5),
+    )
+
+    def check(state, factor):
+        updates, state = tx.update(grads, state, params)
+        np.testing.assert_allclose(updates["w"], g + factor * penalty, rtol=1e-5)
+        return state
+
+    state = tx.init(params)
+    for factor in (1, 0.75, 0.5):
+        state = check(state, factor)
+    # A prune restarts the schedule. Of nothing, it leaves the weights as they are.
+    _, state = sparse_optax.prune(params, state, fraction=0.0)
+    for factor in (1, 0.75, 0.5, 0.25, 0, 0):
+        state = check(state, factor)
+
+
+def test_constant_strength():
+    tx = regularizers.make_regularizer("l1", 0.3, 1.0, decay_steps=0)
+    params = {"w": jnp.ones(2)}
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update({"w": jnp.zeros(2)}, state, params)
+    np.testing.assert_allclose(updates["w"], [0.3, 0.3])
+    assert state.steps_since_prune == 3
+
+
+def test_state_says_where_in_the_data_training_stands():
+    """Rounds of any length make the same updates, through several epochs."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 17, (50, 4, 4, 1), np.uint8)
+    split = data.Split(images, rng.integers(0, 10, 50, np.int32))
+    network, params = training.init_network(networks.LeNet300, (4, 4, 1), 16, 0)
+    optimizer = optimizers.pruning_optimizer(lenet300_mnist.CONFIG, 40, 7)
+    zero = jnp.zeros([], jnp.int32)
+
+    def train(num_steps, num_rounds, seed=0):
+        state = training.init_state(params, optimizer, zero)
+        round_of = training.make_train(
+            *(network, optimizer, split),
+            batch_size=7,
+            num_steps=num_steps,
+            seed=seed,
+            scale=1.0,
+        )
+        for _ in range(num_rounds):
+            state = round_of(state)
+        return state
+
+    long, short = train(20, 1), train(5, 4)
+    jax.tree.map(np.testing.assert_array_equal, long[:3], short[:3])
+    other = train(20, 1, seed=1)
+    assert jnp.any(other.params["output"]["kernel"] != long.params["output"]["kernel"])
+
+
+def test_every_epoch_goes_once_through_the_data():
+    # Image i is all i, so that the mean of the weight's gradients tells who was there.
+    split = data.Split(
+        np.arange(12, dtype=np.uint8)[:, None, None, None], np.zeros(12, np.int32)
+    )
+
+    class Spy:
+        def loss(self, params, images, labels):
+            return jnp.vdot(params, jnp.zeros(12).at[images.ravel()].add(1.0))
+
+    optimizer = optax.sgd(1.0)
+    train = training.make_train(
+        *(Spy(), optimizer, split), batch_size=4, num_steps=1, seed=0, scale=1.0
+    )
+    state = training.init_state(jnp.zeros(12), optimizer, jnp.zeros([], jnp.int32))
+    seen = []
+    for _ in range(6):
+        before, state = state, train(state)
+        seen.append(np.flatnonzero(before.params - state.params))
+    for epoch in (seen[:3], seen[3:]):
+        assert sorted(np.concatenate(epoch)) == list(range(12))
+    assert not all(np.array_equal(*pair) for pair in zip(seen, seen[3:], strict=False))
+
+
+def test_relevant_shares():
+    params = {"a": jnp.array([1.0, 0.0, 2.0, 3.0]), "b": jnp.zeros(2)}
+    grads = {"a": jnp.array([5.0, 5.0, 0.0, 5.0]), "b": jnp.ones(2)}
+    total, by_leaf = training.relevant_shares(params, grads, scale=1.0)
+    assert total == by_leaf["a"] == pytest.approx(2 / 3)
+    assert jnp.isnan(by_leaf["b"])
+
+
+def test_speed_measures_both():
+    method, plain = speed.measure(lenet300_mnist.CONFIG, num_steps=2, num_turns=1)
+    assert method > 0 and plain > 0
+
+
+# -------------------------------------------------------------------- results table
+
+
+def test_results_table(tmp_path, monkeypatch):
+    common = {
+        **{"experiment": "digits", "dataset": "digits", "network": "lenet300"},
+        **{"regularizer": "relevance", "config_id": "0123abcd"},
+        **{"dense_test_accuracy": 0.975, "sparsity": 0.98, "kept": 20, "total": 1_000},
+    }
+    for seed, accuracy in enumerate((0.96, 0.98)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        summary = {"seed": seed, "test_accuracy": accuracy, "wall_seconds": 90.0}
+        (folder / "summary.json").write_text(json.dumps(common | summary))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    monkeypatch.setattr(results, "README", readme)
+    monkeypatch.setattr(results, "STORE", tmp_path / "stored")
+    results.main([str(tmp_path / "0"), str(tmp_path / "1")])
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "old" not in text
+    assert (
+        "| digits | lenet300 | relevance | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 "
+        "| 98.00 ± 0.00 | 20 ± 0 of 1,000 | 50.0 ± 0.0 | 1.5 ± 0.0 |\n"
+    ) in text
+    results.main([])
+    assert readme.read_text() == text
+    assert len(list((tmp_path / "stored").iterdir())) == 2
+    with pytest.raises(SystemExit, match="no finished run"):
+        results.main([str(tmp_path)])
+
+
+def test_results_need_the_markers():
+    with pytest.raises(ExperimentError, match="once each"):
+        results.insert("no markers", "table")
+
+
+def test_readme_has_the_markers():
+    assert results.insert((ROOT / "README.md").read_text(), "table\n")
