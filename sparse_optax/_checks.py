@@ -13,6 +13,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from sparse_optax import _trees
+
 Scope = Literal["global", "leaf"]
 ScalarOrSchedule = float | jax.Array | optax.Schedule
 
@@ -31,7 +33,10 @@ def check_number(
 
     The range is [low, high], or (low, high] with `open_low`.
     """
-    if isinstance(value, jax.Array | np.ndarray) and jnp.ndim(value) == 0:
+    is_array = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
+    if is_array and (
+        jnp.issubdtype(value.dtype, jnp.integer) or _trees.is_floating(value)
+    ):
         return
     if schedule and callable(value):
         return
@@ -45,8 +50,8 @@ def check_number(
         number = math.inf if value > 0 else -math.inf
     inside = low < number <= high if open_low else low <= number <= high
     if not inside or (finite and math.isinf(number)):
-        range_ = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        wanted = f"finite and in {range_}" if finite else f"in {range_}"
+        wanted = f"in {'(' if open_low else '['}{low:g}, {high:g}]"
+        wanted = f"finite and {wanted}" if finite else wanted
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
 
 
@@ -94,5 +99,5 @@ def value_at(name: str, value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """A number, or a schedule's value at `count`, as a `float32` scalar."""
     result = jnp.asarray(value(count) if callable(value) else value, jnp.float32)
     if result.shape:
-        raise ValueError(f"{name} must be a scalar; its schedule returned {result}.")
+        raise ValueError(f"{name} must be a scalar; got {result}.")
     return result

@@ -7,7 +7,9 @@ one. JAX has no 64-bit integers unless the user asks for them, `float32` cannot 
 weights needs.
 """
 
+import functools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -70,11 +72,17 @@ def count_true(x: jax.Array) -> Count:
     return Count(jnp.uint32(0), rows) if axis == 0 else sum_words(rows)
 
 
+def count_true_in(leaves: Iterable[jax.Array]) -> Count:
+    """How many elements of all these boolean arrays are true."""
+    return functools.reduce(add, map(count_true, leaves), constant(0))
+
+
 def sum_words(words: jax.Array) -> Count:
     """The sum of at most 2^24 `uint32` numbers."""
     if words.size > 1 << 24:
         raise ValueError(
-            f"cannot count a leaf with {words.size} leading rows of nearly 2^32 weights"
+            f"cannot count a leaf of {words.size} rows of up to 2^32 weights: its "
+            "leading axes are too long"
         )
     total = constant(0)
     for shift in (0, 8, 16, 24):  # byte by byte, of which sums do not overflow

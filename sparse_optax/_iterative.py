@@ -48,7 +48,7 @@ class PruningRound:
     metric: float  # of this round's network, before it was pruned
     sparsity: float  # of the same
     pruned: bool  # whether weights were removed after the evaluation
-    num_prunes: int  # so far
+    num_prunes: int  # so far, over all pruning links
     best_metric: float
     best_sparsity: float
     state: IterativePruningState  # to checkpoint, or to take `best` from
@@ -95,12 +95,14 @@ def pruning_rounds(
             state of another tree.
 
     Examples:
-        See `iterative_pruning`, and in place of its loop, all rounds in one program::
+        As `iterative_pruning`; but in place of its loop, all rounds in one program::
+
+            def step(state, _):
+                state = rounds.round(state)
+                return state, (state.metric, state.sparsity)
 
             state, history = jax.lax.scan(
-                lambda s, _: (s := rounds.round(s), (s.metric, s.sparsity)),
-                rounds.init(train_state),
-                length=max_rounds,
+                step, rounds.init(train_state), length=max_rounds
             )
     """
 
@@ -116,7 +118,7 @@ def pruning_rounds(
         minus_infinity = jnp.float32(-jnp.inf)
         return IterativePruningState(
             current=train_state,
-            best=train_state,
+            best=_copy(train_state),
             metric=minus_infinity,
             sparsity=_sparsity(train_state),
             best_metric=minus_infinity,
@@ -201,8 +203,8 @@ def iterative_pruning(
             It may be any tree, such as `(params, opt_state)` or a linen `TrainState`,
             that holds an optimizer state with a pruning link. Or where to go on: the
             `state` of an earlier `PruningRound`, from a checkpoint perhaps.
-        train: makes the training steps of one round. It should be jitted; it need not
-            be pure, and may read batches from an iterator.
+        train: makes the training steps of one round. It should be jitted, and may
+            donate its argument; it need not be pure, and may read from an iterator.
         evaluate: measures the validation metric, a scalar, larger is better.
         prune: removes weights for good, as `sparse_optax.prune` does; or makes one
             training step with `prune=True`. It is traced.
@@ -292,7 +294,7 @@ def iterative_pruning(
             yield _report(state)
         if finetune_rounds and not state.finetuning:
             state = state._replace(
-                current=state.best,
+                current=_copy(state.best),
                 rounds_since_prune=jnp.zeros([], jnp.int32),
                 finetuning=jnp.ones([], bool),
             )
@@ -317,6 +319,11 @@ def _report(state: IterativePruningState) -> PruningRound:
     )
 
 
+def _copy(train_state):
+    """New arrays, so that `train` may donate what it is given."""
+    return jax.tree.map(jnp.copy, train_state)
+
+
 def _choose(condition, a, b):
     return lax.cond(condition, lambda a, b: a, lambda a, b: b, a, b)
 
@@ -326,10 +333,7 @@ def _mask_leaves(train_state):
 
 
 def _kept(train_state):
-    kept = _counts.constant(0)
-    for mask in _mask_leaves(train_state):
-        kept = _counts.add(kept, _counts.count_true(mask))
-    return kept
+    return _counts.count_true_in(_mask_leaves(train_state))
 
 
 def _sparsity(train_state):

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from sparse_optax import _counts, _trees
 from sparse_optax._trees import PyTree
 
 # Names of vectors, which a stack of layers turns into matrices.
-_VECTORS = ("bias", "scale", "b", "offset", "beta", "gamma")
+_VECTORS = ("bias", "scale", "offset", "beta", "gamma")
 
 
 def matrices_only(params: PyTree) -> PyTree:
@@ -19,7 +20,7 @@ def matrices_only(params: PyTree) -> PyTree:
 
     A ready `mask` for every function of this package that takes one. It selects the
     floating leaves of two or more axes, unless their last name is that of a vector
-    (`bias`, `scale`, `b`, `offset`, `beta` or `gamma`): under `nn.scan` or `nnx.vmap`
+    (`bias`, `scale`, `offset`, `beta` or `gamma`): under `nn.scan` or `nnx.vmap`
     the vectors of a stack of layers have two axes. Embeddings are matrices.
 
     Args:
@@ -83,8 +84,8 @@ def sparsity(tree: PyTree) -> jax.Array:
         tree: weights, or masks.
 
     Returns:
-        A `float32` scalar in [0, 1], from exact counts; 0 for a tree without elements.
-        Usable inside `jit`.
+        A `float32` scalar in [0, 1]; 0 for a tree without elements. Usable inside
+        `jit`; `sparsity_report` has the exact counts. Random keys are left out.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -94,10 +95,18 @@ def sparsity(tree: PyTree) -> jax.Array:
         0.6
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    zeros = _counts.constant(0)
-    for leaf in leaves:
-        zeros = _counts.add(zeros, _counts.count_true(leaf == 0))
+    leaves = [x for x in leaves if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    zeros = _counts.count_true_in(map(is_zero, leaves))
     return _counts.as_float(zeros) / max(sum(leaf.size for leaf in leaves), 1)
+
+
+def is_zero(x: jax.Array) -> jax.Array:
+    """Where `x` is exactly zero, of either sign."""
+    if not _trees.is_floating(x):
+        return x == 0
+    # By bits: a comparison may take numbers too small to be normal for zeros.
+    unsigned = jnp.dtype(f"uint{jnp.finfo(x.dtype).bits}")
+    return lax.bitcast_convert_type(x, unsigned) << 1 == 0
 
 
 class LeafSparsity(NamedTuple):
@@ -179,6 +188,8 @@ def sparsity_report(params: optax.Params, masks: optax.Params) -> SparsityReport
             if not _trees.is_masked(leaf):
                 size = int(np.size(leaf))
                 kept = size if _trees.is_masked(mask) else int(np.count_nonzero(mask))
+                if name in leaves:  # {"a/b": x, "a": {"b": y}}
+                    name = jax.tree_util.keystr(path)
                 leaves[name] = LeafSparsity(kept, size)
 
     jax.tree_util.tree_map_with_path(add, masks, params, is_leaf=_trees.is_masked)

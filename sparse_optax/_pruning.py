@@ -66,8 +66,9 @@ def prune_by_magnitude(
             floating leaf.
 
     Returns:
-        A transformation with the state `PruneState`. `update` needs params, returns
-        updates in their dtypes, and takes the extra argument `prune`, a boolean. With a
+        A transformation with the state `PruneState`. `update` needs params, returns the
+        updates of prunable leaves in the dtypes of those (and all others as they are),
+        and takes the extra argument `prune`, a boolean. With a
         Python False, or none, nothing of the selection is compiled; a traced one puts
         it under one `lax.cond`.
 
@@ -216,14 +217,15 @@ def _update(updates, state, params, prune, amount, scope):
     # and once for the weights that the caller stores. The barriers make them the same.
     barrier = lax.optimization_barrier if prune is not False else lambda x: x
     updates = _trees.map_masks(
-        lambda _, u, p: barrier(u.astype(p.dtype)), state.masks, updates, params
+        lambda _, u, p: barrier(jnp.asarray(u, jnp.result_type(p))),
+        *(state.masks, updates, params),
     )
 
     def drop():
         weights = _trees.map_masks(
             lambda _, p, u: barrier(p + u), state.masks, params, updates
         )
-        masks = drop_smallest(state.masks, weights, amount, scope)
+        masks = drop_from_masks(state.masks, weights, amount, scope)
         return masks, optax.safe_increment(state.num_prunes)
 
     def keep():
@@ -264,7 +266,7 @@ def up_to_sparsity(sparsity: jax.typing.ArrayLike) -> Amount:
     return amount
 
 
-def drop_smallest(
+def drop_from_masks(
     masks: optax.Params, weights: optax.Params, amount: Amount, scope: Scope
 ) -> optax.Params:
     """The masks with the smallest of the kept weights dropped."""
@@ -287,7 +289,5 @@ def _groups(tree: optax.Params, scope: Scope) -> list[list[jax.Array]]:
 
 
 def _amount_in(masks: list[jax.Array], amount: Amount) -> Count:
-    remaining = _counts.constant(0)
-    for mask in masks:
-        remaining = _counts.add(remaining, _counts.count_true(mask))
-    return amount(remaining, _counts.constant(sum(mask.size for mask in masks)))
+    total = _counts.constant(sum(mask.size for mask in masks))
+    return amount(_counts.count_true_in(masks), total)

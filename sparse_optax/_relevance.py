@@ -144,10 +144,10 @@ def relevance_penalty(
     def penalty(selected, w, g):
         if not selected:
             return jnp.float32(0)
-        _check_same_shape(w, g)
         held = jax.lax.stop_gradient(_irrelevance_of(g, scale, exponential))
         return jnp.sum(held * jnp.square(jnp.asarray(w, jnp.float32)))
 
+    _trees.check_fits(params, grads, "grads", like="params")
     selected = _trees.select_leaves(mask, params)
     terms = jax.tree.leaves(jax.tree.map(penalty, selected, params, grads))
     return jnp.asarray(strength, jnp.float32) * sum(terms, jnp.float32(0))
@@ -242,15 +242,18 @@ def relevance_shrinkage(
     def update_fn(updates, state, params=None, *, prune=False, **extra_args):
         del extra_args
         _checks.check_params(params)
+        _trees.check_fits(params, updates, "updates", like="params")
         steps = state.steps_since_prune
-        strength_now = jnp.maximum(_checks.value_at("strength", strength, steps), 0)
+        strength_now = _checks.value_at("strength", strength, steps)
+        strength_now = jnp.where(strength_now > 0, strength_now, 0)
         scale_now = _checks.value_at("scale", scale, steps)
 
         def shrink(selected, g, w):
             if not selected:
                 return optax.MaskedNode()
-            _check_same_shape(w, g)
             held = _irrelevance_of(g, scale_now, irrelevance_of)
+            # Where the gradient is not finite, there is no telling: leave the weight.
+            held = jnp.where(jnp.isfinite(g), held, 0)
             return 2 * strength_now * held * _at_least_float32(w)
 
         selected = _trees.select_leaves(mask, params)
@@ -264,7 +267,7 @@ def relevance_shrinkage(
 def add_shrinkage(updates: PyTree, shrinkage: PyTree, params: PyTree) -> PyTree:
     """`updates + shrinkage`, of the dtype that the updates and params have together."""
     return _trees.map_masks(
-        lambda s, u, w: (u + s).astype(jnp.promote_types(u.dtype, w.dtype)),
+        lambda s, u, w: (u + s).astype(jnp.result_type(u, w)),
         *(shrinkage, updates, params),
     )
 
@@ -287,12 +290,4 @@ def _irrelevance_of(g: jax.Array, scale: jax.Array, fn: IrrelevanceFn) -> jax.Ar
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
-    return jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _check_same_shape(w, g) -> None:
-    if jnp.shape(w) != jnp.shape(g):
-        raise ValueError(
-            f"updates must have the shapes of params; got {jnp.shape(g)} for a weight "
-            f"of shape {jnp.shape(w)}."
-        )
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

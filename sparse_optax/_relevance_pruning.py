@@ -42,7 +42,8 @@ def relevance_pruning(
     (clipping, lamb, muon, adafactor) would see a network that is not there.
 
     Args:
-        optimizer: any optax optimizer, learning rate included.
+        optimizer: any optax optimizer, learning rate included. What skips or discards
+            steps, such as `optax.MultiSteps`, belongs around the whole, not in here.
         strength: gamma >= 0, or an optax schedule of the updates since the last prune.
         scale: alpha > 0, in the units of the gradient, or such a schedule.
         fraction: of the remaining weights that a prune drops, in [0, 1], or an optax

@@ -38,10 +38,7 @@ def drop_smallest(
     keys = [_magnitude_key(w, m, dtype) for w, m in zip(weights, masks, strict=True)]
 
     def count_below(bound: jax.Array) -> Count:
-        total = _counts.constant(0)
-        for key in keys:
-            total = _counts.add(total, _counts.count_true(key < bound))
-        return total
+        return _counts.count_true_in(key < bound for key in keys)
 
     # The largest bound with fewer than k keys below it is the k-th smallest key.
     num_bits = jnp.iinfo(dtype).bits - 1  # the sign bit is never set
@@ -100,15 +97,15 @@ def _first(ties: jax.Array, n: Count, num_ties: Count) -> jax.Array:
         here = jnp.ones_like(ties)  # the row in which the end lies
         for axis, size in enumerate(ties.shape):
             index = lax.broadcasted_iota(
-                jnp.int32, ties.shape, axis, out_sharding=jax.typeof(ties).sharding
+                jnp.uint32, ties.shape, axis, out_sharding=jax.typeof(ties).sharding
             )
-            last = size if axis == ties.ndim - 1 else size - 1
+            last = jnp.uint32(size if axis == ties.ndim - 1 else max(size - 1, 0))
 
             def fits(end, before=before, here=here, index=index, last=last):
                 taken = ties & (before | (here & (index < end)))
                 return (end <= last) & ~_counts.less(n, _counts.count_true(taken))
 
-            end = _largest(size.bit_length(), jnp.int32, fits)
+            end = _largest(size.bit_length(), jnp.uint32, fits)
             before, here = before | (here & (index < end)), here & (index == end)
         return ties & before
 

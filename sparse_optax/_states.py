@@ -15,7 +15,7 @@ import optax
 
 from sparse_optax import _checks, _pruning, _trees
 from sparse_optax._checks import Scope
-from sparse_optax._masks import zero_pruned
+from sparse_optax._masks import is_zero, zero_pruned
 from sparse_optax._pruning import PruneState
 from sparse_optax._relevance import RelevanceDecayState
 from sparse_optax._relevance_pruning import RelevancePruningState, clear_pruned
@@ -101,7 +101,7 @@ def _prune(params, masks, fraction, sparsity, scope):
         amount = _pruning.fraction_of_remaining(fraction)
     else:
         amount = _pruning.up_to_sparsity(sparsity)
-    masks = _pruning.drop_smallest(masks, params, amount, scope)
+    masks = _pruning.drop_from_masks(masks, params, amount, scope)
     return zero_pruned(params, masks), masks
 
 
@@ -142,7 +142,7 @@ def masks_from_zeros(
     def mark_link(state: PruneState) -> PruneState:
         _trees.check_masks_fit(state.masks, weights, "params")
         masks = _trees.map_masks(
-            lambda m, _, w, s: m & (w != 0) if s else m,
+            lambda m, _, w, s: m & ~is_zero(w) if s else m,
             *(state.masks, state.masks, weights, selected),
         )
         return state._replace(masks=masks)
@@ -218,7 +218,7 @@ def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
         def check(path, mask, weight):
             if _trees.is_masked(mask):
                 return
-            nonzero = int(np.count_nonzero(~mask & (weight != 0)))
+            nonzero = int(np.count_nonzero(~mask & ~is_zero(jnp.asarray(weight))))
             if nonzero:
                 pruned = int(np.count_nonzero(~mask))
                 revived.append(f"{nonzero} of {pruned} at {_trees.leaf_name(path)}")
@@ -260,7 +260,7 @@ def _replace_states(
                 pruning = new_pruning(state.pruning)
                 return RelevancePruningState(
                     decay=new_decay(state.decay),
-                    optimizer=clear_pruned(state.optimizer, pruning.masks),
+                    optimizer=clear_pruned(walk(state.optimizer), pruning.masks),
                     pruning=pruning,
                 )
 
@@ -269,7 +269,10 @@ def _replace_states(
             return node
         return _trees.rebox(replace(_trees.unbox(node)), like=node)
 
-    return jax.tree.map(visit, opt_state, is_leaf=lambda x: isinstance(x, _STATES))
+    def walk(tree):
+        return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, _STATES))
+
+    return walk(opt_state)
 
 
 def _merge(a, b):

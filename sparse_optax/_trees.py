@@ -99,11 +99,14 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
     if mask is not None:
         tree = mask(params) if callable(mask) else mask
         for name, leaf in named_leaves(tree):
-            if not (_is_boolean(leaf) or is_masked(leaf)):
+            # A lone True, which selects what None does, comes of a function that
+            # optax.inject_hyperparams took for a schedule.
+            lone = leaf is True and not jax.tree_util.all_leaves([params])
+            if not (_is_boolean(leaf) or is_masked(leaf)) or (lone and tree is leaf):
                 raise TypeError(
-                    f"mask must hold one Python boolean for each leaf of params; got "
-                    f"{leaf!r} at {name}. Under optax.inject_hyperparams list 'mask' "
-                    "in static_args."
+                    "mask must be a tree of Python booleans like params, or a function "
+                    f"that returns one; got {leaf!r} at {name}. Under "
+                    "optax.inject_hyperparams list 'mask' in static_args."
                 )
         try:
             selected = jax.tree.map(bool, jax.tree.broadcast(tree, params))
@@ -112,10 +115,14 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
                 f"mask does not fit the tree of params: {_difference(tree, params)}. "
                 "A function of params always does."
             ) from error
-        if not any(jax.tree.leaves(selected)):
-            names = [name for name, leaf in named_leaves(params) if not is_masked(leaf)]
-            raise ValueError(f"mask selects none of the leaves of params: {names}.")
-    return jax.tree.map(lambda s, p: s and is_floating(p), selected, params)
+    floating = jax.tree.map(is_floating, params)
+    taking_part = jax.tree.map(lambda s, f: s and f, selected, floating)
+    if any(jax.tree.leaves(floating)) and not any(jax.tree.leaves(taking_part)):
+        names = [name for name, leaf in named_leaves(floating) if leaf is True]
+        raise ValueError(
+            f"mask selects none of the floating leaves of params: {names}."
+        )
+    return taking_part
 
 
 def _is_boolean(x: Any) -> bool:
@@ -126,34 +133,40 @@ def _is_boolean(x: Any) -> bool:
 
 
 def check_masks_fit(masks: PyTree, tree: PyTree, argument: str) -> None:
-    """Raises where `masks`, from a state, cannot be those of `tree`.
-
-    Nothing is broadcast: a mask of shape (1, 4) does not fit weights of shape (4, 4).
-    """
-
-    def check(path, mask, leaf):
-        if is_masked(mask):
-            return
-        if mask.dtype != bool:
+    """Raises where `masks`, from a state, cannot be those of `tree`."""
+    for name, mask in named_leaves(masks):
+        if not is_masked(mask) and jnp.result_type(mask) != np.bool_:
             raise TypeError(
-                f"the mask at {leaf_name(path)} has dtype {mask.dtype} instead of "
+                f"the mask at {name} has dtype {jnp.result_type(mask)} instead of "
                 "bool: was the state cast, or restored into another dtype?"
             )
-        if is_masked(leaf) or jnp.shape(leaf) != mask.shape:
-            shape = "no array" if is_masked(leaf) else f"shape {jnp.shape(leaf)}"
+    check_fits(masks, tree, argument, like="the masks in the state")
+
+
+def check_fits(reference: PyTree, tree: PyTree, argument: str, like: str) -> None:
+    """Raises where `tree` has not the leaves of `reference`, or other shapes.
+
+    Nothing is broadcast: shape (1, 4) does not fit shape (4, 4).
+    """
+
+    def check(path, wanted, leaf):
+        if is_masked(wanted):
+            return
+        shape = None if is_masked(leaf) else jnp.shape(leaf)
+        if shape != jnp.shape(wanted):
             raise ValueError(
-                f"{argument} has {shape} at {leaf_name(path)}, where the masks in the "
-                f"state have shape {mask.shape}: is it the state of another model?"
+                f"{argument} has shape {shape} at {leaf_name(path)}, where {like} has "
+                f"{jnp.shape(wanted)}. Are they of the same model?"
             )
 
     try:
-        jax.tree.map(lambda *_: None, masks, tree, is_leaf=is_masked)
+        jax.tree.map(lambda *_: None, reference, tree, is_leaf=is_masked)
     except ValueError as error:
         raise ValueError(
-            f"{argument} and the masks in the state have different trees: "
-            f"{_difference(masks, tree)}. Is it the state of another model?"
+            f"{argument} has another tree than {like}: {_difference(reference, tree)}. "
+            "Are they of the same model?"
         ) from error
-    jax.tree_util.tree_map_with_path(check, masks, tree, is_leaf=is_masked)
+    jax.tree_util.tree_map_with_path(check, reference, tree, is_leaf=is_masked)
 
 
 def _difference(prefix: PyTree, tree: PyTree) -> str:

@@ -41,7 +41,7 @@ needs_data = pytest.mark.skipif(
 # Sixteen updates are an epoch of the digits, and here a round.
 TINY = (
     *("--dense-epochs", "3", "--interval", "16", "--finetune-epochs", "2"),
-    *("--bound", "0.95", "--checkpoint-every", "3"),
+    *("--bound", "0.95", "--checkpoint-every", "3", "--batch-size", "64"),
 )
 KEYS = {
     *("dataset", "network", "regularizer", "seed", "config_id", "wall_seconds"),
