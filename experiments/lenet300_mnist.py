@@ -12,8 +12,10 @@ CONFIG = Config(
     strength=1e-4,
     scale=1.0,
     fraction=0.04,
-    bound=0.982,
+    bound=0.98,
+    interval=107,
     epochs=200,
+    batch_size=256,
     learning_rate=2e-3,
     schedule="cosine",
 )
