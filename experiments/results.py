@@ -23,8 +23,8 @@ BEGIN = "<!-- results: begin (python -m experiments.results) -->"
 END = "<!-- results: end -->"
 HEADER = (
     "| data set | network | regularizer | seeds | dense error, % | error, % "
-    "| sparsity, % | weights kept | compression | minutes |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    "| sparsity, % | weights kept | compression |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -69,7 +69,6 @@ def row(runs: list[dict[str, Any]]) -> str:
         column((100 * run["sparsity"] for run in runs), ".2f"),
         column((run["kept"] for run in runs), ",.0f") + f" of {first['total']:,}",
         column((run["total"] / max(run["kept"], 1) for run in runs), ".1f"),
-        column((run["wall_seconds"] / 60 for run in runs), ".1f"),
     )
     return f"| {' | '.join(cells)} |\n"
 
