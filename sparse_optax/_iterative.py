@@ -82,7 +82,7 @@ def pruning_rounds(
         prune: removes weights for good, traceable; or None, never to prune.
         bound: the metric must be above it. May be traced.
         patience: after so many rounds without a prune, `round` changes nothing any more
-            (though it still trains in vain). By default never.
+            (though it still trains in vain, and may not donate). By default never.
 
     Returns:
         `PruningRounds(init, round)`, functions from a training state to an
@@ -105,7 +105,6 @@ def pruning_rounds(
                 step, rounds.init(train_state), length=max_rounds
             )
     """
-
     _checks.check_callable("train", train)
     _checks.check_callable("evaluate", evaluate)
     if prune is not None:
@@ -130,7 +129,8 @@ def pruning_rounds(
         )
 
     @jax.jit
-    def gate(state, trained, metric):
+    def gate(state, metric):
+        trained = state.current
         met = metric > bound
         sparser = _counts.less(_kept(trained), _kept(state.best))
         is_best = met & (sparser | (metric > state.best_metric))
@@ -147,7 +147,7 @@ def pruning_rounds(
         counted = _num_prunes(current) > _num_prunes(trained)
         pruned = counted & _counts.less(_kept(current), _kept(trained))
         since = optax.safe_increment(state.rounds_since_prune)
-        following = state._replace(
+        return state._replace(
             current=current,
             best=best,
             metric=metric,
@@ -158,9 +158,6 @@ def pruning_rounds(
             num_rounds=optax.safe_increment(state.num_rounds),
             rounds_since_prune=jnp.where(pruned, 0, since),
         )
-        if patience is None:
-            return following
-        return _choose(state.rounds_since_prune < patience, following, state)
 
     def round_fn(state):
         trained = train(state.current)
@@ -174,7 +171,10 @@ def pruning_rounds(
             raise ValueError(
                 f"evaluate must return a scalar; got shape {metric.shape}."
             )
-        return gate(state, trained, metric)
+        following = gate(state._replace(current=trained), metric)
+        if patience is None:
+            return following
+        return _choose(state.rounds_since_prune < patience, following, state)
 
     return PruningRounds(init_fn, round_fn)
 
@@ -278,7 +278,9 @@ def iterative_pruning(
     _checks.check_callable("prune", prune)
     if finetune is not None:
         _checks.check_callable("finetune", finetune)
-    pruning = pruning_rounds(train, evaluate, prune, bound=bound, patience=patience)
+    if patience is not None:
+        _checks.check_integer("patience", patience, low=1)
+    pruning = pruning_rounds(train, evaluate, prune, bound=bound)
     finetuning = pruning_rounds(
         train if finetune is None else finetune, evaluate, None, bound=bound
     )

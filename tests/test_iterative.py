@@ -495,3 +495,34 @@ def test_a_train_that_changes_shapes_is_an_error():
     rounds = call(train=lambda s: {**s, "params": {"w": jnp.ones(SIZE + 1)}})
     with pytest.raises((TypeError, ValueError)):
         next(rounds)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_train_and_finetune_may_donate_their_state(patience):
+    tx = sparse_optax.relevance_pruning(optax.adam(0.1), strength=1e-3)
+
+    def train(state):
+        params, opt_state = state
+        updates, opt_state = tx.update(params, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    def run(train):
+        params = {"w": jnp.arange(1.0, 9.0)}
+        rounds = sparse_optax.iterative_pruning(
+            (params, tx.init(params)),
+            train,
+            evaluate=lambda state: -jnp.abs(state[0]["w"]).min(),
+            prune=lambda state: sparse_optax.prune(*state, fraction=0.3),
+            bound=-2.0,
+            max_rounds=4,
+            patience=patience,
+            finetune=train,
+            finetune_rounds=2,
+        )
+        *history, last = rounds
+        return [(r.metric, r.sparsity) for r in history], last.state.best
+
+    history, best = run(jax.jit(train))
+    donated_history, donated_best = run(jax.jit(train, donate_argnums=0))
+    assert donated_history == history
+    chex.assert_trees_all_equal(donated_best, best)
