@@ -91,7 +91,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
 
 
 def test_the_commands_of_the_readme_exist():
-    installed = set(re.findall(r"pip install -e '\.\[(\w+)\]'", COMMANDS))
+    installed = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", COMMANDS))
     assert installed == {"experiments", "test", "prepare", "cuda", "tpu"}
     assert installed <= set(EXTRAS)
     run = [line.rsplit("&&", maxsplit=1)[-1].strip() for line in COMMANDS.splitlines()]

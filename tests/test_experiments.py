@@ -251,7 +251,7 @@ def test_image_sets_for_a_few_steps(module, tmp_path, monkeypatch):
         [
             *(config.experiment, "--out", str(tmp_path), "--data-dir", str(DATA_DIR)),
             *("--dense-epochs", "1", "--epochs", "2", "--interval", "3"),
-            *("--bound", "0.01"),
+            *("--bound", "0.01", "--batch-size", "100"),
         ]
     )
     summary = read_summary(tmp_path)
