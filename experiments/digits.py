@@ -1,6 +1,9 @@
 """LeNet-300-100 on scikit-learn's scanned digits: the whole method in a minute.
 
 python -m experiments digits
+
+Five seeds, on two cores in about 25 seconds each: 99.07 % sparse (98.80 to 99.43) at
+2.94 % test error, from a dense 2.17 %.
 """
 
 from experiments.config import Config
