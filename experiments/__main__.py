@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> None:
         run(config, command=" ".join(["python -m experiments", *arguments]))
     except ExperimentError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

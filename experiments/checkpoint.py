@@ -1,4 +1,7 @@
-"""Checkpoints that survive a kill at any moment, and damage to their files."""
+"""Checkpoints that survive a kill at any moment, and damage to their files.
+
+The manifest tells damage, not malice: resume only from folders that you trust.
+"""
 
 import hashlib
 import json

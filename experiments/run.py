@@ -134,13 +134,7 @@ class Run:
         state = training.init_state(
             self.dense.params, self.pruning_optimizer, self.dense.step
         )
-        rounds = sparse_optax.pruning_rounds(
-            train=lambda state: state,
-            evaluate=lambda state: 0.0,
-            prune=None,
-            bound=0.0,
-        )
-        return rounds.init(state)
+        return sparse_optax.IterativePruningState.start(state)
 
     def bound(self) -> float:
         """Returns the validation accuracy above which a network is pruned."""

@@ -33,6 +33,7 @@ def constant(n: int) -> Count:
 
 
 def add(a: Count, b: Count) -> Count:
+    """`a + b`, which must be below 2^64."""
     low = a.low + b.low
     return Count(a.high + b.high + (low < a.low), low)
 
@@ -45,15 +46,18 @@ def subtract(a: Count, b: Count) -> Count:
 
 
 def less(a: Count, b: Count) -> jax.Array:
+    """Whether `a < b`."""
     return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
 
 
 def minimum(a: Count, b: Count) -> Count:
+    """The smaller of the two."""
     smaller = less(a, b)
     return Count(*(jnp.where(smaller, x, y) for x, y in zip(a, b, strict=True)))
 
 
 def is_zero(a: Count) -> jax.Array:
+    """Whether `a == 0`."""
     return (a.high | a.low) == 0
 
 

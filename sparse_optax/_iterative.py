@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_optax import _checks, _counts
+from sparse_optax import _arguments, _counts
 from sparse_optax._states import prune_states
 
 TrainState = Any  # a tree of arrays
@@ -37,6 +37,23 @@ class IterativePruningState(NamedTuple):
     num_rounds: jax.Array  # shape=(), dtype=int32.
     rounds_since_prune: jax.Array  # shape=(), dtype=int32; or since fine-tuning began.
     finetuning: jax.Array  # shape=(), dtype=bool.
+
+    @classmethod
+    def start(cls, train_state: TrainState) -> "IterativePruningState":
+        """The state before the first round: `init` of `pruning_rounds`."""
+        sparsity, minus_infinity = _sparsity(train_state), jnp.float32(-jnp.inf)
+        return cls(
+            current=train_state,
+            best=_copy(train_state),
+            metric=minus_infinity,
+            sparsity=sparsity,
+            best_metric=jnp.copy(minus_infinity),
+            best_sparsity=jnp.copy(sparsity),
+            pruned=jnp.zeros([], bool),
+            num_rounds=jnp.zeros([], jnp.int32),
+            rounds_since_prune=jnp.zeros([], jnp.int32),
+            finetuning=jnp.zeros([], bool),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,28 +122,13 @@ def pruning_rounds(
                 step, rounds.init(train_state), length=max_rounds
             )
     """
-    _checks.check_callable("train", train)
-    _checks.check_callable("evaluate", evaluate)
+    _arguments.check_callable("train", train)
+    _arguments.check_callable("evaluate", evaluate)
     if prune is not None:
-        _checks.check_callable("prune", prune)
-    _checks.check_number("bound", bound, low=-jnp.inf, schedule=False)
+        _arguments.check_callable("prune", prune)
+    _arguments.check_number("bound", bound, low=-jnp.inf, schedule=False)
     if patience is not None:
-        _checks.check_integer("patience", patience, low=1)
-
-    def init_fn(train_state):
-        minus_infinity = jnp.float32(-jnp.inf)
-        return IterativePruningState(
-            current=train_state,
-            best=_copy(train_state),
-            metric=minus_infinity,
-            sparsity=_sparsity(train_state),
-            best_metric=minus_infinity,
-            best_sparsity=_sparsity(train_state),
-            pruned=jnp.zeros([], bool),
-            num_rounds=jnp.zeros([], jnp.int32),
-            rounds_since_prune=jnp.zeros([], jnp.int32),
-            finetuning=jnp.zeros([], bool),
-        )
+        _arguments.check_integer("patience", patience, low=1)
 
     @jax.jit
     def gate(state, metric):
@@ -176,7 +178,7 @@ def pruning_rounds(
             return following
         return _choose(state.rounds_since_prune < patience, following, state)
 
-    return PruningRounds(init_fn, round_fn)
+    return PruningRounds(IterativePruningState.start, round_fn)
 
 
 def iterative_pruning(
@@ -268,24 +270,24 @@ def iterative_pruning(
         <https://arxiv.org/abs/2204.04977>`_, 2022, the pruning algorithm. There the
         number of rounds without a prune could not stop a run.
     """
-    _checks.check_integer("max_rounds", max_rounds, low=1)
-    _checks.check_integer("finetune_rounds", finetune_rounds, low=0)
+    _arguments.check_integer("max_rounds", max_rounds, low=1)
+    _arguments.check_integer("finetune_rounds", finetune_rounds, low=0)
     if (finetune is None) != (finetune_rounds == 0):
         raise ValueError(
             "finetune and finetune_rounds go together; got "
             f"finetune={finetune!r} and finetune_rounds={finetune_rounds!r}."
         )
-    _checks.check_callable("prune", prune)
+    _arguments.check_callable("prune", prune)
     if finetune is not None:
-        _checks.check_callable("finetune", finetune)
+        _arguments.check_callable("finetune", finetune)
     if patience is not None:
-        _checks.check_integer("patience", patience, low=1)
+        _arguments.check_integer("patience", patience, low=1)
     pruning = pruning_rounds(train, evaluate, prune, bound=bound)
     finetuning = pruning_rounds(
         train if finetune is None else finetune, evaluate, None, bound=bound
     )
     if not isinstance(state, IterativePruningState):
-        state = pruning.init(state)
+        state = IterativePruningState.start(state)
 
     def run(state: IterativePruningState) -> Iterator[PruningRound]:
         limit = jnp.inf if patience is None else patience

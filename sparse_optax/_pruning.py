@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_optax import _checks, _counts, _selection, _trees
-from sparse_optax._checks import ScalarOrSchedule, Scope
+from sparse_optax import _arguments, _counts, _selection, _trees
+from sparse_optax._arguments import ScalarOrSchedule, Scope
 from sparse_optax._counts import Count
 from sparse_optax._trees import Mask
 
@@ -101,17 +101,17 @@ def prune_by_magnitude(
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
         <https://arxiv.org/abs/2204.04977>`_, 2022.
     """
-    _checks.check_number("fraction", fraction, high=1.0)
-    _checks.check_scope(scope)
+    _arguments.check_number("fraction", fraction, high=1.0)
+    _arguments.check_scope(scope)
 
     def init_fn(params) -> Any:
         return PruneState(_all_kept(mask, params), jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, *, prune=False, **extra_args):
         del extra_args
-        flag = _checks.as_flag(prune)
+        flag = _arguments.as_flag(prune)
         amount = fraction_of_remaining(
-            _checks.value_at("fraction", fraction, state.num_prunes)
+            _arguments.value_at("fraction", fraction, state.num_prunes)
         )
         return _update(updates, state, params, flag, amount, scope)
 
@@ -174,10 +174,10 @@ def prune_to_sparsity(
         Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
         2017, for gradual pruning.
     """
-    _checks.check_number("schedule", schedule, high=1.0)
+    _arguments.check_number("schedule", schedule, high=1.0)
     if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
-        _checks.check_integer("every", every, low=1)
-    _checks.check_scope(scope)
+        _arguments.check_integer("every", every, low=1)
+    _arguments.check_scope(scope)
 
     def init_fn(params) -> Any:
         zero = jnp.zeros([], jnp.int32)
@@ -186,9 +186,9 @@ def prune_to_sparsity(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
-        sparsity = _checks.value_at("schedule", schedule, state.num_updates)
+        sparsity = _arguments.value_at("schedule", schedule, state.num_updates)
         due = _is_due(num_updates % every == 0, state.masks, sparsity, scope)
-        flag, amount = _checks.as_flag(due), up_to_sparsity(sparsity)
+        flag, amount = _arguments.as_flag(due), up_to_sparsity(sparsity)
         updates, state = _update(updates, state, params, flag, amount, scope)
         return updates, state._replace(num_updates=num_updates)
 
@@ -209,7 +209,7 @@ def _is_due(time_has_come, masks, sparsity, scope):
 
 def _update(updates, state, params, prune, amount, scope):
     """One update of a pruning link that drops `amount` weights if `prune` is true."""
-    _checks.check_params(params)
+    _arguments.check_params(params)
     _trees.check_masks_fit(state.masks, params, "params")
     _trees.check_masks_fit(state.masks, updates, "updates")
 
@@ -255,10 +255,13 @@ def _all_kept(mask: Mask | None, params: optax.Params) -> optax.Params:
 
 
 def fraction_of_remaining(fraction: jax.typing.ArrayLike) -> Amount:
+    """Drops that fraction of what is left."""
     return lambda remaining, _: _counts.fraction_of(fraction, remaining)
 
 
 def up_to_sparsity(sparsity: jax.typing.ArrayLike) -> Amount:
+    """Drops what that sparsity of the whole still lacks, if anything."""
+
     def amount(remaining, total):
         pruned = _counts.subtract(total, remaining)
         return _counts.subtract(_counts.fraction_of(sparsity, total), pruned)

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_optax import _checks, _trees
-from sparse_optax._checks import ScalarOrSchedule
+from sparse_optax import _arguments, _trees
+from sparse_optax._arguments import ScalarOrSchedule
 from sparse_optax._trees import Mask, PyTree
 
 IrrelevanceFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -59,7 +59,7 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
         <https://arxiv.org/abs/2204.04977>`_, 2022.
     """
-    _checks.check_number("scale", scale, open_low=True, finite=False, schedule=False)
+    _arguments.check_number("scale", scale, open_low=True, finite=False, schedule=False)
     scale = jnp.asarray(scale, jnp.float32)
     return jax.tree.map(
         lambda g: (
@@ -98,7 +98,7 @@ def relevance_mask(
         >>> print(sparse_optax.relevance_mask(grads, scale=0.5)["w"])
         [False  True  True]
     """
-    _checks.check_number("threshold", threshold, high=1.0, schedule=False)
+    _arguments.check_number("threshold", threshold, high=1.0, schedule=False)
     return jax.tree.map(lambda i: i < threshold, irrelevance(grads, scale))
 
 
@@ -137,8 +137,8 @@ def relevance_penalty(
         >>> print(sparse_optax.relevance_penalty(params, grads, strength=0.1))
         0.1
     """
-    _checks.check_number("strength", strength, schedule=False)
-    _checks.check_number("scale", scale, open_low=True, finite=False, schedule=False)
+    _arguments.check_number("strength", strength, schedule=False)
+    _arguments.check_number("scale", scale, open_low=True, finite=False, schedule=False)
     scale = jnp.asarray(scale, jnp.float32)
 
     def penalty(selected, w, g):
@@ -229,10 +229,10 @@ def relevance_shrinkage(
     `update` returns it in place of the updates, with `optax.MaskedNode()` for leaves
     that do not decay.
     """
-    _checks.check_number("strength", strength)
-    _checks.check_number("scale", scale, open_low=True, finite=False)
+    _arguments.check_number("strength", strength)
+    _arguments.check_number("scale", scale, open_low=True, finite=False)
     if irrelevance_fn is not None:
-        _checks.check_callable("irrelevance_fn", irrelevance_fn)
+        _arguments.check_callable("irrelevance_fn", irrelevance_fn)
     irrelevance_of = irrelevance_fn or exponential
 
     def init_fn(params):
@@ -241,12 +241,12 @@ def relevance_shrinkage(
 
     def update_fn(updates, state, params=None, *, prune=False, **extra_args):
         del extra_args
-        _checks.check_params(params)
+        _arguments.check_params(params)
         _trees.check_fits(params, updates, "updates", like="params")
         steps = state.steps_since_prune
-        strength_now = _checks.value_at("strength", strength, steps)
+        strength_now = _arguments.value_at("strength", strength, steps)
         strength_now = jnp.where(strength_now > 0, strength_now, 0)
-        scale_now = _checks.value_at("scale", scale, steps)
+        scale_now = _arguments.value_at("scale", scale, steps)
 
         def shrink(selected, g, w):
             if not selected:
@@ -258,7 +258,7 @@ def relevance_shrinkage(
 
         selected = _trees.select_leaves(mask, params)
         shrinkage = jax.tree.map(shrink, selected, updates, params)
-        steps = jnp.where(_checks.as_flag(prune), 0, optax.safe_increment(steps))
+        steps = jnp.where(_arguments.as_flag(prune), 0, optax.safe_increment(steps))
         return shrinkage, RelevanceDecayState(steps_since_prune=steps)
 
     return init_fn, update_fn

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_optax import _checks, _pruning, _relevance, _trees
-from sparse_optax._checks import ScalarOrSchedule, Scope
+from sparse_optax import _arguments, _pruning, _relevance, _trees
+from sparse_optax._arguments import ScalarOrSchedule, Scope
 from sparse_optax._masks import zero_pruned
 from sparse_optax._pruning import PruneState
 from sparse_optax._relevance import RelevanceDecayState
@@ -104,9 +104,9 @@ def relevance_pruning(
         )
 
     def update_fn(updates, state, params=None, *, prune=False, **extra_args) -> Any:
-        _checks.check_params(params)
+        _arguments.check_params(params)
         _trees.check_masks_fit(state.pruning.masks, params, "params")
-        extra_args["prune"] = flag = _checks.as_flag(prune)
+        extra_args["prune"] = flag = _arguments.as_flag(prune)
         shrinkage, decay = shrinkage_fn(updates, state.decay, params, **extra_args)
         if not decoupled:
             updates = _relevance.add_shrinkage(updates, shrinkage, params)
@@ -130,6 +130,7 @@ def relevance_pruning(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+@jax.jit  # so that outside of jit too it is compiled
 def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
     """Zeroes what an optimizer's state remembers of pruned weights.
 
@@ -140,37 +141,22 @@ def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptSta
         return opt_state  # a lone scalar cannot be told from a hyperparameter
 
     def is_like_params(node):
-        return _matches(masks, node)
-
-    return jax.tree.map(
-        lambda node: _clear(masks, node) if is_like_params(node) else node,
-        opt_state,
-        is_leaf=is_like_params,
-    )
-
-
-def _matches(masks, node) -> bool:
-    """Whether `node` has the tree of `masks`; either may leave parts of it out."""
-    if _trees.is_masked(masks) or _trees.is_masked(node):
+        try:
+            _trees.map_aligned(lambda *_: None, masks, node)
+        except ValueError:
+            return False
         return True
-    below, structure = _trees.children(masks)
-    if jax.tree_util.all_leaves([masks]):
-        return jax.tree_util.all_leaves([node])
-    other, other_structure = _trees.children(node)
-    return structure == other_structure and all(
-        _matches(m, x) for (_, m), (_, x) in zip(below, other, strict=True)
-    )
 
+    def clear_leaf(mask, x):
+        if _trees.is_masked(mask) or _trees.is_masked(x):
+            return x
+        if jnp.shape(x) != mask.shape or not _trees.is_floating(x):
+            return x
+        return jnp.where(mask, x, jnp.zeros_like(x))
 
-def _clear(masks, node):
-    if _trees.is_masked(masks) or _trees.is_masked(node):
-        return node
-    below, structure = _trees.children(masks)
-    if jax.tree_util.all_leaves([masks]):
-        if jnp.shape(node) != masks.shape or not _trees.is_floating(node):
+    def clear(node):
+        if not is_like_params(node):
             return node
-        return jnp.where(masks, node, jnp.zeros_like(node))
-    nodes = structure.flatten_up_to(node)
-    return structure.unflatten(
-        [_clear(m, x) for (_, m), x in zip(below, nodes, strict=True)]
-    )
+        return _trees.map_aligned(clear_leaf, masks, node)
+
+    return jax.tree.map(clear, opt_state, is_leaf=is_like_params)

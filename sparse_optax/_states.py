@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparse_optax import _checks, _pruning, _trees
-from sparse_optax._checks import Scope
+from sparse_optax import _arguments, _pruning, _trees
+from sparse_optax._arguments import Scope
 from sparse_optax._masks import is_zero, zero_pruned
 from sparse_optax._pruning import PruneState
 from sparse_optax._relevance import RelevanceDecayState
@@ -77,8 +77,8 @@ def prune(
         )
     for name, value in (("fraction", fraction), ("sparsity", sparsity)):
         if value is not None:
-            _checks.check_number(name, value, high=1.0, schedule=False)
-    _checks.check_scope(scope)
+            _arguments.check_number(name, value, high=1.0, schedule=False)
+    _arguments.check_scope(scope)
     weights = _trees.unbox(params)
 
     def prune_link(state: PruneState) -> PruneState:
@@ -174,8 +174,14 @@ def get_masks(opt_state: optax.OptState) -> optax.Params:
         >>> print(sparse_optax.get_masks(state))
         [ True False  True False]
     """
+
+    def both(a, b):
+        if _trees.is_masked(a) or _trees.is_masked(b):
+            return b if _trees.is_masked(a) else a
+        return a & b
+
     masks = [state.masks for state in prune_states(opt_state)]
-    return functools.reduce(_merge, masks)
+    return functools.reduce(functools.partial(_trees.map_aligned, both), masks)
 
 
 def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
@@ -273,14 +279,3 @@ def _replace_states(
         return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, _STATES))
 
     return walk(opt_state)
-
-
-def _merge(a, b):
-    """One tree of masks out of two that stand apart by their `MaskedNode`s."""
-    if _trees.is_masked(a) or _trees.is_masked(b):
-        return b if _trees.is_masked(a) else a
-    below, structure = _trees.children(a)
-    if jax.tree_util.all_leaves([a]):
-        return a & b
-    pairs = zip(below, structure.flatten_up_to(b), strict=True)
-    return structure.unflatten([_merge(x, y) for (_, x), y in pairs])

@@ -21,6 +21,7 @@ Mask = PyTree | Callable[[PyTree], PyTree]
 
 
 def is_masked(x: Any) -> bool:
+    """Whether `x` stands for weights that take no part."""
     return isinstance(x, optax.MaskedNode)
 
 
@@ -62,6 +63,25 @@ def map_masks(f: Callable, masks: PyTree, tree: PyTree, *rest: PyTree) -> PyTree
         *(masks, tree, *rest),
         is_leaf=is_masked,
     )
+
+
+def map_aligned(f: Callable, a: PyTree, b: PyTree) -> PyTree:
+    """`f` of the leaves of two trees, either of which may leave out parts.
+
+    Where one has a `MaskedNode`, `f` gets that and whatever the other has there.
+
+    Raises:
+        ValueError: if they are not parts of one tree.
+    """
+    if is_masked(a) or is_masked(b):
+        return f(a, b)
+    if jax.tree_util.all_leaves([a]):
+        if not jax.tree_util.all_leaves([b]):
+            raise ValueError("a leaf does not align with a tree")
+        return f(a, b)
+    below, structure = children(a)
+    pairs = zip(below, structure.flatten_up_to(b), strict=True)
+    return structure.unflatten([map_aligned(f, x, y) for (_, x), y in pairs])
 
 
 def unbox(tree: PyTree) -> PyTree:

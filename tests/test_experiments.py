@@ -1,5 +1,6 @@
 """The experiments: run for a few steps, killed and resumed, and piece by piece."""
 
+import ast
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from experiments import (
     training,
 )
 from experiments.__main__ import EXPERIMENTS, main
+from experiments.checkpoint import Checkpoints
 from experiments.config import Config, ExperimentError
 
 ROOT = Path(__file__).parent.parent
@@ -173,7 +175,7 @@ def test_other_configuration_is_an_error(finished, capsys):
     assert "seed 0 there, 1 here" in error_line(capsys, digits(out, "--seed", "1"))
 
 
-def test_damaged_checkpoint_is_passed_over(finished, tmp_path):
+def test_row_18_damaged_checkpoint_is_passed_over(finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
     (out / "summary.json").unlink()
@@ -189,7 +191,7 @@ def test_damaged_checkpoint_is_passed_over(finished, tmp_path):
     assert_same_run(finished[0], out)
 
 
-def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
+def test_row_19_killed_runs_end_like_an_uninterrupted_one(tmp_path):
     command = [sys.executable, "-m", "experiments"]
     flags = ("--epochs", "40", "--fraction", "0.05")
 
@@ -202,15 +204,19 @@ def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
             text=True,
         )
 
-    def kill_when(out, condition):
+    def kill_when(out, condition, how=signal.SIGKILL):
         process = start(out)
         deadline = time.monotonic() + 120
         while not condition() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(how)
         output, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, output
+        if how == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL, output
+        else:
+            assert process.returncode == 130, output
+            assert "interrupted" in output and "Traceback" not in output
 
     def count_rows():
         metrics = killed / "metrics.jsonl"
@@ -221,6 +227,8 @@ def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
     kill_when(killed, lambda: count_rows() >= 1)
     kill_when(killed, lambda: any(killed.glob("checkpoints/*tmp*")))
     kill_when(killed, lambda: count_rows() >= 20)
+    # By Ctrl-C, and later than the last checkpoint: with rows to be made again.
+    kill_when(killed, lambda: count_rows() >= 26, how=signal.SIGINT)
     for out in (killed, whole):
         process = start(out)
         output, _ = process.communicate(timeout=300)
@@ -229,6 +237,44 @@ def test_killed_runs_end_like_an_uninterrupted_one(tmp_path):
     assert_same_run(killed, whole)
     rows = read_rows(whole)
     assert len({(row["phase"], row["round"]) for row in rows}) == len(rows) == 45
+
+
+def test_row_20_checkpoint_of_another_version(capsys, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / "summary.json").unlink()
+    # As if a later version kept another field in its state.
+    init_state = training.init_state
+
+    def with_another_field(params, optimizer, step):
+        state = init_state(params, optimizer, step)
+        return state._replace(opt_state=(state.opt_state, jnp.zeros(3)))
+
+    monkeypatch.setattr(training, "init_state", with_another_field)
+    assert "do not fit this version" in error_line(capsys, digits(out))
+
+
+def test_row_22_checkpoint_of_other_devices(tmp_path):
+    mesh = jax.make_mesh((8,), ("x",))
+    spread = jax.NamedSharding(mesh, jax.P("x"))
+    state = {"w": jnp.arange(16.0), "masks": jnp.arange(16) % 3 == 0}
+    Checkpoints(tmp_path).save(1, jax.device_put(state, spread), {})
+    here = jax.tree.map(jnp.zeros_like, state)
+    restored = Checkpoints(tmp_path).restore(1, here)
+    for name, leaf in state.items():
+        np.testing.assert_array_equal(restored[name], leaf)
+        assert restored[name].dtype == leaf.dtype
+        assert restored[name].sharding == here[name].sharding
+
+
+def test_row_29_nothing_is_unpickled():
+    for path in (*ROOT.glob("sparse_optax/*.py"), *ROOT.glob("experiments/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = getattr(node, "names", []) if isinstance(node, ast.Import) else []
+            modules = [alias.name for alias in names]
+            if isinstance(node, ast.ImportFrom):
+                modules.append(node.module)
+            assert not {"pickle", "cloudpickle", "dill", "joblib"} & set(modules), path
 
 
 @needs_data
@@ -296,7 +342,7 @@ def test_folder_that_cannot_be_made(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("experiment", ["lenet300-mnist", "lenet5-fashion"])
-def test_missing_data_set(experiment, capsys, tmp_path, monkeypatch):
+def test_row_30_missing_data_set(experiment, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "has_tensorflow", lambda: False)
     arguments = [experiment, "--out", str(tmp_path / "run")]
     arguments += ["--data-dir", str(tmp_path / "data")]
@@ -308,7 +354,7 @@ def test_missing_data_set(experiment, capsys, tmp_path, monkeypatch):
 
 @needs_data
 @pytest.mark.parametrize("damage", ["no shard", "half a shard", "no metadata"])
-def test_damaged_data_set(damage, capsys, tmp_path, monkeypatch):
+def test_row_30_damaged_data_set(damage, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "has_tensorflow", lambda: False)
     shutil.copytree(DATA_DIR / "mnist", tmp_path / "mnist")
     if damage == "no metadata":

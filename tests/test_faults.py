@@ -447,6 +447,12 @@ def test_row_08_scale_that_a_schedule_lets_run_to_zero():
     np.testing.assert_allclose(updates, [0.2, 1e-3], rtol=1e-6)
 
 
+def test_row_08_strength_that_a_schedule_lets_become_nan():
+    tx = sparse_optax.add_relevance_decay(lambda step: jnp.nan)
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(updates, PARAMS)
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -1.0])
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_row_09_ties(value, scope):
@@ -794,6 +800,16 @@ def test_row_25_callable_mask_under_inject_hyperparams():
     assert masks["dense"]["bias"] == MASKED
 
 
+def test_row_25_mask_evaluated_to_true_for_a_step_count():
+    small = lambda params: jax.tree.map(lambda p: jnp.ndim(p) < 2, params)  # noqa: E731
+    forgotten = optax.inject_hyperparams(sparse_optax.prune_by_magnitude)(
+        fraction=0.5, mask=small
+    )
+    # True would stand for all leaves, the matrices that were to be left out as well.
+    with pytest.raises(TypeError, match="static_args"):
+        forgotten.init(PARAMS)
+
+
 def test_row_25_mask_evaluated_to_a_traced_scalar():
     forgotten = optax.inject_hyperparams(sparse_optax.prune_by_magnitude)(
         fraction=0.5, mask=lambda step: step == 0
@@ -965,3 +981,89 @@ def test_row_02_injected_frequency_is_clamped(every):
     zeros = jax.tree.map(jnp.zeros_like, params)
     after, state = jax.jit(make_step(tx))(params, state, zeros)
     assert num_nonzero(after) == 20  # as with every=1
+
+
+@pytest.mark.parametrize("value", [jnp.array(True), np.array("a"), np.array(True)])
+def test_row_03_scalar_array_that_is_no_number(value):
+    with pytest.raises(TypeError, match="strength"):
+        sparse_optax.add_relevance_decay(strength=value)
+
+
+def test_row_04_mask_of_leaves_that_cannot_take_part():
+    params = {"w": jnp.ones(3), "n": jnp.arange(3)}
+    tx = sparse_optax.prune_by_magnitude(0.5, mask={"w": False, "n": True})
+    with pytest.raises(ValueError, match=r"mask selects none.*'w'"):
+        tx.init(params)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_row_05_nan_gradients_do_not_pass_an_optimizer_that_rejects_them(decoupled):
+    inner = optax.apply_if_finite(optax.adam(0.1), 3)
+    tx = sparse_optax.relevance_pruning(inner, 0.1, decoupled=decoupled)
+    grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), PARAMS)
+    updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    chex.assert_tree_all_finite(updates)
+
+
+def test_row_07_numbers_below_the_normal_are_not_zero():
+    params = jnp.array([1e-40, 0.0, 1.0, -0.0, -1e-42])
+    tx = sparse_optax.prune_by_magnitude(0.5)
+    assert sparse_optax.sparsity(params) == pytest.approx(0.4)
+    assert jax.jit(sparse_optax.sparsity)(params) == pytest.approx(0.4)
+    state = sparse_optax.masks_from_zeros(params, tx.init(params))
+    expected = jnp.array([True, False, True, False, True])
+    chex.assert_trees_all_equal(sparse_optax.get_masks(state), expected)
+    with pytest.raises(ValueError, match="1 of 2"):
+        sparse_optax.check_sparsity(params.at[1].set(1e-40), state)
+
+
+def test_row_12_sparsity_leaves_random_keys_out():
+    tree = {"key": jax.random.key(0), "w": jnp.array([0.0, 1.0])}
+    assert sparse_optax.sparsity(tree) == 0.5
+
+
+def test_row_16_gradients_of_another_model_are_named():
+    grads = {"dense": {"bias": jnp.ones(4), "kernel": jnp.ones((4, 1))}}
+    with pytest.raises(ValueError, match=r"grads .*\(4, 1\) at dense/kernel"):
+        sparse_optax.relevance_penalty(PARAMS, grads, 0.1)
+    tx = sparse_optax.add_relevance_decay(0.1)
+    with pytest.raises(ValueError, match=r"updates .*\(4, 1\) at dense/kernel"):
+        tx.update(grads, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=r"updates .*dense/kernel"):
+        tx.update({"dense": {"bias": jnp.ones(4)}}, tx.init(PARAMS), PARAMS)
+
+
+def test_row_26_axis_beyond_int32():
+    # By shapes alone: a flat buffer of a large model, as fully sharded training has.
+    params = jax.ShapeDtypeStruct((2**31 + 8,), jnp.float32)
+    tx = sparse_optax.prune_by_magnitude(0.1)
+    state = jax.eval_shape(tx.init, params)
+    after = jax.eval_shape(lambda p, s: sparse_optax.prune(p, s, 0.1), params, state)
+    assert after == (params, state)
+
+
+def test_links_inside_of_relevance_pruning_are_reached():
+    inner = optax.chain(
+        sparse_optax.add_relevance_decay(0.1),
+        optax.sgd(0.1),
+        sparse_optax.prune_to_sparsity(0.25, every=100),
+    )
+    tx = sparse_optax.relevance_pruning(inner, 0.1)
+    params = {"w": jnp.arange(1.0, 9.0)}
+    _, state = tx.update(params, tx.init(params), params)
+    assert state.optimizer[0].steps_since_prune == 1
+    _, state = sparse_optax.prune(params, state, 0.5)
+    assert state.decay.steps_since_prune == state.optimizer[0].steps_since_prune == 0
+    assert state.pruning.num_prunes == state.optimizer[2].num_prunes == 1
+    zeros = {"w": jnp.zeros(8)}
+    state = sparse_optax.masks_from_zeros(zeros, state)
+    assert not state.pruning.masks["w"].any()
+    assert not state.optimizer[2].masks["w"].any()
+
+
+def test_leaves_of_one_name_are_reported_apart():
+    params = {"a/b": jnp.ones(3), "a": {"b": jnp.ones(5)}}
+    masks = jax.tree.map(lambda p: jnp.ones_like(p, bool), params)
+    report = sparse_optax.sparsity_report(params, masks)
+    assert len(report.leaves) == 2
+    assert report.total == (8, 8)

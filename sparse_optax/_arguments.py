@@ -1,6 +1,6 @@
-"""Checks of arguments, made where they are given.
+"""Arguments of public functions: their types, checks where they are given, values.
 
-Only Python numbers can be refused: a traced value has no value yet, and under
+Only what is known can be refused: a traced number has no value yet, and under
 `optax.inject_hyperparams` every number becomes an array. Those are clamped where used.
 """
 
@@ -56,6 +56,7 @@ def check_number(
 
 
 def check_integer(name: str, value: Any, low: int) -> None:
+    """Raises unless `value` is an integer of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer; got {value!r}.")
     if value < low:
@@ -63,16 +64,19 @@ def check_integer(name: str, value: Any, low: int) -> None:
 
 
 def check_callable(name: str, value: Any) -> None:
+    """Raises unless `value` can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable; got {value!r}.")
 
 
 def check_scope(scope: Any) -> None:
+    """Raises unless `scope` is one that there is."""
     if scope not in ("global", "leaf"):
         raise ValueError(f"scope must be 'global' or 'leaf'; got {scope!r}.")
 
 
 def check_params(params: Any) -> None:
+    """Raises if `update` was called without params."""
     if params is None:
         raise ValueError(
             "You are using a transformation that requires the current value of "
