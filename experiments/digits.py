@@ -2,8 +2,10 @@
 
 python -m experiments digits
 
-Five seeds, on two cores in about 25 seconds each: 99.07 % sparse (98.80 to 99.43) at
-2.94 % test error, from a dense 2.17 %.
+Five seeds, on two cores in about 25 seconds each: 99.34 % sparse (99.22 to 99.49) at
+3.50 % test error, from a dense 2.50 %; the worst seed lost 2.2 points.
+
+The settings were chosen by five-fold cross-validation within what is not the test set.
 """
 
 from experiments.config import Config
