@@ -73,7 +73,7 @@ def load_digits() -> Dataset:
         bunch.images[..., None].astype(np.uint8), bunch.target.astype(np.int32)
     )
 
-    # Settings of the experiment are chosen without a look at this test set.
+    # Not the split on which most settings were chosen: its test set was in view then.
     def divide(index: np.ndarray, share: float) -> Any:
         return model_selection.train_test_split(
             index, test_size=share, stratify=digits.labels[index], random_state=1
