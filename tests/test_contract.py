@@ -507,8 +507,9 @@ def primitives(jaxpr):
     """The names of all primitives, those of inner programs included."""
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
-        for inner in jax_core.jaxprs_in_params(eqn.params):
-            yield from primitives(inner)
+        for value in jax.tree.leaves(eqn.params):
+            if isinstance(value, jax_core.Jaxpr | jax_core.ClosedJaxpr):
+                yield from primitives(getattr(value, "jaxpr", value))
 
 
 @pytest.mark.parametrize(
