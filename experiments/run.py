@@ -1,21 +1,18 @@
 """A run of an experiment: dense training, iterative pruning, fine-tuning, the test."""
 
-import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from rich.console import Console
 
 import sparse_optax
-from experiments import data, figures, optimizers, report, training
+from experiments import data, figures, report, training
 from experiments.checkpoint import Checkpoints
-from experiments.config import Config, ExperimentError
+from experiments.config import Config
 from experiments.environment import environment
-from experiments.networks import NETWORKS
+from experiments.phases import Phases
 from experiments.records import RunFolder
 
 
@@ -59,39 +56,15 @@ class Run:
         self.dataset = dataset
         self.console = console
         self.started = time.monotonic()
-        num_train = len(dataset.train.labels)
-        if config.batch_size > num_train:
-            raise ExperimentError(
-                f"--batch-size must be {num_train} or less, the size of the training "
-                f"set; got {config.batch_size}."
-            )
-        self.network, params = training.init_network(
-            NETWORKS[config.network],
-            dataset.train.images.shape[1:],
-            dataset.white,
-            config.seed,
+        self.phases = Phases(
+            config, dataset.train, dataset.validation, white=dataset.white
         )
-        self.evaluate = training.make_evaluate(self.network, dataset.validation)
         # Not before the data and the settings have proved to fit each other: a run
         # that could not start must not keep its folder from the next.
         folder.claim(config)
 
-        steps_per_epoch = num_train // config.batch_size
-        self.rounds = [
-            # At least one round of any epochs at all.
-            max(epochs * steps_per_epoch // config.interval, min(epochs, 1))
-            for epochs in (config.dense_epochs, config.epochs, config.finetune_epochs)
-        ]
-        dense_steps, pruning_steps, _ = (n * config.interval for n in self.rounds)
-        self.dense_optimizer = optimizers.dense_optimizer(config, dense_steps)
-        self.pruning_optimizer = optimizers.pruning_optimizer(
-            config, pruning_steps, steps_per_epoch
-        )
-
         # Either `dense` or both `dense_params` and `pruning` are in use at a time.
-        self.dense = training.init_state(
-            params, self.dense_optimizer, jnp.zeros([], jnp.int32)
-        )
+        self.dense = self.phases.start_dense()
         self.dense_params: Any = None
         self.pruning: Any = None
         self.seconds_before = 0.0
@@ -102,7 +75,7 @@ class Run:
         """Goes through all that is left to do; writes and returns the summary."""
         self.resume()
         with report.progress_bar(
-            self.console, len(self.folder.rows), sum(self.rounds)
+            self.console, len(self.folder.rows), sum(self.phases.num_rounds)
         ) as show:
             if self.pruning is None:
                 self.train_dense(show)
@@ -115,10 +88,9 @@ class Run:
 
     def train_dense(self, show: report.Show) -> None:
         """Trains the dense network to the end."""
-        train = self.make_train(self.dense_optimizer)
-        for index in range(len(self.folder.rows), self.rounds[0]):
-            self.dense = train(self.dense)
-            metric = self.evaluate(self.dense.params)
+        for index in range(len(self.folder.rows), self.phases.num_rounds.dense):
+            self.dense = self.phases.train_dense(self.dense)
+            metric = float(self.phases.accuracy(self.dense.params))
             self.record(
                 {"phase": "dense", "round": index, "metric": metric},
                 {"sparsity": 0.0, "pruned": False},
@@ -127,39 +99,21 @@ class Run:
             show("dense", 0.0, metric)
             self.save({"dense": self.dense}, "dense", only_if_due=True)
         self.dense_params = self.dense.params
-        self.pruning = self.start_pruning()
-
-    def start_pruning(self) -> sparse_optax.IterativePruningState:
-        """Returns the state of the iterative algorithm before its first round."""
-        state = training.init_state(
-            self.dense.params, self.pruning_optimizer, self.dense.step
-        )
-        return sparse_optax.IterativePruningState.start(state)
-
-    def bound(self) -> float:
-        """Returns the validation accuracy above which a network is pruned."""
-        if self.config.relative_bound:
-            return self.evaluate(self.dense_params) - self.config.bound
-        return self.config.bound
+        self.pruning = self.phases.start_pruning(self.dense)
 
     def train_sparse(self, show: report.Show) -> None:
         """Prunes and fine-tunes to the end."""
-        config = self.config
-        finetune = None
-        if self.rounds[2]:
-            finetune = self.make_train(optimizers.finetuning_optimizer(config))
+        phases = self.phases
         for done in sparse_optax.iterative_pruning(
             self.pruning,
-            train=self.make_train(self.pruning_optimizer),
-            evaluate=lambda state: self.evaluate(state.params),
-            prune=functools.partial(
-                training.prune, fraction=config.fraction, scope=config.scope
-            ),
-            bound=self.bound(),
-            max_rounds=self.rounds[1],
-            patience=config.patience,
-            finetune=finetune,
-            finetune_rounds=self.rounds[2],
+            train=phases.train_sparse,
+            evaluate=lambda state: phases.accuracy(state.params),
+            prune=phases.prune,
+            bound=phases.bound(self.dense_params),
+            max_rounds=phases.num_rounds.pruning,
+            patience=self.config.patience,
+            finetune=phases.finetune if phases.num_rounds.finetuning else None,
+            finetune_rounds=phases.num_rounds.finetuning,
         ):
             self.pruning = done.state
             self.record(
@@ -177,15 +131,23 @@ class Run:
         sparse_optax.check_sparsity(best.params, best.opt_state)
         masks = sparse_optax.get_masks(best.opt_state)
         sizes = sparse_optax.sparsity_report(best.params, masks)
-        test_accuracy = training.make_evaluate(self.network, self.dataset.read_test())
+        phases, test = self.phases, self.dataset.read_test()
+        test_correct = training.make_count_correct(phases.network, test)
+
+        def accuracies(params):
+            return {
+                "test_accuracy": int(test_correct(params)) / len(test.labels),
+                "validation_accuracy": int(phases.count_correct(params))
+                / phases.num_validation,
+            }
+
+        dense = accuracies(self.dense_params)
         return {
             **self.config.to_dict(),
             "config_id": self.config.config_id,
-            "dense_test_accuracy": test_accuracy(self.dense_params),
-            "test_accuracy": test_accuracy(best.params),
-            "dense_validation_accuracy": self.evaluate(self.dense_params),
-            "validation_accuracy": self.evaluate(best.params),
-            "validation_bound": self.bound(),
+            **{f"dense_{name}": accuracy for name, accuracy in dense.items()},
+            **accuracies(best.params),
+            "validation_bound": float(phases.bound(self.dense_params)),
             "sparsity": sizes.total.sparsity,
             "kept": sizes.total.kept,
             "total": sizes.total.size,
@@ -196,20 +158,6 @@ class Run:
             },
             **environment(),
         }
-
-    def make_train(
-        self, optimizer: optax.GradientTransformationExtraArgs
-    ) -> Callable[[training.TrainState], training.TrainState]:
-        """Returns the function that makes one round of updates."""
-        return training.make_train(
-            self.network,
-            optimizer,
-            self.dataset.train,
-            batch_size=self.config.batch_size,
-            num_steps=self.config.interval,
-            seed=self.config.seed,
-            scale=self.config.scale,
-        )
 
     def record(
         self, what: dict[str, Any], outcome: dict[str, Any], state: training.TrainState
@@ -242,7 +190,10 @@ class Run:
             target = {"dense": self.dense}
             self.dense = self.checkpoints.restore(self.saved, target)["dense"]
         else:
-            target = {"dense": self.dense.params, "pruning": self.start_pruning()}
+            target = {
+                "dense": self.dense.params,
+                "pruning": self.phases.start_pruning(self.dense),
+            }
             restored = self.checkpoints.restore(self.saved, target)
             self.dense_params, self.pruning = restored["dense"], restored["pruning"]
         self.console.print(f"Going on after {self.saved} rounds.")

@@ -1,8 +1,7 @@
 """Compiled training and evaluation: many updates a call, and none of them in Python."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +47,13 @@ class Network(NamedTuple):
 
 
 def init_network(
-    network: Callable[..., nnx.Module], shape: tuple[int, ...], white: int, seed: int
+    network: Callable[..., nnx.Module],
+    shape: tuple[int, ...],
+    white: int,
+    seed: int | jax.Array,
 ) -> tuple[Network, Any]:
     """Returns a network for images of `shape` and its initial params, a dict."""
-    graphdef, params = nnx.split(network(shape, rngs=nnx.Rngs(seed)))
+    graphdef, params = nnx.split(network(shape, rngs=nnx.Rngs(jax.random.key(seed))))
     return Network(graphdef, white), nnx.to_pure_dict(params)
 
 
@@ -71,8 +73,8 @@ def make_train(
     *,
     batch_size: int,
     num_steps: int,
-    seed: int,
-    scale: float,
+    seed: int | jax.Array,
+    scale: float | jax.Array,
 ) -> Callable[[TrainState], TrainState]:
     """Returns the function that makes `num_steps` updates in one compiled call.
 
@@ -90,59 +92,47 @@ def make_train(
     """
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
     steps_per_epoch = len(data.labels) // batch_size
+    # A call may begin and end in the middle of an epoch.
+    num_epochs = -(-num_steps // steps_per_epoch) + 1
     key = jax.random.key(seed)
 
     def shuffle(epoch: jax.Array) -> jax.Array:
         epoch_key = jax.random.fold_in(key, epoch)
         return jax.random.permutation(epoch_key, len(data.labels))
 
-    def gradients(params, step, order, images, labels):
-        start = step % steps_per_epoch * batch_size
-        batch = jax.lax.dynamic_slice(order, (start,), (batch_size,))
-        return jax.value_and_grad(network.loss)(params, images[batch], labels[batch])
-
-    def update(carry, _, images, labels):
-        params, opt_state, step, order = carry
-        loss, grads = gradients(params, step, order, images, labels)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        step = step + 1
-        order = jax.lax.cond(
-            step % steps_per_epoch == 0,
-            lambda: shuffle(step // steps_per_epoch),
-            lambda: order,
-        )
-        return (params, opt_state, step, order), loss
-
     # The data are arguments, because constants would be copied into the program.
     @jax.jit
     def train(state, images, labels):
-        order = shuffle(state.step // steps_per_epoch)
-        carry = (state.params, state.opt_state, state.step, order)
-        carry, losses = jax.lax.scan(
-            functools.partial(update, images=images, labels=labels),
-            carry,
-            length=num_steps,
-        )
-        params, opt_state, step, order = carry
-        _, grads = gradients(params, step, order, images, labels)
+        first = state.step // steps_per_epoch
+        orders = jax.vmap(shuffle)(first + jnp.arange(num_epochs))
+
+        def gradients(params, step):
+            epoch, index = step // steps_per_epoch, step % steps_per_epoch
+            start = (epoch - first, index * batch_size)
+            batch = jax.lax.dynamic_slice(orders, start, (1, batch_size))[0]
+            return jax.value_and_grad(network.loss)(
+                params, images[batch], labels[batch]
+            )
+
+        def update(carry, _):
+            params, opt_state, step = carry
+            loss, grads = gradients(params, step)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state, step + 1), loss
+
+        carry = (state.params, state.opt_state, state.step)
+        carry, losses = jax.lax.scan(update, carry, length=num_steps)
+        params, opt_state, step = carry
+        _, grads = gradients(params, step)
         relevant = relevant_shares(params, grads, scale)
         return TrainState(params, opt_state, step, Progress(losses.mean(), *relevant))
 
     return lambda state: train(state, images, labels)
 
 
-def prune(
-    state: TrainState, fraction: float, scope: Literal["global", "leaf"]
-) -> TrainState:
-    """Drops a share of the remaining weights, between two rounds of training."""
-    params, opt_state = sparse_optax.prune(
-        state.params, state.opt_state, fraction, scope=scope
-    )
-    return state._replace(params=params, opt_state=opt_state)
-
-
-def relevant_shares(params: Any, grads: Any, scale: float) -> tuple[jax.Array, Any]:
+def relevant_shares(
+    params: Any, grads: Any, scale: float | jax.Array
+) -> tuple[jax.Array, Any]:
     """Returns the share of relevant ones among the weights that are not zero.
 
     Weights that were pruned are left out: their gradient is not zero, but they are no
@@ -155,8 +145,8 @@ def relevant_shares(params: Any, grads: Any, scale: float) -> tuple[jax.Array, A
     return total, jax.tree.map(jnp.divide, relevant, remaining)
 
 
-def make_evaluate(network: Network, data: Split) -> Callable[[Any], float]:
-    """Returns the function from params to the accuracy on `data`."""
+def make_count_correct(network: Network, data: Split) -> Callable[[Any], jax.Array]:
+    """Returns the function from params to how many of `data` they get right."""
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
 
     @jax.jit
@@ -168,4 +158,4 @@ def make_evaluate(network: Network, data: Split) -> Callable[[Any], float]:
         # Piecewise, because the patches of a convolution are many times its images.
         return jax.lax.map(correct, (images, labels), batch_size=500).sum()
 
-    return lambda params: int(count_correct(params, images, labels)) / len(labels)
+    return lambda params: count_correct(params, images, labels)

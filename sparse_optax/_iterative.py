@@ -55,6 +55,14 @@ class IterativePruningState(NamedTuple):
             finetuning=jnp.zeros([], bool),
         )
 
+    def start_finetuning(self) -> "IterativePruningState":
+        """The state from which rounds without `prune` fine-tune the best network."""
+        return self._replace(
+            current=_copy(self.best),
+            rounds_since_prune=jnp.zeros([], jnp.int32),
+            finetuning=jnp.ones([], bool),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class PruningRound:
@@ -297,11 +305,7 @@ def iterative_pruning(
             state = pruning.round(state)
             yield _report(state)
         if finetune_rounds and not state.finetuning:
-            state = state._replace(
-                current=_copy(state.best),
-                rounds_since_prune=jnp.zeros([], jnp.int32),
-                finetuning=jnp.ones([], bool),
-            )
+            state = state.start_finetuning()
         while state.finetuning and state.rounds_since_prune < finetune_rounds:
             state = finetuning.round(state)
             yield _report(state)

@@ -1,0 +1,116 @@
+"""The phases of a run: what is trained, and how, in each of them.
+
+A run is dense training, iterative pruning and fine-tuning. `Phases` has the parts of
+all three, and leaves it to others to drive them: `run` round by round from Python, with
+checkpoints between; `sweep` as one compiled program.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import sparse_optax
+from experiments import optimizers, training
+from experiments.config import Config, ExperimentError
+from experiments.data import Split
+from experiments.networks import NETWORKS
+
+
+class NumRounds(NamedTuple):
+    """How many rounds of `interval` updates each phase has."""
+
+    dense: int
+    pruning: int
+    finetuning: int
+
+
+class Phases:
+    """The parts of the run that a configuration describes.
+
+    The data, the seed and the strength, scale, fraction and bound may be traced.
+
+    Raises:
+      ExperimentError: the batch is larger than the training set.
+    """
+
+    def __init__(self, config: Config, train: Split, validation: Split, white: int):
+        num_train = len(train.labels)
+        if config.batch_size > num_train:
+            raise ExperimentError(
+                f"--batch-size must be {num_train} or less, the size of the training "
+                f"set; got {config.batch_size}."
+            )
+        self.config = config
+        self.network, self.params = training.init_network(
+            NETWORKS[config.network], train.images.shape[1:], white, config.seed
+        )
+        steps_per_epoch = num_train // config.batch_size
+        # At least one round of any epochs at all.
+        self.num_rounds = NumRounds(
+            *(
+                max(epochs * steps_per_epoch // config.interval, min(epochs, 1))
+                for epochs in (
+                    config.dense_epochs,
+                    config.epochs,
+                    config.finetune_epochs,
+                )
+            )
+        )
+        self.dense_optimizer = optimizers.dense_optimizer(
+            config, self.num_rounds.dense * config.interval
+        )
+        self.pruning_optimizer = optimizers.pruning_optimizer(
+            config, self.num_rounds.pruning * config.interval, steps_per_epoch
+        )
+
+        def make_train(optimizer):
+            return training.make_train(
+                self.network,
+                optimizer,
+                train,
+                batch_size=config.batch_size,
+                num_steps=config.interval,
+                seed=config.seed,
+                scale=config.scale,
+            )
+
+        self.train_dense = make_train(self.dense_optimizer)
+        self.train_sparse = make_train(self.pruning_optimizer)
+        self.finetune = make_train(optimizers.finetuning_optimizer(config))
+        self.count_correct = training.make_count_correct(self.network, validation)
+        self.num_validation = len(validation.labels)
+
+    def start_dense(self) -> training.TrainState:
+        """Returns the state before the first update."""
+        return training.init_state(
+            self.params, self.dense_optimizer, jnp.zeros([], jnp.int32)
+        )
+
+    def start_pruning(
+        self, dense: training.TrainState
+    ) -> sparse_optax.IterativePruningState:
+        """Returns the state before the first round of the iterative algorithm."""
+        state = training.init_state(dense.params, self.pruning_optimizer, dense.step)
+        return sparse_optax.IterativePruningState.start(state)
+
+    def accuracy(self, params: Any) -> jax.Array:
+        """Returns the validation accuracy, a float32."""
+        return self.count_correct(params) / self.num_validation
+
+    def bound(self, dense_params: Any) -> jax.Array:
+        """Returns the validation accuracy above which a network is pruned."""
+        bound = jnp.asarray(self.config.bound, jnp.float32)
+        if self.config.relative_bound:
+            return self.accuracy(dense_params) - bound
+        return bound
+
+    def prune(self, state: training.TrainState) -> training.TrainState:
+        """Drops a share of the remaining weights, between two rounds of training."""
+        params, opt_state = sparse_optax.prune(
+            state.params,
+            state.opt_state,
+            self.config.fraction,
+            scope=self.config.scope,
+        )
+        return state._replace(params=params, opt_state=opt_state)
