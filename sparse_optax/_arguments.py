@@ -1,7 +1,8 @@
 """Arguments of public functions: their types, checks where they are given, values.
 
 Only what is known can be refused: a traced number has no value yet, and under
-`optax.inject_hyperparams` every number becomes an array. Those are clamped where used.
+`optax.inject_hyperparams` every number of a link becomes an array, traced or not. Those
+are clamped where used.
 """
 
 import math
@@ -37,7 +38,9 @@ def check_number(
     if is_array and (
         jnp.issubdtype(value.dtype, jnp.integer) or _trees.is_floating(value)
     ):
-        return
+        if schedule or isinstance(value, Tracer):
+            return
+        value = value.item()
     if schedule and callable(value):
         return
     kinds = "a number or a schedule" if schedule else "a number"
@@ -50,8 +53,8 @@ def check_number(
         number = math.inf if value > 0 else -math.inf
     inside = low < number <= high if open_low else low <= number <= high
     if not inside or (finite and math.isinf(number)):
-        wanted = f"in {'(' if open_low else '['}{low:g}, {high:g}]"
-        wanted = f"finite and {wanted}" if finite else wanted
+        end = ")" if finite and math.isinf(high) else "]"
+        wanted = f"in {'(' if open_low else '['}{low:g}, {high:g}{end}"
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
 
 

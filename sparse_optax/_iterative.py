@@ -40,7 +40,11 @@ class IterativePruningState(NamedTuple):
 
     @classmethod
     def start(cls, train_state: TrainState) -> "IterativePruningState":
-        """The state before the first round: `init` of `pruning_rounds`."""
+        """The state before the first round, which is `init` of `pruning_rounds`.
+
+        Raises:
+            ValueError: if there are no masks in `train_state`.
+        """
         sparsity, minus_infinity = _sparsity(train_state), jnp.float32(-jnp.inf)
         return cls(
             current=train_state,
@@ -201,7 +205,7 @@ def iterative_pruning(
     finetune: Callable[[TrainState], TrainState] | None = None,
     finetune_rounds: int = 0,
 ) -> Iterator[PruningRound]:
-    """Trains and prunes by turns, as long as a validation metric stays above a bound.
+    """Trains, and prunes whenever a validation metric is above a bound.
 
     Every round trains some steps and evaluates. If the metric is above the bound, the
     network is the best so far, and is pruned; if not, it goes on training, and recovers
@@ -227,7 +231,8 @@ def iterative_pruning(
 
     Yields:
         A `PruningRound` after each round: to log, plot, checkpoint, or `break`. The
-        result is the `state.best` of the last one.
+        result is the `state.best` of the last one; a state that has had all its rounds
+        yields none.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -294,6 +299,8 @@ def iterative_pruning(
     finetuning = pruning_rounds(
         train if finetune is None else finetune, evaluate, None, bound=bound
     )
+    if isinstance(state, PruningRound):
+        raise TypeError("state must be the state of a PruningRound, not the round.")
     if not isinstance(state, IterativePruningState):
         state = IterativePruningState.start(state)
 

@@ -130,7 +130,6 @@ def relevance_pruning(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-@jax.jit  # so that outside of jit too it is compiled
 def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
     """Zeroes what an optimizer's state remembers of pruned weights.
 
@@ -150,9 +149,9 @@ def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptSta
     def clear_leaf(mask, x):
         if _trees.is_masked(mask) or _trees.is_masked(x):
             return x
-        if jnp.shape(x) != mask.shape or not _trees.is_floating(x):
+        if getattr(x, "shape", None) != mask.shape or not _trees.is_floating(x):
             return x
-        return jnp.where(mask, x, jnp.zeros_like(x))
+        return _keep(mask, x)
 
     def clear(node):
         if not is_like_params(node):
@@ -160,3 +159,8 @@ def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptSta
         return _trees.map_aligned(clear_leaf, masks, node)
 
     return jax.tree.map(clear, opt_state, is_leaf=is_like_params)
+
+
+@jax.jit  # so that outside of jit too it is compiled
+def _keep(mask, x):
+    return jnp.where(mask, x, jnp.zeros_like(x))

@@ -36,9 +36,10 @@ def prune(
 
     Give either `fraction`, of the weights still kept, or `sparsity`, of all prunable
     weights. After an ordinary update it gives the params and masks that
-    `tx.update(..., prune=True)` would have given with the same fraction and scope. It
-    also does what else a prune does: the schedules of `add_relevance_decay` restart,
-    and `relevance_pruning` clears its optimizer's moments of what is gone.
+    `tx.update(..., prune=True)` would have given with the same fraction and scope: the
+    ones given here count, those of the link play no part. It also does what else a
+    prune does: the schedules of `add_relevance_decay` restart, and `relevance_pruning`
+    clears its optimizer's moments of what is gone.
 
     Where a state holds several pruning links, as under `optax.multi_transform`, each
     prunes its own weights by that fraction or to that sparsity.

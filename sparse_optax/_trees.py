@@ -102,6 +102,9 @@ def rebox(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
 
 
+_UNDER_INJECT = " Under optax.inject_hyperparams list 'mask' in static_args."
+
+
 def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
     """Python booleans shaped like `params`: True for the leaves that take part.
 
@@ -125,15 +128,14 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
             if not (_is_boolean(leaf) or is_masked(leaf)) or (lone and tree is leaf):
                 raise TypeError(
                     "mask must be a tree of Python booleans like params, or a function "
-                    f"that returns one; got {leaf!r} at {name}. Under "
-                    "optax.inject_hyperparams list 'mask' in static_args."
+                    f"that returns one; got {_short(leaf)} at {name}.{_UNDER_INJECT}"
                 )
         try:
             selected = jax.tree.map(bool, jax.tree.broadcast(tree, params))
         except ValueError as error:
             raise ValueError(
                 f"mask does not fit the tree of params: {_difference(tree, params)}. "
-                "A function of params always does."
+                "One made of params, as a function of them does, always fits."
             ) from error
     floating = jax.tree.map(is_floating, params)
     taking_part = jax.tree.map(lambda s, f: s and f, selected, floating)
@@ -141,8 +143,16 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
         names = [name for name, leaf in named_leaves(floating) if leaf is True]
         raise ValueError(
             f"mask selects none of the floating leaves of params: {names}."
+            + (_UNDER_INJECT if mask is False else "")
         )
     return taking_part
+
+
+def _short(x: Any) -> str:
+    """A leaf for a message: of an array its kind, and not all that it holds."""
+    if getattr(x, "shape", ()):
+        return f"an array of {x.dtype}, shape {x.shape},"
+    return repr(x)
 
 
 def _is_boolean(x: Any) -> bool:

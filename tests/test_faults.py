@@ -810,6 +810,20 @@ def test_row_25_mask_evaluated_to_true_for_a_step_count():
         forgotten.init(PARAMS)
 
 
+def test_row_25_mask_evaluated_to_false_for_a_step_count():
+    forgotten = optax.inject_hyperparams(sparse_optax.prune_by_magnitude)(
+        fraction=0.5, mask=sparse_optax.matrices_only
+    )
+    with pytest.raises(ValueError, match="static_args"):
+        forgotten.init(PARAMS)
+
+
+def test_row_04_elementwise_mask_is_not_printed_whole():
+    mask = {"dense": {"bias": np.ones(3, bool), "kernel": True}}
+    with pytest.raises(TypeError, match=r"an array of bool, shape \(3,\), at dense/b"):
+        sparse_optax.prune_by_magnitude(0.5, mask=mask).init(PARAMS)
+
+
 def test_row_25_mask_evaluated_to_a_traced_scalar():
     forgotten = optax.inject_hyperparams(sparse_optax.prune_by_magnitude)(
         fraction=0.5, mask=lambda step: step == 0
@@ -983,6 +997,14 @@ def test_row_02_injected_frequency_is_clamped(every):
     assert num_nonzero(after) == 20  # as with every=1
 
 
+@pytest.mark.parametrize("value", [1.5, -1.0, jnp.nan])
+@pytest.mark.parametrize("array", [np.float32, np.array, jnp.float32])
+def test_row_02_numbers_in_arrays_are_checked_where_they_are_known(array, value):
+    tx = sparse_optax.prune_by_magnitude(0.5)
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]"):
+        sparse_optax.prune(PARAMS, tx.init(PARAMS), array(value))
+
+
 @pytest.mark.parametrize("value", [jnp.array(True), np.array("a"), np.array(True)])
 def test_row_03_scalar_array_that_is_no_number(value):
     with pytest.raises(TypeError, match="strength"):
@@ -1040,6 +1062,17 @@ def test_row_26_axis_beyond_int32():
     state = jax.eval_shape(tx.init, params)
     after = jax.eval_shape(lambda p, s: sparse_optax.prune(p, s, 0.1), params, state)
     assert after == (params, state)
+
+
+def test_row_24_what_is_no_array_in_an_inner_state_stays():
+    def init(params):
+        return {"count": 0, "mom": jax.tree.map(jnp.ones_like, params), "name": "abc"}
+
+    inner = optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
+    tx = sparse_optax.relevance_pruning(inner, 0.1)
+    _, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 1.0)
+    assert (state.optimizer["count"], state.optimizer["name"]) == (0, "abc")
+    assert num_nonzero(state.optimizer["mom"]) == 0
 
 
 def test_links_inside_of_relevance_pruning_are_reached():
