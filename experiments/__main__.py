@@ -5,21 +5,35 @@ import sys
 
 import tyro
 
-from experiments import digits, lenet5_fashion, lenet300_mnist
+from experiments import digits, grid, lenet5_fashion, lenet300_mnist
 from experiments.config import Config, ExperimentError
+from experiments.grid import Sweep
 
 EXPERIMENTS = (digits, lenet300_mnist, lenet5_fashion)
 
 
-def parse(arguments: list[str]) -> Config:
-    """Returns the settings the command line asks for."""
+def parse(arguments: list[str]) -> Config | Sweep:
+    """Returns the settings of the run or the sweep that the command line asks for."""
+    command = "python -m experiments"
+    if arguments[:1] == ["sweep"]:
+        return tyro.extras.overridable_config_cli(
+            {
+                module.CONFIG.experiment: (module.__doc__ or "", Sweep(module.CONFIG))
+                for module in EXPERIMENTS
+            },
+            prog=f"{command} sweep",
+            description=grid.__doc__,
+            args=arguments[1:],
+            config=(tyro.conf.SuppressFixed,),
+        )
     return tyro.extras.overridable_config_cli(
         {
             module.CONFIG.experiment: (module.__doc__ or "", module.CONFIG)
             for module in EXPERIMENTS
         },
-        prog="python -m experiments",
-        description="Trains a network, prunes it, and reports both.",
+        prog=command,
+        description="Trains a network, prunes it, and reports both. "
+        f"`{command} sweep --help` tells how to make many such runs at once.",
         args=arguments,
         config=(tyro.conf.SuppressFixed,),
     )
@@ -27,17 +41,26 @@ def parse(arguments: list[str]) -> Config:
 
 def main(arguments: list[str]) -> None:
     """Runs the command; a mistake of the user's ends it with one line."""
-    config = parse(arguments)
+    settings = parse(arguments)
+    command = " ".join(["python -m experiments", *arguments])
     try:
-        config.validate()
+        settings.validate()
         # Late, because it takes seconds that neither --help nor a mistake should cost.
-        from experiments.run import run
+        if isinstance(settings, Sweep):
+            from experiments.sweep import sweep
 
-        run(config, command=" ".join(["python -m experiments", *arguments]))
+            sweep(settings, command)
+        else:
+            from experiments.run import run
+
+            run(settings, command)
     except ExperimentError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint")
+        print(
+            "\ninterrupted; the same command goes on from what is stored, if any is",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

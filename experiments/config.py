@@ -12,6 +12,8 @@ import tyro
 # They say where a run finds and leaves things, and change nothing in its results.
 PLACES = ("out", "data_dir", "checkpoint_every")
 
+Regularizer = Literal["relevance", "l2", "l1", "none"]
+
 
 class ExperimentError(Exception):
     """A mistake of the user's, told in one line in place of a traceback."""
@@ -42,7 +44,7 @@ class Config:
     checkpoint_every: int = 25
     """Rounds of training between two checkpoints."""
 
-    regularizer: Literal["relevance", "l2", "l1", "none"] = "relevance"
+    regularizer: Regularizer = "relevance"
     """What drives weights to zero between the prunes: the method's penalty on
     irrelevant weights, 2*strength*irrelevance*w; the same on all weights (l2,
     2*strength*w); strength*sign(w) (l1); or nothing."""

@@ -100,9 +100,17 @@ def draw_accuracy(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
         markersize=10,
         label="result",
     )
+    sparsity_axis(axes, least=min(1 - row["sparsity"] for row in rows))
+    axes.set_ylabel("validation accuracy (%)")
+    axes.figure.legend(
+        loc="outside lower center", ncols=6, handletextpad=0.3, columnspacing=1
+    )
+
+
+def sparsity_axis(axes: Axes, least: float) -> None:
+    """Makes the x axis one of sparsity, where `least` is the smallest share kept."""
     axes.set_xscale("log")
     axes.invert_xaxis()
-    least = min(1 - row["sparsity"] for row in rows)
     ticks = [s for s in SPARSITY_TICKS if 1 - s >= 0.9 * least]
     axes.xaxis.set_major_locator(ticker.FixedLocator([1 - s for s in ticks]))
     axes.xaxis.set_major_formatter(
@@ -110,10 +118,42 @@ def draw_accuracy(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
     )
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xlabel("sparsity (%), log scale of the weights kept")
-    axes.set_ylabel("validation accuracy (%)")
-    axes.figure.legend(
-        loc="outside lower center", ncols=6, handletextpad=0.3, columnspacing=1
-    )
+
+
+def draw_sweep(groups: dict[str, list[Row]], path: Path) -> None:
+    """Draws validation accuracy against sparsity for each setting of a sweep.
+
+    A line is the mean frontier over the seeds, as far as all of them came; the band is
+    one standard deviation to both sides. The frontier of a run is the best accuracy at
+    a sparsity or above.
+    """
+    first = next(iter(groups.values()))[0]
+    least = 1.0
+    with figure(path, f"{first['network']}, {first['dataset']}") as axes:
+        for index, (name, runs) in enumerate(groups.items()):
+            reached = min(max(run["pruning"]["sparsity"]) for run in runs)
+            least = min(least, 1 - reached)
+            kept = np.geomspace(1.0, 1 - reached, 200)
+            frontiers = 100 * np.stack([frontier(run, 1 - kept) for run in runs])
+            mean, spread = frontiers.mean(axis=0), frontiers.std(axis=0)
+            colour = LAYER_COLOURS[index % len(LAYER_COLOURS)]
+            style = ("-", "--", ":")[index // len(LAYER_COLOURS) % 3]
+            axes.plot(kept, mean, color=colour, linestyle=style, label=name)
+            axes.fill_between(
+                kept, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0
+            )
+        sparsity_axis(axes, least)
+        axes.set_ylabel("validation accuracy (%)")
+        axes.figure.legend(loc="outside lower center", ncols=2, columnspacing=1)
+
+
+def frontier(run: Row, sparsities: np.ndarray) -> np.ndarray:
+    """Returns a run's best validation accuracy at each sparsity or above."""
+    reached = np.asarray(run["pruning"]["sparsity"])
+    metric = np.asarray(run["pruning"]["metric"])
+    # The last sparsity asked for is the highest reached, but for rounding.
+    at_least = reached >= np.minimum(sparsities, reached.max())[:, None]
+    return np.where(at_least, metric, 0.0).max(axis=1)
 
 
 def draw_layers(axes: Axes, summary: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What a run shows in the terminal: a progress bar, and tables at the end."""
 
 import contextlib
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,6 +66,53 @@ def percent(share: float) -> str:
 def compression(kept: int, size: int) -> str:
     """Returns how many times fewer weights are kept."""
     return f"{size / kept:.1f}x" if kept else "-"
+
+
+def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Groups runs that differ in their seeds alone, under what sets the groups apart.
+
+    The groups come sparsest first.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run["config_id"], []).append(run)
+    names = [
+        name
+        for name in ("strength", "scale", "fraction")
+        if len({run[name] for run in runs}) > 1
+    ]
+    named = {}
+    for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
+        values = [f"{name} {group[0][name]:g}" for name in names]
+        named[", ".join([group[0]["regularizer"], *values])] = group
+    return named
+
+
+def mean_sparsity(runs: list[dict[str, Any]]) -> float:
+    """Returns the mean sparsity of runs."""
+    return statistics.fmean(run["sparsity"] for run in runs)
+
+
+def print_sweep(console: Console, runs: list[dict[str, Any]]) -> None:
+    """Prints what a sweep has come to, a row for each setting, over its seeds."""
+    table = Table(title="Over the seeds: mean, lowest, highest")
+    table.add_column("setting")
+    for name in ("seeds", "sparsity", "validation accuracy"):
+        table.add_column(name, justify="right")
+    for name, group in by_settings(runs).items():
+        table.add_row(
+            name,
+            str(len(group)),
+            *(
+                f"{percent(statistics.fmean(values))} "
+                f"({percent(min(values))}, {percent(max(values))})"
+                for values in (
+                    [run[key] for run in group]
+                    for key in ("sparsity", "validation_accuracy")
+                )
+            ),
+        )
+    console.print(table)
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:

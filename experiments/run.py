@@ -128,9 +128,6 @@ class Run:
     def test(self) -> dict[str, Any]:
         """Measures both networks on the test set, and sums the run up."""
         best = self.pruning.best
-        sparse_optax.check_sparsity(best.params, best.opt_state)
-        masks = sparse_optax.get_masks(best.opt_state)
-        sizes = sparse_optax.sparsity_report(best.params, masks)
         phases, test = self.phases, self.dataset.read_test()
         test_correct = training.make_count_correct(phases.network, test)
 
@@ -148,14 +145,7 @@ class Run:
             **{f"dense_{name}": accuracy for name, accuracy in dense.items()},
             **accuracies(best.params),
             "validation_bound": float(phases.bound(self.dense_params)),
-            "sparsity": sizes.total.sparsity,
-            "kept": sizes.total.kept,
-            "total": sizes.total.size,
-            "compression": sizes.total.compression,
-            "layers": {
-                path: {"kept": leaf.kept, "size": leaf.size}
-                for path, leaf in sizes.leaves.items()
-            },
+            **training.sizes(best),
             **environment(),
         }
 

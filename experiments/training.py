@@ -130,6 +130,28 @@ def make_train(
     return lambda state: train(state, images, labels)
 
 
+def sizes(state: TrainState) -> dict[str, Any]:
+    """Returns how much of a pruned network is left, as JSON data.
+
+    Raises:
+      ValueError: its params are not zero where its masks say so.
+    """
+    sparse_optax.check_sparsity(state.params, state.opt_state)
+    report = sparse_optax.sparsity_report(
+        state.params, sparse_optax.get_masks(state.opt_state)
+    )
+    return {
+        "sparsity": report.total.sparsity,
+        "kept": report.total.kept,
+        "total": report.total.size,
+        "compression": report.total.compression,
+        "layers": {
+            path: {"kept": leaf.kept, "size": leaf.size}
+            for path, leaf in report.leaves.items()
+        },
+    }
+
+
 def relevant_shares(
     params: Any, grads: Any, scale: float | jax.Array
 ) -> tuple[jax.Array, Any]:

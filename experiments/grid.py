@@ -1,0 +1,78 @@
+"""A sweep: many runs of one experiment, trained at once.
+
+    python -m experiments sweep digits --regularizers relevance l2 --seeds 0 1 2 3 4
+
+makes every combination of the values given, stores each run as a file of the output
+folder, and draws sparsity against accuracy. Runs that are there already are not made
+again: an interrupted sweep goes on, and a larger grid adds to a smaller one.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import tyro
+
+from experiments.config import Config, ExperimentError, Regularizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A grid of runs: every combination of the values given."""
+
+    base: tyro.conf.OmitArgPrefixes[Config]
+    """What the runs have in common. Here --out is runs/sweep-EXPERIMENT by default, and
+    --checkpoint-every plays no part: a run is stored when it is finished."""
+    regularizers: tuple[Regularizer, ...] = ()
+    """Values in place of that of --regularizer."""
+    seeds: tuple[int, ...] = ()
+    """Values in place of that of --seed."""
+    strengths: tuple[float, ...] = ()
+    """Values in place of that of --strength."""
+    scales: tuple[float, ...] = ()
+    """Values in place of that of --scale, for regularizers that have one."""
+    fractions: tuple[float, ...] = ()
+    """Values in place of that of --fraction."""
+    at_once: int = 8
+    """How many runs are trained at once, at the most."""
+    test: bool = False
+    """Measure the networks on the test set as well: to report settings that have been
+    chosen, not to choose them."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs are stored."""
+        if self.base.out is not None:
+            return self.base.out
+        return Path("runs") / f"sweep-{self.base.experiment}"
+
+    def validate(self) -> None:
+        """Raises `ExperimentError` for the first value that makes no sense."""
+        if self.at_once < 1:
+            raise ExperimentError(f"--at-once must be 1 or more; got {self.at_once}.")
+        for config in self.runs():
+            config.validate()
+
+    def runs(self) -> list[Config]:
+        """Returns the configurations of all runs, each once."""
+        base = self.base
+        grid = itertools.product(
+            self.regularizers or (base.regularizer,),
+            self.strengths or (base.strength,),
+            self.scales or (base.scale,),
+            self.fractions or (base.fraction,),
+            self.seeds or (base.seed,),
+        )
+        configs = (
+            dataclasses.replace(
+                base,
+                regularizer=regularizer,
+                # What plays no part is the same for all, and makes no further run.
+                strength=base.strength if regularizer == "none" else strength,
+                scale=scale if regularizer == "relevance" else base.scale,
+                fraction=fraction,
+                seed=seed,
+            )
+            for regularizer, strength, scale, fraction, seed in grid
+        )
+        return list(dict.fromkeys(configs))

@@ -1,0 +1,238 @@
+"""Many runs at once: the whole of each is one compiled program, and vmap makes many."""
+
+import dataclasses
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import track
+
+import sparse_optax
+from experiments import data, figures, report, training
+from experiments.config import Config, ExperimentError
+from experiments.data import Split
+from experiments.environment import environment
+from experiments.grid import Sweep
+from experiments.phases import Phases
+from experiments.records import read_json, write_json
+
+
+class Numbers(NamedTuple):
+    """What may differ between runs of one program: scalars, or `[R]` for R runs."""
+
+    seed: jax.Array
+    strength: jax.Array
+    scale: jax.Array
+    fraction: jax.Array
+
+
+class History(NamedTuple):
+    """What the rounds of a phase came to: each `[N]` for N rounds."""
+
+    metric: jax.Array
+    sparsity: jax.Array
+    pruned: jax.Array
+
+
+class Outcome(NamedTuple):
+    """What a run leaves."""
+
+    dense: Any  # params
+    best: training.TrainState
+    bound: jax.Array
+    dense_correct: jax.Array  # of the validation split
+    best_correct: jax.Array
+    pruning: History
+    finetuning: History
+
+
+def whole_run(
+    config: Config, numbers: Numbers, train: Split, validation: Split, white: int
+) -> Outcome:
+    """Makes a whole run, with no return to Python between its rounds: traceable.
+
+    Args:
+      config: the run, but for what `numbers` says.
+      numbers: scalars.
+      train: what is trained on.
+      validation: what decides about prunes.
+      white: value of a white pixel.
+    """
+    config = dataclasses.replace(config, **numbers._asdict())
+    phases = Phases(config, train, validation, white)
+
+    def rounds_of(state, train_fn, prune, length):
+        rounds = sparse_optax.pruning_rounds(
+            train_fn,
+            lambda state: phases.accuracy(state.params),
+            prune,
+            bound=bound,
+            patience=config.patience if prune else None,
+        )
+
+        def step(state, _):
+            state = rounds.round(state)
+            return state, History(state.metric, state.sparsity, state.pruned)
+
+        return jax.lax.scan(step, state, length=length)
+
+    dense, _ = jax.lax.scan(
+        lambda state, _: (phases.train_dense(state), None),
+        phases.start_dense(),
+        length=phases.num_rounds.dense,
+    )
+    bound = phases.bound(dense.params)
+    state, pruning = rounds_of(
+        phases.start_pruning(dense),
+        phases.train_sparse,
+        phases.prune,
+        phases.num_rounds.pruning,
+    )
+    state, finetuning = rounds_of(
+        state.start_finetuning(), phases.finetune, None, phases.num_rounds.finetuning
+    )
+    return Outcome(
+        dense=dense.params,
+        best=state.best,
+        bound=bound,
+        dense_correct=phases.count_correct(dense.params),
+        best_correct=phases.count_correct(state.best.params),
+        pruning=pruning,
+        finetuning=finetuning,
+    )
+
+
+# Compiled once for all runs that differ in `Numbers` alone.
+@functools.partial(jax.jit, static_argnames=("config", "white"))
+def runs_at_once(
+    config: Config, numbers: Numbers, train: Split, validation: Split, white: int
+) -> Outcome:
+    """Makes R runs, whose `numbers` are `[R]`; so is all that it returns."""
+    return jax.vmap(
+        lambda numbers: whole_run(config, numbers, train, validation, white)
+    )(numbers)
+
+
+def without_numbers(config: Config) -> Config:
+    """Returns what runs that can be made at once have in common."""
+    return dataclasses.replace(config, seed=0, strength=0.0, scale=1.0, fraction=0.5)
+
+
+def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Any]:
+    """Makes runs that differ in `Numbers` alone; returns a summary of each."""
+    start = time.monotonic()
+    numbers = Numbers(
+        *(
+            jnp.asarray([getattr(config, name) for config in configs])
+            for name in Numbers._fields
+        )
+    )
+    outcomes = runs_at_once(
+        without_numbers(configs[0]),
+        numbers,
+        dataset.train,
+        dataset.validation,
+        dataset.white,
+    )
+    jax.block_until_ready(outcomes)
+    seconds = (time.monotonic() - start) / len(configs)
+    summaries = []
+    for index, config in enumerate(configs):
+        outcome = jax.tree.map(lambda x, index=index: x[index], outcomes)
+        summary = summarize(config, outcome, len(dataset.validation.labels))
+        if test:
+            summary.update(test_accuracies(config, outcome, dataset))
+        summaries.append({**summary, "at_once": len(configs), "wall_seconds": seconds})
+    return summaries
+
+
+def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str, Any]:
+    """Returns a run as JSON data: settings, outcome and what all rounds came to."""
+    return {
+        **config.to_dict(),
+        "config_id": config.config_id,
+        "dense_validation_accuracy": int(outcome.dense_correct) / num_validation,
+        "validation_accuracy": int(outcome.best_correct) / num_validation,
+        "validation_bound": float(outcome.bound),
+        **training.sizes(outcome.best),
+        **{
+            phase: {name: row.tolist() for name, row in history._asdict().items()}
+            for phase, history in (
+                ("pruning", outcome.pruning),
+                ("finetuning", outcome.finetuning),
+            )
+        },
+        **environment(),
+    }
+
+
+def test_accuracies(
+    config: Config, outcome: Outcome, dataset: data.Dataset
+) -> dict[str, float]:
+    """Measures both networks of a run on the test set."""
+    test = dataset.read_test()
+    phases = Phases(config, dataset.train, dataset.validation, dataset.white)
+    correct = training.make_count_correct(phases.network, test)
+    return {
+        "dense_test_accuracy": int(correct(outcome.dense)) / len(test.labels),
+        "test_accuracy": int(correct(outcome.best.params)) / len(test.labels),
+    }
+
+
+def batches(configs: list[Config], size: int) -> Iterator[list[Config]]:
+    """Divides runs into those that one program makes at once."""
+    groups: dict[Config, list[Config]] = defaultdict(list)
+    for config in configs:
+        groups[without_numbers(config)].append(config)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def sweep(settings: Sweep, command: str) -> None:
+    """Makes what is missing of a sweep, and reports all of it.
+
+    Args:
+      settings: a valid sweep.
+      command: what the user typed, for messages to repeat.
+
+    Raises:
+      ExperimentError: the output folder or the data set cannot be used.
+    """
+    console = Console(highlight=False)
+    folder, configs = settings.folder, settings.runs()
+
+    def path(config: Config) -> Path:
+        return folder / f"{config.config_id}-seed{config.seed}.json"
+
+    def there(config: Config) -> bool:
+        found = read_json(path(config))
+        return found is not None and ("test_accuracy" in found or not settings.test)
+
+    missing = [config for config in configs if not there(config)]
+    console.print(f"{len(configs)} runs, {len(missing)} of them to be made.")
+    if missing:
+        dataset = data.load(settings.base.dataset, settings.base.data_dir, command)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(
+                f"cannot write to {folder}: {error.strerror}"
+            ) from error
+        for batch in track(
+            list(batches(missing, settings.at_once)), "sweep", console=console
+        ):
+            for config, summary in zip(
+                batch, make(batch, dataset, settings.test), strict=True
+            ):
+                write_json(path(config), summary)
+    runs = [run for config in configs if (run := read_json(path(config)))]
+    report.print_sweep(console, runs)
+    figures.draw_sweep(report.by_settings(runs), folder / "frontiers")
+    console.print(f"Runs, figure: {folder}", soft_wrap=True)

@@ -1,0 +1,217 @@
+"""Many runs at once: as one program what they are one by one, and each stored once."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, figures, sweep
+from experiments.__main__ import main
+from experiments.config import ExperimentError
+from experiments.digits import CONFIG
+from experiments.grid import Sweep
+from experiments.phases import Phases
+
+TINY = dataclasses.replace(
+    CONFIG,
+    **{"dense_epochs": 4, "epochs": 12, "finetune_epochs": 4, "interval": 16},
+    **{"batch_size": 64, "bound": 0.0, "relative_bound": False, "fraction": 0.3},
+)
+FLAGS = (
+    *("--dense-epochs", "2", "--epochs", "4", "--finetune-epochs", "2"),
+    *("--interval", "16", "--batch-size", "64", "--bound", "0.9"),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load("digits", None, "")
+
+
+def numbers(*configs):
+    """Returns what the runs differ in, and what is made of them."""
+    columns = (jnp.asarray(column) for column in zip(*map(of, configs), strict=True))
+    return sweep.Numbers(*columns)
+
+
+def of(config):
+    return [getattr(config, name) for name in sweep.Numbers._fields]
+
+
+def test_one_program_does_what_rounds_one_by_one_do(dataset):
+    """Scanned or driven from Python: the same masks and, but for rounding, weights."""
+    config = dataclasses.replace(TINY, bound=0.85)
+    whole = jax.jit(sweep.whole_run, static_argnums=(0, 4))(
+        config, sweep.Numbers(*of(config)), *dataset[:2], dataset.white
+    )
+    phases = Phases(config, *dataset[:2], dataset.white)
+    dense = phases.start_dense()
+    for _ in range(phases.num_rounds.dense):
+        dense = phases.train_dense(dense)
+    rows = []
+    for done in sweep.sparse_optax.iterative_pruning(
+        phases.start_pruning(dense),
+        phases.train_sparse,
+        lambda state: phases.accuracy(state.params),
+        phases.prune,
+        bound=phases.bound(dense.params),
+        max_rounds=phases.num_rounds.pruning,
+        finetune=phases.finetune,
+        finetune_rounds=phases.num_rounds.finetuning,
+    ):
+        rows.append(done)
+
+    history = jax.tree.map(
+        lambda *parts: np.concatenate(parts), whole.pruning, whole.finetuning
+    )
+    assert [row.pruned for row in rows] == history.pruned.tolist()
+    assert {row.pruned for row in rows} == {True, False}
+    np.testing.assert_array_equal([row.sparsity for row in rows], history.sparsity)
+    np.testing.assert_allclose([row.metric for row in rows], history.metric, atol=0.01)
+    best = rows[-1].state.best
+    masks, others = (
+        sweep.sparse_optax.get_masks(state.opt_state) for state in (best, whole.best)
+    )
+    differing = sum(
+        int(jnp.sum(a != b))
+        for a, b in zip(jax.tree.leaves(masks), jax.tree.leaves(others), strict=True)
+    )
+    assert differing <= 2  # of 50,610; rounding may swap neighbours in size
+
+
+def test_runs_at_once_are_what_they_are_alone(dataset):
+    configs = [
+        dataclasses.replace(TINY, seed=seed, strength=strength, scale=scale, fraction=f)
+        for seed, strength, scale, f in (
+            (0, 1e-3, 1e-2, 0.3),
+            (1, 1e-3, 1e-2, 0.3),
+            (0, 3e-2, 1e-2, 0.3),
+            (0, 3e-2, 1e-5, 0.3),
+            (0, 1e-3, 1e-2, 0.5),
+        )
+    ]
+    together = sweep.make(configs, dataset, test=False)
+    for config, run in zip(configs, together, strict=True):
+        (alone,) = sweep.make([config], dataset, test=False)
+        assert run["config_id"] == alone["config_id"] == config.config_id
+        assert run["kept"] == alone["kept"]
+        assert run["pruning"]["sparsity"] == alone["pruning"]["sparsity"]
+        np.testing.assert_allclose(
+            run["pruning"]["metric"], alone["pruning"]["metric"], atol=0.02
+        )
+    # Each of the numbers arrives: none of the runs is another's double.
+    courses = {json.dumps([run["pruning"], run["layers"]]) for run in together}
+    assert len(courses) == len(configs)
+
+
+def test_grid_holds_every_run_once():
+    base = dataclasses.replace(CONFIG, strength=0.5, scale=0.25)
+    grid = Sweep(
+        base,
+        regularizers=("relevance", "l2", "none"),
+        seeds=(0, 1),
+        strengths=(1e-3, 1e-4),
+        scales=(1.0, 1e-2, 1e-4),
+    )
+    runs = grid.runs()
+    assert len(runs) == len(set(runs)) == 2 * (2 * 3 + 2 + 1)
+    assert {(run.strength, run.scale) for run in runs if run.regularizer == "none"} == {
+        (0.5, 0.25)
+    }
+    assert {run.scale for run in runs if run.regularizer == "l2"} == {0.25}
+    assert Sweep(base).runs() == [base]
+
+
+def test_batches_part_what_one_program_cannot_make():
+    runs = Sweep(CONFIG, regularizers=("relevance", "l2"), seeds=(0, 1, 2)).runs()
+    batches = list(sweep.batches(runs, 2))
+    assert [len(batch) for batch in batches] == [2, 1, 2, 1]
+    assert [run for batch in batches for run in batch] == runs
+    for batch in batches:
+        assert len({run.regularizer for run in batch}) == 1
+
+
+def test_command_makes_what_is_missing(tmp_path, capsys):
+    out = tmp_path / "sweep"
+    command = ["sweep", "digits", "--out", str(out), *FLAGS, "--seeds", "0", "1"]
+    main(command)
+    files = sorted(out.glob("*.json"))
+    assert len(files) == 2 and (out / "frontiers.png").stat().st_size > 10_000
+    first = [json.loads(path.read_text()) for path in files]
+    assert "test_accuracy" not in first[0]
+    assert "2 runs, 2 of them to be made" in capsys.readouterr().out
+
+    # As after a kill: one run was stored, the other was not.
+    files[1].unlink()
+    kept = files[0].stat().st_mtime_ns
+    main(command)
+    assert "2 runs, 1 of them to be made" in capsys.readouterr().out
+    assert files[0].stat().st_mtime_ns == kept
+    again = json.loads(files[1].read_text())
+    assert again["seed"] == first[1]["seed"]
+    assert again["kept"] == first[1]["kept"]
+
+    main([*command, "--regularizers", "relevance", "none"])
+    assert "4 runs, 2 of them to be made" in capsys.readouterr().out
+    assert len(list(out.glob("*.json"))) == 4
+    main(command)
+    shown = capsys.readouterr().out
+    assert "2 runs, 0 of them to be made" in shown and "none" not in shown
+
+
+def test_test_set_is_read_only_when_asked_for(tmp_path, capsys, monkeypatch):
+    reads = []
+    load = data.load
+
+    def counting(*args):
+        dataset = load(*args)
+
+        def read_test():
+            reads.append(1)
+            return dataset.read_test()
+
+        return dataset._replace(read_test=read_test)
+
+    monkeypatch.setattr(data, "load", counting)
+    command = ["sweep", "digits", "--out", str(tmp_path), *FLAGS]
+    main(command)
+    assert not reads
+    main([*command, "--test"])
+    assert len(reads) == 1
+    (path,) = tmp_path.glob("*.json")
+    run = json.loads(path.read_text())
+    assert 0.5 < run["test_accuracy"] <= 1 and 0.5 < run["dense_test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--at-once", "0"), "--at-once must be 1 or more; got 0"),
+        (("--strengths", "1e-3", "-1"), "--strength must be 0 or more; got -1.0"),
+        (("--scales", "0"), "--scale must be above 0; got 0.0"),
+        (("--fractions", "1.5"), "--fraction must be between 0 and 1; got 1.5"),
+        (("--seeds", "-1"), "--seed must be 0 or more; got -1"),
+        (("--batch-size", "5000"), "--batch-size must be 1078 or less"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, flags, message):
+    with pytest.raises(SystemExit) as info:
+        main(["sweep", "digits", "--out", str(tmp_path / "x"), *flags])
+    assert str(info.value.code).startswith("error: ") and message in info.value.code
+    assert not list(tmp_path.glob("x/*.json"))
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    settings = Sweep(dataclasses.replace(TINY, out=tmp_path / "file"))
+    with pytest.raises(ExperimentError, match="cannot"):
+        sweep.sweep(settings, "")
+
+
+def test_frontier_is_the_best_at_a_sparsity_or_above():
+    run = {"pruning": {"sparsity": [0.0, 0.5, 0.5, 0.75], "metric": [6, 4, 5, 3]}}
+    sparsities = np.array([0.0, 0.2, 0.5, 0.6, 0.75])
+    np.testing.assert_array_equal(figures.frontier(run, sparsities), [6, 5, 5, 3, 3])
