@@ -106,7 +106,7 @@ def main() -> None:
         table.add_row(
             config.network, f"{method:.1f}", f"{plain:.1f}", f"{plain / method:.2f}"
         )
-    together = Table(title="Runs one by one, in the time of as many at once")
+    together = Table(title="Runs one by one and at once")
     for column in ("network and images", "runs", "ratio of times"):
         together.add_column(column, justify="right")
     for config, size in ((digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)):

@@ -497,6 +497,12 @@ def test_a_train_that_changes_shapes_is_an_error():
         next(rounds)
 
 
+def test_the_state_of_a_round_is_wanted_not_the_round():
+    done = next(call())
+    with pytest.raises(TypeError, match="state of a PruningRound, not the round"):
+        call(state=done)
+
+
 @pytest.mark.parametrize("patience", [None, 2])
 def test_train_and_finetune_may_donate_their_state(patience):
     tx = sparse_optax.relevance_pruning(optax.adam(0.1), strength=1e-3)
