@@ -193,7 +193,14 @@ def test_row_18_damaged_checkpoint_is_passed_over(finished, tmp_path):
 
 
 def test_row_19_killed_runs_end_like_an_uninterrupted_one(tmp_path):
-    command = [sys.executable, "-m", "experiments"]
+    # As `python -m experiments`, but that Ctrl-C works even if this process was started
+    # in the background of a shell, which makes it and its children ignore that.
+    program = (
+        "import runpy, signal; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('experiments', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", program]
     flags = ("--epochs", "40", "--fraction", "0.05")
 
     def start(out):
@@ -203,8 +210,6 @@ def test_row_19_killed_runs_end_like_an_uninterrupted_one(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Children of a shell in the background inherit that it ignores Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def kill_when(out, condition, how=signal.SIGKILL):
