@@ -60,8 +60,11 @@ def main(arguments: list[str]) -> None:
         print(
             "\ninterrupted; the same command goes on from what is stored, if any is",
             file=sys.stderr,
+            flush=True,
         )
-        sys.exit(130)
+        # At once: what XLA and Orbax still compute in their threads cannot be stopped,
+        # and would crash a Python that shuts down around them.
+        os._exit(130)
 
 
 if __name__ == "__main__":
