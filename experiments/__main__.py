@@ -8,13 +8,21 @@ import tyro
 from experiments import digits, grid, lenet5_fashion, lenet300_mnist
 from experiments.config import Config, ExperimentError
 from experiments.grid import Sweep
+from experiments.trials import Study
 
 EXPERIMENTS = (digits, lenet300_mnist, lenet5_fashion)
 
 
-def parse(arguments: list[str]) -> Config | Sweep:
+def parse(arguments: list[str]) -> Config | Sweep | Study:
     """Returns the settings of the run or the sweep that the command line asks for."""
     command = "python -m experiments"
+    if arguments[:2] == ["sweep", "study"]:
+        return tyro.cli(
+            Study,
+            prog=f"{command} sweep study",
+            description=Study.__doc__,
+            args=arguments[2:],
+        )
     if arguments[:1] == ["sweep"]:
         return tyro.extras.overridable_config_cli(
             {
@@ -50,6 +58,10 @@ def main(arguments: list[str]) -> None:
             from experiments.sweep import sweep
 
             sweep(settings, command)
+        elif isinstance(settings, Study):
+            from experiments.study import study
+
+            study(settings, command)
         else:
             from experiments.run import run
 

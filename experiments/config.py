@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import tyro
 
+from experiments.forms import Form
+
 # They say where a run finds and leaves things, and change nothing in its results.
 PLACES = ("out", "data_dir", "checkpoint_every")
 
@@ -55,6 +57,11 @@ class Config:
     strength_decay_epochs: float = 0.0
     """Epochs since the last prune in which the strength falls linearly to zero;
     0 keeps it constant."""
+    form: tyro.conf.OmitArgPrefixes[Form] = dataclasses.field(default_factory=Form)
+    """Form of the relevance; the paper's by default."""
+    decoupled: bool = False
+    """Whether the regularizer acts beside the preconditioning by the optimizer, as in
+    AdamW, and not through it. The learning rate scales it in either case."""
 
     fraction: float = 0.04
     """Share of the remaining weights that one prune drops."""
@@ -74,20 +81,28 @@ class Config:
 
     batch_size: int = 100
     """Images in a batch."""
+    num_train: int | None = None
+    """How many of the training images to train on, the same for every seed; by default
+    all of them."""
+    label_noise: float = 0.0
+    """Share of the training images that get a class drawn at random, the same for every
+    seed."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """What trains during pruning and fine-tuning; sgd has momentum 0.9."""
     dense_epochs: int = 20
     """Epochs of dense training before the pruning, its learning rate falling to zero
     along a cosine."""
     dense_learning_rate: float = 1e-3
     """Adam's initial learning rate in dense training."""
     learning_rate: float = 1e-3
-    """Adam's (initial) learning rate during pruning."""
+    """The (initial) learning rate during pruning."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate over the epochs of pruning."""
     finetune_epochs: int = 0
     """Epochs of training after the pruning, from the sparsest network that met the
     bound, without regularizer and with nothing pruned."""
     finetune_learning_rate: float = 3e-4
-    """Adam's learning rate in that."""
+    """The learning rate in that."""
 
     @property
     def folder(self) -> Path:
@@ -135,6 +150,11 @@ class Config:
                 check(name, value, 0 < value < math.inf, "above 0")
         patience = self.patience
         check("patience", patience, patience is None or patience >= 1, "1 or more")
+        number = self.num_train
+        check("num_train", number, number is None or number >= 1, "1 or more")
+        noise, memory = self.label_noise, self.form.memory
+        check("label_noise", noise, 0 <= noise <= 1, "in [0, 1]")
+        check("memory", memory, 0 <= memory < 1, "in [0, 1)")
         check("seed", self.seed, self.seed < 2**31, "below 2**31")
         check("fraction", self.fraction, 0 < self.fraction < 1, "between 0 and 1")
         check("bound", self.bound, 0 <= self.bound < 1, "in [0, 1)")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config import ExperimentError
+from experiments.config import Config, ExperimentError, check
 
 # How many of the training images decide about prunes instead of being trained on.
 NUM_VALIDATION = 5_000
@@ -39,7 +39,37 @@ class Dataset(NamedTuple):
     white: int
 
 
-def load(name: str, data_dir: Path | None, command: str) -> Dataset:
+def load(config: Config, command: str) -> Dataset:
+    """Returns the data set of a run: all of it, or as much as the run is to have.
+
+    Args:
+      config: names the set, its folder, and what of the training set is to be spoilt.
+      command: what the user ran, for an error message to repeat.
+
+    Raises:
+      ExperimentError: the set is neither there nor can be prepared, or has not as many
+        training images as wanted.
+    """
+    dataset = load_whole(config.dataset, config.data_dir, command)
+    return dataset._replace(
+        train=spoil(dataset.train, config.num_train, config.label_noise)
+    )
+
+
+def spoil(train: Split, num_train: int | None, label_noise: float) -> Split:
+    """Returns `num_train` of the examples, some with a label drawn at random."""
+    rng = np.random.default_rng(0)
+    if num_train is not None:
+        size = len(train.labels)
+        check("num_train", num_train, num_train <= size, f"{size} or less")
+        train = take(train, np.sort(rng.permutation(size)[:num_train]))
+    noisy = rng.random(len(train.labels)) < label_noise
+    random_labels = rng.choice(np.unique(train.labels), len(train.labels))
+    labels = np.where(noisy, random_labels, train.labels).astype(np.int32)
+    return Split(train.images, labels)
+
+
+def load_whole(name: str, data_dir: Path | None, command: str) -> Dataset:
     """Returns the data set called `name`.
 
     Args:

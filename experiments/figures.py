@@ -54,10 +54,29 @@ def figure(path: Path, title: str) -> Iterator[Axes]:
     with mpl.rc_context(STYLE):
         canvas = FigureCanvasAgg(Figure(figsize=(5.2, 3.4), layout="constrained"))
         axes = canvas.figure.add_subplot()
-        axes.set_title(title, fontsize=9, loc="left", color=GREY)
+        set_title(axes, title)
         yield axes
         for suffix in (".png", ".pdf"):
             canvas.figure.savefig(path.with_suffix(suffix))
+
+
+@contextmanager
+def panels(path: Path, heights: list[int]) -> Iterator[list[Axes]]:
+    """Gives axes one below the other, `heights` lines high, and writes them as PNG."""
+    with mpl.rc_context(STYLE):
+        size = (6.4, 0.3 * sum(heights) + 0.4 * len(heights) + 0.4)
+        canvas = FigureCanvasAgg(Figure(figsize=size, layout="constrained"))
+        yield list(
+            canvas.figure.subplots(
+                len(heights), sharex=True, height_ratios=heights, squeeze=False
+            )[:, 0]
+        )
+        canvas.figure.savefig(path.with_suffix(".png"), dpi=150)
+
+
+def set_title(axes: Axes, title: str) -> None:
+    """Puts a small grey title over the axes."""
+    axes.set_title(title, fontsize=9, loc="left", color=GREY)
 
 
 def draw_accuracy(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:

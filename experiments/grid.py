@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 from experiments.config import Config, ExperimentError, Regularizer
+from experiments.forms import Control, Form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Sweep:
     """Values in place of that of --scale, for regularizers that have one."""
     fractions: tuple[float, ...] = ()
     """Values in place of that of --fraction."""
+    controls: tuple[Control, ...] = ()
+    """Values in place of that of --control, for regularizers that have one."""
     at_once: int = 8
     """How many runs are trained at once, at the most."""
     test: bool = False
@@ -58,6 +61,7 @@ class Sweep:
         base = self.base
         grid = itertools.product(
             self.regularizers or (base.regularizer,),
+            self.controls or (base.form.control,),
             self.strengths or (base.strength,),
             self.scales or (base.scale,),
             self.fractions or (base.fraction,),
@@ -70,9 +74,12 @@ class Sweep:
                 # What plays no part is the same for all, and makes no further run.
                 strength=base.strength if regularizer == "none" else strength,
                 scale=scale if regularizer == "relevance" else base.scale,
+                form=dataclasses.replace(base.form, control=control)
+                if regularizer == "relevance"
+                else Form(),
                 fraction=fraction,
                 seed=seed,
             )
-            for regularizer, strength, scale, fraction, seed in grid
+            for regularizer, control, strength, scale, fraction, seed in grid
         )
         return list(dict.fromkeys(configs))

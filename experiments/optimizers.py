@@ -24,15 +24,13 @@ def pruning_optimizer(
     if config.schedule == "cosine":
         learning_rate = optax.cosine_decay_schedule(config.learning_rate, num_steps)
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
-    regularizer = make_regularizer(
-        config.regularizer, config.strength, config.scale, decay_steps
-    )
+    regularizer = make_regularizer(config, config.strength, decay_steps)
     return method(config, regularizer, learning_rate)
 
 
 def finetuning_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """Returns the same chain without a penalty, which can go on from its state."""
-    regularizer = make_regularizer("none", config.strength, config.scale, 0)
+    regularizer = make_regularizer(config, 0.0, 0)
     learning_rate = optax.constant_schedule(config.finetune_learning_rate)
     return method(config, regularizer, learning_rate)
 
@@ -42,9 +40,15 @@ def method(
     regularizer: optax.GradientTransformationExtraArgs,
     learning_rate: optax.Schedule,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns penalty, Adam and prune in the order that the method needs."""
-    return optax.chain(
+    """Returns penalty, optimizer and prune in the order that the method needs."""
+    links = [
         regularizer,
-        optax.adam(learning_rate),
+        optax.scale_by_adam() if config.optimizer == "adam" else optax.trace(0.9),
+    ]
+    if config.decoupled:
+        links.reverse()
+    return optax.chain(
+        *links,
+        optax.scale_by_learning_rate(learning_rate),
         sparse_optax.prune_by_magnitude(config.fraction, scope=config.scope),
     )

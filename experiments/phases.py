@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import sparse_optax
-from experiments import optimizers, training
+from experiments import forms, optimizers, training
 from experiments.config import Config, ExperimentError
 from experiments.data import Split
 from experiments.networks import NETWORKS
@@ -73,6 +73,7 @@ class Phases:
                 num_steps=config.interval,
                 seed=config.seed,
                 scale=config.scale,
+                per_example=config.form.measure == "per-example",
             )
 
         self.train_dense = make_train(self.dense_optimizer)
@@ -107,10 +108,13 @@ class Phases:
 
     def prune(self, state: training.TrainState) -> training.TrainState:
         """Drops a share of the remaining weights, between two rounds of training."""
-        params, opt_state = sparse_optax.prune(
-            state.params,
-            state.opt_state,
-            self.config.fraction,
-            scope=self.config.scope,
+        ranked = state.params
+        if self.config.form.acts_on != "decay":
+            ranked = forms.ranking_scores(state.params, state.opt_state)
+        _, opt_state = sparse_optax.prune(
+            ranked, state.opt_state, self.config.fraction, scope=self.config.scope
+        )
+        params = sparse_optax.apply_masks(
+            state.params, sparse_optax.get_masks(opt_state)
         )
         return state._replace(params=params, opt_state=opt_state)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 
 import sparse_optax
+from experiments.config import Config
+from experiments.forms import Form, add_decay_in_form
 
 
-def decayed(strength: float, num_steps: int) -> optax.ScalarOrSchedule:
+def decayed(strength: float | jax.Array, num_steps: int) -> optax.ScalarOrSchedule:
     """Returns strength * max(0, 1 - t / num_steps), or a constant without steps."""
     if num_steps == 0:
         return strength
@@ -48,25 +50,28 @@ def add_sign_decay(
 
 
 def make_regularizer(
-    name: str, strength: float, scale: float, decay_steps: int
+    config: Config, strength: float | jax.Array, decay_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the link that adds the gradient of the penalty called `name`.
+    """Returns the link that adds the gradient of the penalty that a run is made with.
 
     Args:
-      name: "relevance", "l2", "l1" or "none".
+      config: says which penalty.
       strength: gamma, the penalty's coefficient right after a prune.
-      scale: alpha, the gradient's unit; of use to "relevance" alone.
       decay_steps: updates after a prune in which the strength falls to zero; 0 keeps
         it constant.
 
     Returns:
-      A link to put before the optimizer. All four keep the same kind of state.
+      A link to put before the optimizer, or before its learning rate. Its `update`
+      wants the sizes of the gradients as `abs_grads`.
     """
-    gamma = decayed(0.0 if name == "none" else strength, decay_steps)
-    if name == "l1":
+    gamma = decayed(0.0 if config.regularizer == "none" else strength, decay_steps)
+    if config.regularizer == "l1":
         return add_sign_decay(gamma)
-    if name == "l2":
+    if config.regularizer == "l2":
         return sparse_optax.add_relevance_decay(
             gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad)
         )
-    return sparse_optax.add_relevance_decay(gamma, scale)
+    # The library's own link, wherever it can do it.
+    if config.form == Form() and not config.decoupled:
+        return sparse_optax.add_relevance_decay(gamma, config.scale)
+    return add_decay_in_form(config.form, gamma, config.scale, config.seed)

@@ -34,7 +34,7 @@ def run(config: Config, command: str) -> None:
         console.print(f"{folder.path} holds this run, finished:", soft_wrap=True)
         report.print_summary(console, summary)
         return
-    dataset = data.load(config.dataset, config.data_dir, command)
+    dataset = data.load(config, command)
     summary = Run(config, folder, dataset, console).finish()
     report.print_summary(console, summary)
     console.print(f"Metrics, checkpoints, figures: {folder.path}", soft_wrap=True)

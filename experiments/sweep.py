@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,13 +142,18 @@ def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Any]:
     )
     jax.block_until_ready(outcomes)
     seconds = (time.monotonic() - start) / len(configs)
+    tested = test_accuracies(configs[0], outcomes, dataset) if test else {}
     summaries = []
     for index, config in enumerate(configs):
         outcome = jax.tree.map(lambda x, index=index: x[index], outcomes)
-        summary = summarize(config, outcome, len(dataset.validation.labels))
-        if test:
-            summary.update(test_accuracies(config, outcome, dataset))
-        summaries.append({**summary, "at_once": len(configs), "wall_seconds": seconds})
+        summaries.append(
+            {
+                **summarize(config, outcome, len(dataset.validation.labels)),
+                **{name: values[index] for name, values in tested.items()},
+                "at_once": len(configs),
+                "wall_seconds": seconds,
+            }
+        )
     return summaries
 
 
@@ -173,15 +178,18 @@ def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str
 
 
 def test_accuracies(
-    config: Config, outcome: Outcome, dataset: data.Dataset
-) -> dict[str, float]:
-    """Measures both networks of a run on the test set."""
+    config: Config, outcomes: Outcome, dataset: data.Dataset
+) -> dict[str, list[float]]:
+    """Measures both networks of R runs on the test set, read once for all of them."""
     test = dataset.read_test()
     phases = Phases(config, dataset.train, dataset.validation, dataset.white)
-    correct = training.make_count_correct(phases.network, test)
+    correct = jax.vmap(training.make_count_correct(phases.network, test))
     return {
-        "dense_test_accuracy": int(correct(outcome.dense)) / len(test.labels),
-        "test_accuracy": int(correct(outcome.best.params)) / len(test.labels),
+        name: [int(count) / len(test.labels) for count in correct(params)]
+        for name, params in (
+            ("dense_test_accuracy", outcomes.dense),
+            ("test_accuracy", outcomes.best.params),
+        )
     }
 
 
@@ -195,6 +203,53 @@ def batches(configs: list[Config], size: int) -> Iterator[list[Config]]:
             yield group[start : start + size]
 
 
+def complete(
+    configs: list[Config],
+    folder: Path,
+    load: Callable[[], data.Dataset],
+    console: Console,
+    *,
+    at_once: int,
+    test: bool,
+) -> list[dict[str, Any]]:
+    """Returns the summaries of runs, those that are stored and those it has to make.
+
+    Args:
+      configs: the runs.
+      folder: where each of them is stored when it is finished.
+      load: returns the data set; called only if a run has to be made.
+      console: where to show the progress.
+      at_once: how many runs to make at once, at the most.
+      test: whether the summaries are to hold test accuracies. A run that is stored
+        without them is made again.
+
+    Raises:
+      ExperimentError: the folder or the data set cannot be used.
+    """
+
+    def path(config: Config) -> Path:
+        return folder / f"{config.config_id}-seed{config.seed}.json"
+
+    def there(config: Config) -> bool:
+        found = read_json(path(config))
+        return found is not None and ("test_accuracy" in found or not test)
+
+    missing = [config for config in configs if not there(config)]
+    console.print(f"Runs: {len(configs)}, to be made: {len(missing)}.")
+    if missing:
+        dataset = load()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(
+                f"cannot write to {folder}: {error.strerror}"
+            ) from error
+        for batch in track(list(batches(missing, at_once)), "sweep", console=console):
+            for config, summary in zip(batch, make(batch, dataset, test), strict=True):
+                write_json(path(config), summary)
+    return [run for config in configs if (run := read_json(path(config)))]
+
+
 def sweep(settings: Sweep, command: str) -> None:
     """Makes what is missing of a sweep, and reports all of it.
 
@@ -206,33 +261,15 @@ def sweep(settings: Sweep, command: str) -> None:
       ExperimentError: the output folder or the data set cannot be used.
     """
     console = Console(highlight=False)
-    folder, configs = settings.folder, settings.runs()
-
-    def path(config: Config) -> Path:
-        return folder / f"{config.config_id}-seed{config.seed}.json"
-
-    def there(config: Config) -> bool:
-        found = read_json(path(config))
-        return found is not None and ("test_accuracy" in found or not settings.test)
-
-    missing = [config for config in configs if not there(config)]
-    console.print(f"{len(configs)} runs, {len(missing)} of them to be made.")
-    if missing:
-        dataset = data.load(settings.base.dataset, settings.base.data_dir, command)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ExperimentError(
-                f"cannot write to {folder}: {error.strerror}"
-            ) from error
-        for batch in track(
-            list(batches(missing, settings.at_once)), "sweep", console=console
-        ):
-            for config, summary in zip(
-                batch, make(batch, dataset, settings.test), strict=True
-            ):
-                write_json(path(config), summary)
-    runs = [run for config in configs if (run := read_json(path(config)))]
+    folder = settings.folder
+    runs = complete(
+        settings.runs(),
+        folder,
+        lambda: data.load(settings.base, command),
+        console,
+        at_once=settings.at_once,
+        test=settings.test,
+    )
     report.print_sweep(console, runs)
     figures.draw_sweep(report.by_settings(runs), folder / "frontiers")
     console.print(f"Runs, figure: {folder}", soft_wrap=True)

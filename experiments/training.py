@@ -75,6 +75,7 @@ def make_train(
     num_steps: int,
     seed: int | jax.Array,
     scale: float | jax.Array,
+    per_example: bool = False,
 ) -> Callable[[TrainState], TrainState]:
     """Returns the function that makes `num_steps` updates in one compiled call.
 
@@ -83,13 +84,16 @@ def make_train(
 
     Args:
       network: what is trained.
-      optimizer: the chain that trains it.
+      optimizer: what trains it.
       data: the training set.
       batch_size: examples an update.
       num_steps: updates a call.
       seed: that of the order of the examples.
       scale: relevance is reported for this scale.
+      per_example: whether the sizes of the gradients, which the chain is told as
+        `abs_grads`, are means of those of the single examples' gradients.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
     steps_per_epoch = len(data.labels) // batch_size
     # A call may begin and end in the middle of an epoch.
@@ -110,20 +114,32 @@ def make_train(
             epoch, index = step // steps_per_epoch, step % steps_per_epoch
             start = (epoch - first, index * batch_size)
             batch = jax.lax.dynamic_slice(orders, start, (1, batch_size))[0]
-            return jax.value_and_grad(network.loss)(
-                params, images[batch], labels[batch]
+            value_and_grad = jax.value_and_grad(network.loss)
+            if not per_example:
+                loss, grads = value_and_grad(params, images[batch], labels[batch])
+                return loss, grads, jax.tree.map(jnp.abs, grads)
+            losses, examples = jax.vmap(value_and_grad, in_axes=(None, 0, 0))(
+                params, images[batch][:, None], labels[batch][:, None]
+            )
+            grads = jax.tree.map(lambda g: g.mean(0), examples)
+            return (
+                losses.mean(),
+                grads,
+                jax.tree.map(lambda g: jnp.abs(g).mean(0), examples),
             )
 
         def update(carry, _):
             params, opt_state, step = carry
-            loss, grads = gradients(params, step)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
+            loss, grads, abs_grads = gradients(params, step)
+            updates, opt_state = optimizer.update(
+                grads, opt_state, params, abs_grads=abs_grads
+            )
             return (optax.apply_updates(params, updates), opt_state, step + 1), loss
 
         carry = (state.params, state.opt_state, state.step)
         carry, losses = jax.lax.scan(update, carry, length=num_steps)
         params, opt_state, step = carry
-        _, grads = gradients(params, step)
+        _, grads, _ = gradients(params, step)
         relevant = relevant_shares(params, grads, scale)
         return TrainState(params, opt_state, step, Progress(losses.mean(), *relevant))
 

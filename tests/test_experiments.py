@@ -1,6 +1,7 @@
 """The experiments: run for a few steps, killed and resumed, and piece by piece."""
 
 import ast
+import dataclasses
 import json
 import os
 import shutil
@@ -473,8 +474,9 @@ def test_regularizers_by_hand(name):
         "none": 0 * w,
     }[name]
     params, grads = {"w": jnp.asarray(w)}, {"w": jnp.asarray(g)}
+    config = dataclasses.replace(CONFIG, regularizer=name, scale=scale)
     tx = optax.chain(
-        regularizers.make_regularizer(name, strength, scale, steps),
+        regularizers.make_regularizer(config, strength, steps),
         sparse_optax.prune_by_magnitude(0.5),
     )
 
@@ -493,7 +495,8 @@ def test_regularizers_by_hand(name):
 
 
 def test_constant_strength():
-    tx = regularizers.make_regularizer("l1", 0.3, 1.0, decay_steps=0)
+    config = dataclasses.replace(CONFIG, regularizer="l1")
+    tx = regularizers.make_regularizer(config, 0.3, decay_steps=0)
     params = {"w": jnp.ones(2)}
     state = tx.init(params)
     for _ in range(3):

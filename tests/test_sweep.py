@@ -28,7 +28,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def dataset():
-    return data.load("digits", None, "")
+    return data.load(CONFIG, "")
 
 
 def numbers(*configs):
@@ -142,24 +142,24 @@ def test_command_makes_what_is_missing(tmp_path, capsys):
     assert len(files) == 2 and (out / "frontiers.png").stat().st_size > 10_000
     first = [json.loads(path.read_text()) for path in files]
     assert "test_accuracy" not in first[0]
-    assert "2 runs, 2 of them to be made" in capsys.readouterr().out
+    assert "Runs: 2, to be made: 2." in capsys.readouterr().out
 
     # As after a kill: one run was stored, the other was not.
     files[1].unlink()
     kept = files[0].stat().st_mtime_ns
     main(command)
-    assert "2 runs, 1 of them to be made" in capsys.readouterr().out
+    assert "Runs: 2, to be made: 1." in capsys.readouterr().out
     assert files[0].stat().st_mtime_ns == kept
     again = json.loads(files[1].read_text())
     assert again["seed"] == first[1]["seed"]
     assert again["kept"] == first[1]["kept"]
 
     main([*command, "--regularizers", "relevance", "none"])
-    assert "4 runs, 2 of them to be made" in capsys.readouterr().out
+    assert "Runs: 4, to be made: 2." in capsys.readouterr().out
     assert len(list(out.glob("*.json"))) == 4
     main(command)
     shown = capsys.readouterr().out
-    assert "2 runs, 0 of them to be made" in shown and "none" not in shown
+    assert "Runs: 2, to be made: 0." in shown and "none" not in shown
 
 
 def test_test_set_is_read_only_when_asked_for(tmp_path, capsys, monkeypatch):

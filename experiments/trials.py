@@ -1,0 +1,172 @@
+"""What the control study tries: on which tasks, which forms of relevance.
+
+Strengths are multiples of that of the task, scales are in the unit of the form. Every
+form is tuned over nine settings, whatever it has to be tuned.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import digits, lenet5_fashion, lenet300_mnist
+from experiments.config import Config, ExperimentError
+from experiments.forms import Form
+
+
+class Trial(NamedTuple):
+    """A way to drive weights to zero, and the settings among which it is tuned."""
+
+    changes: dict[str, Any]  # to the configuration of a task
+    strengths: tuple[float, ...] = (1.0,)
+    scales: tuple[float, ...] = (1.0,)
+
+
+class Task(NamedTuple):
+    """What is trained and pruned, and the trials made of it."""
+
+    config: Config
+    trials: tuple[str, ...]
+    num_seeds: int = 9
+
+
+STRENGTHS = 1.0, 3.0, 10.0
+SCALES = 0.3, 1.0, 3.0
+FINE = tuple(round(10 ** (k / 4 - 1), 3) for k in range(9))  # 0.1 to 10
+
+
+def relative(**form: Any) -> Trial:
+    """Returns the trial of a form whose unit is a measure's root mean square."""
+    return Trial({"form": Form(**{"unit": "leaf", **form})}, STRENGTHS, SCALES)
+
+
+def spared(**form: Any) -> Trial:
+    """Returns the trial of a form that spares a share of the weights altogether."""
+    return Trial(
+        {"form": Form(unit="quantile", **form)}, (0.3, 1.0, 3.0), (0.01, 0.05, 0.2)
+    )
+
+
+TRIALS = {
+    "none": Trial({"regularizer": "none"}),
+    "l2": Trial({"regularizer": "l2"}, FINE),
+    "l2, strength decays": Trial(
+        {"regularizer": "l2", "strength_decay_epochs": 5.0}, FINE
+    ),
+    "l2, decoupled": Trial(
+        {"regularizer": "l2", "decoupled": True}, tuple(100 * s for s in FINE)
+    ),
+    "l1": Trial({"regularizer": "l1"}, tuple(0.1 * s for s in FINE)),
+    # The paper's.
+    "relevance": Trial({}, STRENGTHS, (1e-4, 1e-3, 1e-2)),
+    "relevance, strength decays": Trial(
+        {"strength_decay_epochs": 5.0}, STRENGTHS, (1e-4, 1e-3, 1e-2)
+    ),
+    # Relative to the gradients' own size.
+    "leaf": relative(),
+    "network": relative(unit="network"),
+    "leaf, running": relative(memory=0.99),
+    "network, running": relative(unit="network", memory=0.99),
+    "leaf, running, decoupled": relative(memory=0.99)._replace(
+        changes={"form": Form(unit="leaf", memory=0.99), "decoupled": True},
+        strengths=(100.0, 300.0, 1000.0),
+    ),
+    "per-example": relative(measure="per-example"),
+    "saliency": relative(measure="saliency"),
+    "saliency, running": relative(measure="saliency", memory=0.99),
+    # Only the most relevant few are spared.
+    "top": spared(),
+    "top, running": spared(memory=0.99),
+    "top saliency, running": spared(measure="saliency", memory=0.99),
+    # In the ranking of a prune, with all weights decaying alike, or in both.
+    "ranking, running": relative(memory=0.99, acts_on="ranking")._replace(
+        strengths=(0.3, 1.0, 3.0)
+    ),
+    "ranking and decay, running": relative(memory=0.99, acts_on="both"),
+}
+FEW = (
+    *("none", "l2", "relevance", "leaf, running", "saliency, running"),
+    *("top, running", "ranking, running"),
+)
+
+# Short runs, which drop much at a prune, so that the regularizer and not the number of
+# prunes decides how far they come.
+DIGITS = dataclasses.replace(
+    digits.CONFIG,
+    dense_epochs=60,
+    epochs=182,
+    interval=100,
+    fraction=0.15,
+    batch_size=32,
+    learning_rate=1e-3,
+    finetune_epochs=0,
+)
+MNIST = dataclasses.replace(
+    lenet300_mnist.CONFIG,
+    dense_epochs=5,
+    epochs=20,
+    interval=110,
+    fraction=0.1,
+    batch_size=100,
+    bound=0.005,
+    relative_bound=True,
+    learning_rate=1e-3,
+    finetune_epochs=0,
+)
+TASKS = {
+    "digits": Task(
+        # The gradients of single examples cost too much in batches of 32.
+        DIGITS,
+        tuple(name for name in TRIALS if name != "per-example"),
+        num_seeds=18,
+    ),
+    "digits, heavy pruning, 20 updates to recover": Task(
+        dataclasses.replace(DIGITS, fraction=0.3, interval=20, epochs=36), FEW
+    ),
+    "digits, 30 % random labels": Task(
+        dataclasses.replace(DIGITS, label_noise=0.3), FEW
+    ),
+    "digits, 200 training images": Task(
+        dataclasses.replace(DIGITS, num_train=200, dense_epochs=300, epochs=1000), FEW
+    ),
+    "digits, SGD": Task(
+        dataclasses.replace(DIGITS, optimizer="sgd", learning_rate=0.05), FEW
+    ),
+    "digits, batches of 8": Task(
+        dataclasses.replace(DIGITS, batch_size=8, dense_epochs=15, epochs=46),
+        ("none", "l2", "relevance", "leaf", "per-example"),
+    ),
+    "digits, attention": Task(
+        dataclasses.replace(DIGITS, network="pixel-transformer"), FEW
+    ),
+    "mnist": Task(MNIST, ("none", "l2", "relevance"), num_seeds=6),
+    "fashion, convolutions": Task(
+        dataclasses.replace(
+            lenet5_fashion.CONFIG, dense_epochs=4, epochs=12, finetune_epochs=0
+        ),
+        ("none", "l2", "relevance"),
+        num_seeds=5,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Which part of the study to make."""
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Tasks by name; by default all of them."""
+    out: Path = Path("runs/study")
+    """Folder of the runs, one folder a task."""
+    data_dir: Path | None = None
+    """Folder of the TFDS data sets; by default that of TFDS itself."""
+    at_once: int = 9
+    """How many runs are trained at once, at the most."""
+
+    def validate(self) -> None:
+        """Raises `ExperimentError` for the first value that makes no sense."""
+        if self.at_once < 1:
+            raise ExperimentError(f"--at-once must be 1 or more; got {self.at_once}.")
+        for name in self.tasks:
+            if name not in TASKS:
+                known = ", ".join(map(repr, TASKS))
+                raise ExperimentError(f"--tasks must be of {known}; got {name!r}.")
