@@ -120,8 +120,8 @@ def pruning_rounds(
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if a number is out of range; by `init`, if there are no masks in the
-            training state; by `round`, if `evaluate` returns no scalar or `train` a
-            state of another tree.
+            training state; by `round`, if `evaluate` returns no scalar, or `train` or
+            `prune` a state of another tree.
 
     Examples:
         As `iterative_pruning`; but in place of its loop, all rounds in one program::
@@ -155,7 +155,7 @@ def pruning_rounds(
         )
         current = trained
         if prune is not None:
-            current = lax.cond(met, prune, lambda s: s, trained)
+            current = lax.cond(met, _same_tree("prune", prune), lambda s: s, trained)
         # Read back and not taken for granted: a wrapper may have discarded the prune,
         # or there was too little left to remove a single weight.
         counted = _num_prunes(current) > _num_prunes(trained)
@@ -174,12 +174,7 @@ def pruning_rounds(
         )
 
     def round_fn(state):
-        trained = train(state.current)
-        given, returned = jax.tree.structure(state.current), jax.tree.structure(trained)
-        if returned != given:
-            raise ValueError(
-                f"train must return a state of the tree {given}; got {returned}."
-            )
+        trained = _same_tree("train", train)(state.current)
         metric = jnp.asarray(evaluate(trained), jnp.float32)
         if metric.shape:
             raise ValueError(
@@ -318,6 +313,21 @@ def iterative_pruning(
             yield _report(state)
 
     return run(state)
+
+
+def _same_tree(name, fn):
+    """The function, with an error where what it returns is no state like its own."""
+
+    def checked(train_state):
+        returned = fn(train_state)
+        trees = jax.tree.structure(train_state), jax.tree.structure(returned)
+        if trees[0] != trees[1]:
+            raise ValueError(
+                f"{name} must return a state of the tree {trees[0]}; got {trees[1]}."
+            )
+        return returned
+
+    return checked
 
 
 def _report(state: IterativePruningState) -> PruningRound:
