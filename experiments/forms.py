@@ -22,8 +22,8 @@ import sparse_optax
 
 Control = Literal["none", "permuted", "mean"]
 
-# Of the running mean square, and of the running quantile's steps.
-UNIT_MEMORY = 0.99
+UNIT_MEMORY = 0.99  # of the running mean square
+QUANTILE_STEP = 0.1  # at the most, of the logarithm of a running quantile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,35 +89,27 @@ def add_decay_in_form(
         del extra_args
         if params is None or abs_grads is None:
             raise ValueError("add_decay_in_form needs params and abs_grads in update.")
-        count = state.num_updates + 1
+        num_updates = state.num_updates + 1
+        alive = jax.tree.map(lambda w: w != 0, params)
         measured = abs_grads
         if form.measure == "saliency":
             measured = jax.tree.map(lambda a, w: a * jnp.abs(w), abs_grads, params)
         mean = optax.tree.update_moment(measured, state.mean, form.memory, 1)
-        corrected = optax.tree.bias_correction(mean, form.memory, count)
-        alive = jax.tree.map(lambda w: w != 0, params)
+        corrected = optax.tree.bias_correction(mean, form.memory, num_updates)
 
         if form.unit == "quantile":
-            unit = jax.tree.map(
-                lambda q, m, a: follow_quantile(q, m, a, scale, count),
-                *(state.unit, corrected, alive),
-            )
+            unit = follow_quantiles(state.unit, corrected, alive, scale, num_updates)
             irrelevance = jax.tree.map(
                 lambda m, q: (m < jnp.exp(q)).astype(m.dtype), corrected, unit
             )
         else:
-            unit, divisor = root_mean_squares(form, state.unit, measured, alive, count)
+            unit = mean_squares(form.unit, state.unit, measured, alive)
             irrelevance = jax.tree.map(
-                lambda m, d: jnp.exp(-m / (scale * d)), corrected, divisor
+                lambda m, d: jnp.exp(-m / (scale * d)),
+                *(corrected, divisors(form.unit, unit, num_updates)),
             )
-        if form.control == "mean":
-            irrelevance = jax.tree.map(
-                lambda i, a: jnp.full_like(i, mean_where(i, a)), irrelevance, alive
-            )
-        elif form.control == "permuted":
-            key = jax.random.fold_in(jax.random.key(seed), count)
-            keys = optax.tree.split_key_like(key, irrelevance)
-            irrelevance = jax.tree.map(permute_where, irrelevance, alive, keys)
+        key = jax.random.fold_in(jax.random.key(seed), num_updates)
+        irrelevance = controlled(form.control, irrelevance, alive, key)
 
         steps = state.decay.steps_since_prune
         gamma = strength(steps) if callable(strength) else strength
@@ -125,52 +117,69 @@ def add_decay_in_form(
             penalty = jax.tree.map(lambda w: 2 * gamma * w, params)
         else:
             penalty = jax.tree.map(lambda i, w: 2 * gamma * i * w, irrelevance, params)
-        updates = optax.tree.add(updates, penalty)
         decay = sparse_optax.RelevanceDecayState(
             jnp.asarray(optax.safe_increment(steps))
         )
-        return updates, FormState(decay, count, mean, unit, irrelevance)
+        state = FormState(decay, num_updates, mean, unit, irrelevance)
+        return optax.tree.add(updates, penalty), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def root_mean_squares(
-    form: Form, squares: Any, measured: Any, alive: Any, count: jax.Array
-) -> tuple[Any, Any]:
-    """Returns the new running mean squares, and what I divides the measure by."""
+def mean_squares(unit: str, before: Any, measured: Any, alive: Any) -> Any:
+    """Returns the running mean of the squared measure, a scalar for each leaf."""
     latest = jax.tree.map(lambda m, a: mean_where(m * m, a), measured, alive)
-    if form.unit == "network":
+    if unit == "network":
         counts = jax.tree.map(jnp.sum, alive)
         # Leaves in which nothing is left weigh nothing.
         weighed = optax.tree.sum(jax.tree.map(jnp.multiply, latest, counts))
         total = weighed / jnp.maximum(optax.tree.sum(counts), 1)
         latest = jax.tree.map(lambda _: total, latest)
-    squares = optax.tree.update_moment(latest, squares, UNIT_MEMORY, 1)
-    if form.unit == "absolute":
-        return squares, jax.tree.map(jnp.ones_like, squares)
+    return optax.tree.update_moment(latest, before, UNIT_MEMORY, 1)
+
+
+def divisors(unit: str, squares: Any, num_updates: jax.Array) -> Any:
+    """Returns what the measure is relative to, a scalar for each leaf."""
+    if unit == "absolute":
+        return jax.tree.map(jnp.ones_like, squares)
     tiny = jnp.finfo(jnp.float32).tiny
-    corrected = optax.tree.bias_correction(squares, UNIT_MEMORY, count)
-    return squares, jax.tree.map(lambda s: jnp.sqrt(s) + tiny, corrected)
+    corrected = optax.tree.bias_correction(squares, UNIT_MEMORY, num_updates)
+    return jax.tree.map(lambda s: jnp.sqrt(s) + tiny, corrected)
 
 
-def follow_quantile(
-    log_quantile: jax.Array,
-    measured: jax.Array,
-    alive: jax.Array,
+def controlled(control: Control, irrelevance: Any, alive: Any, key: jax.Array) -> Any:
+    """Returns the irrelevance, or what a control has in its place."""
+    if control == "mean":
+        return jax.tree.map(
+            lambda i, a: jnp.full_like(i, mean_where(i, a)), irrelevance, alive
+        )
+    if control == "permuted":
+        keys = optax.tree.split_key_like(key, irrelevance)
+        return jax.tree.map(permute_where, irrelevance, alive, keys)
+    return irrelevance
+
+
+def follow_quantiles(
+    log_quantiles: Any,
+    measured: Any,
+    alive: Any,
     share: float | jax.Array,
-    count: jax.Array,
-) -> jax.Array:
-    """Moves an estimate towards the value that a `share` of the measures is above.
+    num_updates: jax.Array,
+) -> Any:
+    """Moves estimates towards the value that a `share` of each leaf's measures exceeds.
 
     Stochastic approximation on a logarithmic scale, from the root mean square on: no
     sorting, and one scalar to keep for each leaf.
     """
-    tiny = jnp.finfo(jnp.float32).tiny
-    start = 0.5 * jnp.log(mean_where(measured * measured, alive) + tiny)
-    log_quantile = jnp.where(count == 1, start, log_quantile)
-    above = mean_where(measured > jnp.exp(log_quantile), alive)
-    step = jnp.clip(above / share - 1, -1, 1)
-    return log_quantile + (1 - UNIT_MEMORY) * 10 * step
+
+    def follow(log_quantile, measured, alive):
+        tiny = jnp.finfo(jnp.float32).tiny
+        start = 0.5 * jnp.log(mean_where(measured * measured, alive) + tiny)
+        log_quantile = jnp.where(num_updates == 1, start, log_quantile)
+        above = mean_where(measured > jnp.exp(log_quantile), alive)
+        return log_quantile + QUANTILE_STEP * jnp.clip(above / share - 1, -1, 1)
+
+    return jax.tree.map(follow, log_quantiles, measured, alive)
 
 
 def mean_where(x: jax.Array, alive: jax.Array) -> jax.Array:
