@@ -7,8 +7,9 @@ With a_i the size of a weight's gradient and w_i the weight, a form is
     I_i = exp(-M_i / (scale * unit))   irrelevance, in [0, 1],
 
 and the penalty is 2 * strength * I_i * w_i, as in `sparse_optax.add_relevance_decay`,
-whose form is the default here. A control has the same irrelevance as its form, weight
-by weight or on average, but nothing of its knowledge of which weights it belongs to.
+whose form is the default here. A control has the same values of I in each tensor, dealt
+out to weights at random, or their mean: it decays as much and knows nothing of which
+weights are relevant.
 """
 
 import dataclasses
@@ -16,12 +17,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import sparse_optax
 
 Control = Literal["none", "permuted", "mean"]
 
+TINY = float(jnp.finfo(jnp.float32).tiny)
+PERMUTATIONS = 2**30  # folded into a seed that has other uses
 UNIT_MEMORY = 0.99  # of the running mean square
 QUANTILE_STEP = 0.1  # at the most, of the logarithm of a running quantile
 
@@ -105,10 +109,12 @@ def add_decay_in_form(
         else:
             unit = mean_squares(form.unit, state.unit, measured, alive)
             irrelevance = jax.tree.map(
-                lambda m, d: jnp.exp(-m / (scale * d)),
+                # Not by zero, where no gradient was seen as yet.
+                lambda m, d: jnp.exp(-m / jnp.maximum(scale * d, TINY)),
                 *(corrected, divisors(form.unit, unit, num_updates)),
             )
-        key = jax.random.fold_in(jax.random.key(seed), num_updates)
+        key = jax.random.fold_in(jax.random.key(seed), PERMUTATIONS)
+        key = jax.random.fold_in(key, num_updates)
         irrelevance = controlled(form.control, irrelevance, alive, key)
 
         steps = state.decay.steps_since_prune
@@ -142,9 +148,8 @@ def divisors(unit: str, squares: Any, num_updates: jax.Array) -> Any:
     """Returns what the measure is relative to, a scalar for each leaf."""
     if unit == "absolute":
         return jax.tree.map(jnp.ones_like, squares)
-    tiny = jnp.finfo(jnp.float32).tiny
     corrected = optax.tree.bias_correction(squares, UNIT_MEMORY, num_updates)
-    return jax.tree.map(lambda s: jnp.sqrt(s) + tiny, corrected)
+    return jax.tree.map(jnp.sqrt, corrected)
 
 
 def controlled(control: Control, irrelevance: Any, alive: Any, key: jax.Array) -> Any:
@@ -173,8 +178,7 @@ def follow_quantiles(
     """
 
     def follow(log_quantile, measured, alive):
-        tiny = jnp.finfo(jnp.float32).tiny
-        start = 0.5 * jnp.log(mean_where(measured * measured, alive) + tiny)
+        start = 0.5 * jnp.log(mean_where(measured * measured, alive) + TINY)
         log_quantile = jnp.where(num_updates == 1, start, log_quantile)
         above = mean_where(measured > jnp.exp(log_quantile), alive)
         return log_quantile + QUANTILE_STEP * jnp.clip(above / share - 1, -1, 1)
@@ -190,23 +194,25 @@ def mean_where(x: jax.Array, alive: jax.Array) -> jax.Array:
 def permute_where(x: jax.Array, alive: jax.Array, key: jax.Array) -> jax.Array:
     """Deals the values of x out anew, at random, among the weights that are left.
 
-    A random affine map of their ranks, r -> a r + b modulo their number, with a and the
-    number coprime: a permutation at a small part of the cost of shuffling.
+    Ranks along a fixed shuffle, which has nothing of the order of rows and columns, are
+    sent through a random affine map: r -> a r + b modulo their number, to which a is
+    coprime. It is a permutation at a small part of the cost of shuffling each time.
     """
-    flat, left = x.ravel(), alive.ravel()
+    order = np.random.default_rng(0).permutation(x.size)
+    back = np.argsort(order)
+    shuffled, left = x.ravel()[order], alive.ravel()[order]
     rank = jnp.cumsum(left) - 1
     number = jnp.maximum(rank[-1] + 1, 1).astype(jnp.uint32)
-    dense = (
-        jnp.zeros_like(flat).at[jnp.where(left, rank, flat.size)].set(flat, mode="drop")
-    )
+    place = jnp.where(left, rank, x.size)
+    dense = jnp.zeros_like(shuffled).at[place].set(shuffled, mode="drop")
     key_a, key_b = jax.random.split(key)
     # Small enough for the product not to leave uint32; 1 is coprime to everything.
-    factors = jax.random.randint(key_a, (64,), 1, max((2**31 - 1) // flat.size, 2))
+    factors = jax.random.randint(key_a, (64,), 1, max((2**31 - 1) // x.size, 2))
     factors = factors.astype(jnp.uint32).at[-1].set(1)
     factor = factors[jnp.argmax(jnp.gcd(factors, number) == 1)]
     offset = jax.random.randint(key_b, (), 0, number.astype(jnp.int32))
     source = (rank.astype(jnp.uint32) * factor + offset.astype(jnp.uint32)) % number
-    return jnp.where(left, dense[source], flat).reshape(x.shape)
+    return jnp.where(left, dense[source], shuffled)[back].reshape(x.shape)
 
 
 def form_states(opt_state: Any) -> list[FormState]:

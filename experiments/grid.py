@@ -5,6 +5,10 @@
 makes every combination of the values given, stores each run as a file of the output
 folder, and draws sparsity against accuracy. Runs that are there already are not made
 again: an interrupted sweep goes on, and a larger grid adds to a smaller one.
+
+    python -m experiments sweep study
+
+makes the sweeps of the control study, which experiments/STUDY.md reports.
 """
 
 import dataclasses

@@ -64,7 +64,9 @@ class Phases:
             config, self.num_rounds.pruning * config.interval, steps_per_epoch
         )
 
-        def make_train(optimizer):
+        per_example = config.form.measure == "per-example"
+
+        def make_train(optimizer, per_example):
             return training.make_train(
                 self.network,
                 optimizer,
@@ -73,12 +75,12 @@ class Phases:
                 num_steps=config.interval,
                 seed=config.seed,
                 scale=config.scale,
-                per_example=config.form.measure == "per-example",
+                per_example=per_example,
             )
 
-        self.train_dense = make_train(self.dense_optimizer)
-        self.train_sparse = make_train(self.pruning_optimizer)
-        self.finetune = make_train(optimizers.finetuning_optimizer(config))
+        self.train_dense = make_train(self.dense_optimizer, per_example=False)
+        self.train_sparse = make_train(self.pruning_optimizer, per_example)
+        self.finetune = make_train(optimizers.finetuning_optimizer(config), per_example)
         self.count_correct = training.make_count_correct(self.network, validation)
         self.num_validation = len(validation.labels)
 

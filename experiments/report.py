@@ -83,8 +83,11 @@ def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     ]
     named = {}
     for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
-        values = [f"{name} {group[0][name]:g}" for name in names]
-        named[", ".join([group[0]["regularizer"], *values])] = group
+        first = group[0]
+        values = [f"{name} {first[name]:g}" for name in names]
+        if first["form"]["control"] != "none":
+            values.insert(0, f"control {first['form']['control']}")
+        named[", ".join([first["regularizer"], *values])] = group
     return named
 
 

@@ -19,8 +19,6 @@ from experiments.records import read_json, write_json
 
 STORE = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-BEGIN = "<!-- results: begin (python -m experiments.results) -->"
-END = "<!-- results: end -->"
 HEADER = (
     "| data set | network | regularizer | seeds | dense error, % | error, % "
     "| sparsity, % | weights kept | compression |\n"
@@ -73,13 +71,14 @@ def row(runs: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def insert(text: str, new: str) -> str:
-    """Returns `text` with `new` in place of what stands between the markers."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ExperimentError(f"README.md needs {BEGIN} and {END}, once each.")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{new}{END}{after}"
+def insert(text: str, name: str, new: str) -> str:
+    """Returns `text` with `new` in place of what stands between the markers `name`."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ExperimentError(f"README.md needs {begin} and {end}, once each.")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{new}{end}{after}"
 
 
 def main(folders: list[str]) -> None:
@@ -88,7 +87,7 @@ def main(folders: list[str]) -> None:
         for folder in folders:
             store(Path(folder), STORE)
         summaries = [json.loads(path.read_text()) for path in STORE.glob("*.json")]
-        README.write_text(insert(README.read_text(), table(summaries)))
+        README.write_text(insert(README.read_text(), "results", table(summaries)))
     except ExperimentError as error:
         sys.exit(f"error: {error}")
 

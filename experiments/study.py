@@ -49,12 +49,12 @@ def study(settings: Study, command: str) -> None:
       ExperimentError: the output folder or a data set cannot be used.
     """
     console = Console(highlight=False)
+    study_report.check_readme()
     for name in settings.tasks:
         console.rule(name)
-        store(
-            STORE / f"{slug(name)}.jsonl", make_task(name, settings, command, console)
-        )
-    study_report.write(STORE)
+        rows = make_task(name, settings, command, console)
+        store(STORE / f"{name}.jsonl", rows)
+        study_report.write(STORE)
     console.print(f"Report: {study_report.REPORT}", soft_wrap=True)
 
 
@@ -63,7 +63,7 @@ def make_task(
 ) -> list[dict[str, Any]]:
     """Returns all runs of a task, a row each."""
     task = TASKS[name]
-    folder = settings.out / slug(name)
+    folder = settings.out / name
     config = dataclasses.replace(task.config, data_dir=settings.data_dir)
     load = functools.cache(lambda: data.load(config, command))
     rows = []
@@ -136,12 +136,6 @@ def comparison_runs(
         for control in (CONTROLS if has_controls else CONTROLS[:1])
         for seed in range(FIRST_SEED, FIRST_SEED + task.num_seeds)
     ]
-
-
-def slug(task: str) -> str:
-    """Returns the name of a task as that of a file."""
-    kept = "".join(letter for letter in task if letter.isalnum() or letter == " ")
-    return "-".join(kept.lower().split())
 
 
 def store(path: Path, rows: list[dict[str, Any]]) -> None:

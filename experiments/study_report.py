@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from experiments import figures
+from experiments.results import README, insert
+from experiments.trials import TASKS, TRIALS
 
 Row = dict[str, Any]
 
@@ -43,10 +45,14 @@ class Comparison(NamedTuple):
 def compare(runs: list[Row], others: list[Row]) -> Comparison:
     """Compares how many weights are kept, seed by seed."""
     one, other = log_kept(runs), log_kept(others)
+    if one.keys() != other.keys():
+        raise ValueError(f"no pairs: seeds {sorted(one)} and {sorted(other)}.")
     differences = np.array([one[seed] - other[seed] for seed in sorted(one)])
     mean, error = differences.mean(), stats.sem(differences)
-    if error == 0:  # as where a control is the form itself
-        return Comparison(*np.exp([mean] * 3), p_value=float(mean >= 0))
+    if error == 0:  # All differences are the same, and a sign test is all there is.
+        p_value = 0.5 ** len(differences) if mean < 0 else 1.0
+        ratio = math.exp(mean)
+        return Comparison(ratio, ratio, ratio, p_value)
     t = stats.t(df=len(differences) - 1)
     half = t.ppf(0.975) * error
     return Comparison(
@@ -85,13 +91,12 @@ def trials_of(rows: list[Row]) -> list[Trial]:
     for (name, control), own in runs.items():
         if control != "none":
             continue
+        reference = TRIALS[name].reference
         others = {
-            other: runs[REFERENCE if other == "none" else name, other]
+            other: runs[reference if other == "none" else name, other]
             for other in LABELS
-            if (name, other) in runs
+            if (name, other) in runs and name != reference
         }
-        if name == REFERENCE:
-            others = {}
         trials.append(
             Trial(name, own, {key: compare(own, o) for key, o in others.items()})
         )
@@ -99,13 +104,53 @@ def trials_of(rows: list[Row]) -> list[Trial]:
 
 
 def write(store: Path) -> None:
-    """Writes the report and the figure from the rows of all tasks in a folder."""
-    tasks = [
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted(store.glob("*.jsonl"))
-    ]
+    """Writes report, figure and the table of the README from the rows in a folder."""
+    tasks = read(store)
     draw(tasks, FIGURE)
-    REPORT.write_text(HEADER + "".join(map(section, tasks)) + TRIED + tried(tasks))
+    REPORT.write_text(report(tasks))
+    README.write_text(insert(README.read_text(), "study", overview(tasks)))
+
+
+def check_readme() -> None:
+    """Raises `ExperimentError` if the README has no place for the overview."""
+    insert(README.read_text(), "study", "")
+
+
+def read(store: Path) -> list[list[Row]]:
+    """Returns the rows of every task that has been made."""
+    return [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (store / f"{name}.jsonl" for name in TASKS)
+        if path.exists()
+    ]
+
+
+def report(tasks: list[list[Row]]) -> str:
+    """Returns the whole report."""
+    return HEADER + "".join(map(section, tasks)) + TRIED + tried(tasks)
+
+
+def overview(tasks: list[list[Row]]) -> str:
+    """Returns a table of what the paper's form keeps, a row for each task."""
+    lines = [
+        "| task | seeds | weights kept: none | l2 | relevance | relevance to l2 "
+        "| to I permuted | to mean of I |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for rows in tasks:
+        trials = {trial.name: trial for trial in trials_of(rows)}
+        paper = trials["relevance"]
+        cells = (
+            rows[0]["task"],
+            str(len(paper.runs)),
+            *(
+                f"{geometric_mean(trials[name].runs):,.0f}"
+                for name in ("none", REFERENCE, "relevance")
+            ),
+            *(str(paper.comparisons[control]) for control in LABELS),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 HEADER = f"""# Does sparing relevant weights beat weight decay?
@@ -135,9 +180,11 @@ def section(rows: list[Row]) -> str:
     dense = statistics.fmean(
         row["dense_test_accuracy"] for row in rows if row["stage"] == "comparison"
     )
+    name = rows[0]["task"]
     lines = [
-        f"\n## {rows[0]['task']}\n",
-        f"{len(trials[0].runs)} seeds, dense test error {100 * (1 - dense):.2f} %. "
+        f"\n## {name}\n",
+        f"{TASKS[name].title} {len(trials[0].runs)} seeds, dense test error "
+        f"{100 * (1 - dense):.2f} %. "
         + (f"Wins: {', '.join(winners)}." if winners else "No form wins."),
         "",
         "| trial | strength | scale | weights kept | sparsity, % | test error, % "

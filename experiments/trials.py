@@ -19,11 +19,13 @@ class Trial(NamedTuple):
     changes: dict[str, Any]  # to the configuration of a task
     strengths: tuple[float, ...] = (1.0,)
     scales: tuple[float, ...] = (1.0,)
+    reference: str = "l2"  # the trial that it has to beat
 
 
 class Task(NamedTuple):
     """What is trained and pruned, and the trials made of it."""
 
+    title: str
     config: Config
     trials: tuple[str, ...]
     num_seeds: int = 9
@@ -59,7 +61,10 @@ TRIALS = {
     # The paper's.
     "relevance": Trial({}, STRENGTHS, (1e-4, 1e-3, 1e-2)),
     "relevance, strength decays": Trial(
-        {"strength_decay_epochs": 5.0}, STRENGTHS, (1e-4, 1e-3, 1e-2)
+        {"strength_decay_epochs": 5.0},
+        STRENGTHS,
+        (1e-4, 1e-3, 1e-2),
+        reference="l2, strength decays",
     ),
     # Relative to the gradients' own size.
     "leaf": relative(),
@@ -81,11 +86,14 @@ TRIALS = {
     "ranking, running": relative(memory=0.99, acts_on="ranking")._replace(
         strengths=(0.3, 1.0, 3.0)
     ),
+    "ranking in network, running": relative(
+        unit="network", memory=0.99, acts_on="ranking"
+    )._replace(strengths=(0.3, 1.0, 3.0)),
     "ranking and decay, running": relative(memory=0.99, acts_on="both"),
 }
 FEW = (
     *("none", "l2", "relevance", "leaf, running", "saliency, running"),
-    *("top, running", "ranking, running"),
+    *("top, running", "ranking, running", "ranking in network, running"),
 )
 
 # Short runs, which drop much at a prune, so that the regularizer and not the number of
@@ -112,37 +120,56 @@ MNIST = dataclasses.replace(
     learning_rate=1e-3,
     finetune_epochs=0,
 )
+FASHION = dataclasses.replace(
+    lenet5_fashion.CONFIG,
+    **{"dense_epochs": 4, "epochs": 10, "interval": 110, "fraction": 0.15},
+    **{"bound": 0.01, "relative_bound": True, "strength_decay_epochs": 0.0},
+    finetune_epochs=0,
+)
 TASKS = {
     "digits": Task(
-        # The gradients of single examples cost too much in batches of 32.
+        "LeNet-300-100 on scikit-learn's digits.",
         DIGITS,
+        # The gradients of single examples cost too much in batches of 32.
         tuple(name for name in TRIALS if name != "per-example"),
         num_seeds=18,
     ),
-    "digits, heavy pruning, 20 updates to recover": Task(
-        dataclasses.replace(DIGITS, fraction=0.3, interval=20, epochs=36), FEW
+    "digits-few-steps": Task(
+        "Heavy pruning: 30 % at once, and only 20 updates to recover.",
+        dataclasses.replace(DIGITS, fraction=0.3, interval=20, epochs=36),
+        FEW,
     ),
-    "digits, 30 % random labels": Task(
-        dataclasses.replace(DIGITS, label_noise=0.3), FEW
+    "digits-noise": Task(
+        "30 % of the training images have a label drawn at random.",
+        dataclasses.replace(DIGITS, label_noise=0.3),
+        FEW,
     ),
-    "digits, 200 training images": Task(
-        dataclasses.replace(DIGITS, num_train=200, dense_epochs=300, epochs=1000), FEW
+    "digits-few-images": Task(
+        "200 training images.",
+        dataclasses.replace(DIGITS, num_train=200, dense_epochs=300, epochs=1000),
+        FEW,
     ),
-    "digits, SGD": Task(
-        dataclasses.replace(DIGITS, optimizer="sgd", learning_rate=0.05), FEW
+    "digits-sgd": Task(
+        "SGD with momentum 0.9 in place of Adam.",
+        dataclasses.replace(DIGITS, optimizer="sgd", learning_rate=0.05),
+        FEW,
     ),
-    "digits, batches of 8": Task(
+    "digits-batches-of-8": Task(
+        "Small batches, and the gradients of single examples.",
         dataclasses.replace(DIGITS, batch_size=8, dense_epochs=15, epochs=46),
         ("none", "l2", "relevance", "leaf", "per-example"),
     ),
-    "digits, attention": Task(
-        dataclasses.replace(DIGITS, network="pixel-transformer"), FEW
+    "digits-attention": Task(
+        "A block of attention over embedded pixels, many of them rare.",
+        dataclasses.replace(DIGITS, network="pixel-transformer"),
+        FEW,
     ),
-    "mnist": Task(MNIST, ("none", "l2", "relevance"), num_seeds=6),
-    "fashion, convolutions": Task(
-        dataclasses.replace(
-            lenet5_fashion.CONFIG, dense_epochs=4, epochs=12, finetune_epochs=0
-        ),
+    "mnist": Task(
+        "LeNet-300-100 on MNIST.", MNIST, ("none", "l2", "relevance"), num_seeds=6
+    ),
+    "fashion": Task(
+        "LeNet-5, with its convolutions, on Fashion-MNIST.",
+        FASHION,
         ("none", "l2", "relevance"),
         num_seeds=5,
     ),
@@ -151,7 +178,7 @@ TASKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Which part of the study to make."""
+    """Makes the control study, or goes on with it: see experiments/STUDY.md."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks by name; by default all of them."""

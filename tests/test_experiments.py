@@ -586,7 +586,8 @@ def test_results_table(tmp_path, monkeypatch):
         summary = {"seed": seed, "test_accuracy": accuracy, "wall_seconds": 90.0}
         (folder / "summary.json").write_text(json.dumps(common | summary))
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     monkeypatch.setattr(results, "README", readme)
     monkeypatch.setattr(results, "STORE", tmp_path / "stored")
     results.main([str(tmp_path / "0"), str(tmp_path / "1")])
@@ -606,8 +607,9 @@ def test_results_table(tmp_path, monkeypatch):
 
 def test_results_need_the_markers():
     with pytest.raises(ExperimentError, match="once each"):
-        results.insert("no markers", "table")
+        results.insert("no markers", "results", "table")
 
 
 def test_readme_has_the_markers():
-    assert results.insert((ROOT / "README.md").read_text(), "table\n")
+    for name in ("results", "study"):
+        assert results.insert((ROOT / "README.md").read_text(), name, "table\n")
