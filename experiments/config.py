@@ -155,6 +155,12 @@ class Config:
         noise, memory = self.label_noise, self.form.memory
         check("label_noise", noise, 0 <= noise <= 1, "in [0, 1]")
         check("memory", memory, 0 <= memory < 1, "in [0, 1)")
+        if self.form.unit == "quantile":
+            check("scale", self.scale, self.scale < 1, "below 1, being a share")
+        if self.regularizer != "relevance" and self.form != Form():
+            raise ExperimentError(
+                f"--regularizer {self.regularizer} has no form; got {self.form}."
+            )
         check("seed", self.seed, self.seed < 2**31, "below 2**31")
         check("fraction", self.fraction, 0 < self.fraction < 1, "between 0 and 1")
         check("bound", self.bound, 0 <= self.bound < 1, "in [0, 1)")

@@ -26,10 +26,13 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Returns the git commit of this code, or None where there is none to ask."""
+    """Returns the git commit of this code, or None where there is none to ask.
+
+    It ends in -dirty if there were changes since.
+    """
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,

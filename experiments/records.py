@@ -9,9 +9,14 @@ from experiments.config import Config, ExperimentError
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Writes JSON data; the file is never half of it."""
+    write_whole(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
     """Writes a file that is either the old one or the new one, never half of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 
@@ -87,9 +92,7 @@ class RunFolder:
                 f"{self._metrics} has {len(lines)} rows, the checkpoint {count}; "
                 "delete the folder to start again."
             )
-        temporary = self._metrics.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in lines))
-        os.replace(temporary, self._metrics)
+        write_whole(self._metrics, "".join(line + "\n" for line in lines))
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row to the metrics."""

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from rich.console import Console
 from experiments import data, study_report
 from experiments.config import Config
 from experiments.forms import Control
+from experiments.records import write_whole
 from experiments.sweep import complete
 from experiments.trials import TASKS, TRIALS, Study, Task, Trial
 
@@ -53,7 +53,9 @@ def study(settings: Study, command: str) -> None:
     for name in settings.tasks:
         console.rule(name)
         rows = make_task(name, settings, command, console)
-        store(STORE / f"{name}.jsonl", rows)
+        STORE.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_whole(STORE / f"{name}.jsonl", lines)
         study_report.write(STORE)
     console.print(f"Report: {study_report.REPORT}", soft_wrap=True)
 
@@ -136,11 +138,3 @@ def comparison_runs(
         for control in (CONTROLS if has_controls else CONTROLS[:1])
         for seed in range(FIRST_SEED, FIRST_SEED + task.num_seeds)
     ]
-
-
-def store(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes rows as JSON, one a line; the file is never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)

@@ -5,102 +5,17 @@ import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from scipy import stats
 
 from experiments import figures
+from experiments.comparison import LEVEL, OPPONENTS, Result, Row, log_kept, results_of
 from experiments.results import README, insert
 from experiments.trials import TASKS, TRIALS
 
-Row = dict[str, Any]
-
 REPORT = Path(__file__).parent / "STUDY.md"
 FIGURE = Path(__file__).parent / "results" / "study"
-# A form wins if it beats all it is compared with at this level, one-sided.
-LEVEL = 0.01
-REFERENCE = "l2"
-LABELS = {"none": REFERENCE, "permuted": "permuted", "mean": "mean of I"}
-
-
-class Comparison(NamedTuple):
-    """Weights kept, as multiples of what something else keeps, over paired seeds."""
-
-    ratio: float  # geometric mean
-    low: float  # 95 % confidence interval
-    high: float
-    p_value: float  # one-sided, of a paired t-test on the logarithms
-
-    @property
-    def wins(self) -> bool:
-        return self.p_value < LEVEL
-
-    def __str__(self) -> str:
-        p = "< 0.001" if self.p_value < 0.001 else f"{self.p_value:.3f}"
-        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f}), {p}"
-
-
-def compare(runs: list[Row], others: list[Row]) -> Comparison:
-    """Compares how many weights are kept, seed by seed."""
-    one, other = log_kept(runs), log_kept(others)
-    if one.keys() != other.keys():
-        raise ValueError(f"no pairs: seeds {sorted(one)} and {sorted(other)}.")
-    differences = np.array([one[seed] - other[seed] for seed in sorted(one)])
-    mean, error = differences.mean(), stats.sem(differences)
-    if error == 0:  # All differences are the same, and a sign test is all there is.
-        p_value = 0.5 ** len(differences) if mean < 0 else 1.0
-        ratio = math.exp(mean)
-        return Comparison(ratio, ratio, ratio, p_value)
-    t = stats.t(df=len(differences) - 1)
-    half = t.ppf(0.975) * error
-    return Comparison(
-        *(float(math.exp(x)) for x in (mean, mean - half, mean + half)),
-        p_value=float(t.cdf(mean / error)),
-    )
-
-
-def log_kept(runs: list[Row]) -> dict[int, float]:
-    """Returns the logarithm of the weights kept, by seed."""
-    return {run["seed"]: math.log(max(run["kept"], 1)) for run in runs}
-
-
-class Trial(NamedTuple):
-    """What a task's rows say of a trial at its best setting."""
-
-    name: str
-    runs: list[Row]
-    comparisons: dict[str, Comparison]  # by control: "none" is that with tuned l2
-
-    @property
-    def wins(self) -> bool:
-        """Whether it beats tuned l2 and both controls of equal dose."""
-        return len(self.comparisons) == len(LABELS) and all(
-            comparison.wins for comparison in self.comparisons.values()
-        )
-
-
-def trials_of(rows: list[Row]) -> list[Trial]:
-    """Returns the trials of a task, in the order in which they were made."""
-    runs: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row["stage"] == "comparison":
-            runs.setdefault((row["trial"], row["control"]), []).append(row)
-    trials = []
-    for (name, control), own in runs.items():
-        if control != "none":
-            continue
-        reference = TRIALS[name].reference
-        others = {
-            other: runs[reference if other == "none" else name, other]
-            for other in LABELS
-            if (name, other) in runs and name != reference
-        }
-        trials.append(
-            Trial(name, own, {key: compare(own, o) for key, o in others.items()})
-        )
-    return trials
 
 
 def write(store: Path) -> None:
@@ -132,76 +47,90 @@ def report(tasks: list[list[Row]]) -> str:
 
 def overview(tasks: list[list[Row]]) -> str:
     """Returns a table of what the paper's form keeps, a row for each task."""
+    against = " | ".join(f"relevance to {name}" for name in OPPONENTS.values())
     lines = [
-        "| task | seeds | weights kept: none | l2 | relevance | relevance to l2 "
-        "| to I permuted | to mean of I |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| task | seeds | none | l2 | relevance | {against} |",
+        "| --- " * (5 + len(OPPONENTS)) + "|",
     ]
     for rows in tasks:
-        trials = {trial.name: trial for trial in trials_of(rows)}
-        paper = trials["relevance"]
+        results = {result.name: result for result in results_of(rows)}
+        paper = results["relevance"]
         cells = (
             rows[0]["task"],
             str(len(paper.runs)),
             *(
-                f"{geometric_mean(trials[name].runs):,.0f}"
-                for name in ("none", REFERENCE, "relevance")
+                f"{geometric_mean(results[name].runs):,.0f}"
+                for name in ("none", "l2", "relevance")
             ),
-            *(str(paper.comparisons[control]) for control in LABELS),
+            *(str(paper.comparisons[control]) for control in OPPONENTS),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-HEADER = f"""# Does sparing relevant weights beat weight decay?
+HEADER = f"""# Does sparing relevant weights help?
 
-This file is written by `python -m experiments sweep study`, from the rows of all runs
-in [results/study](results/study); [study.py](study.py) says how the study is made,
-[trials.py](trials.py) what is tried, [forms.py](forms.py) what the forms are.
+`python -m experiments sweep study` writes this file, from the rows of all runs in
+[results/study](results/study).
 
-A run prunes whenever the validation accuracy allows it; the fewer weights it keeps, the
-better. A trial is tuned over nine settings on two seeds and compared, at the best of
-them, on other seeds: with `l2` tuned alike, and with two controls that decay as much as
-the trial but do not know which weights are relevant, namely with its irrelevance I
-permuted at random in its tensor, anew at every update, and with the mean of I. In the
-last three columns stands what the trial keeps as a multiple of what the other keeps,
-with a 95 % confidence interval, and the p-value of a one-sided paired t-test on the
-logarithms. A form wins if all three are below {LEVEL}. Test errors, of the networks
-that were kept, had no part in any choice.
+- A **task** is a data set, a network and a course of training and pruning. A run prunes
+  whenever the validation accuracy allows it; the fewer weights it keeps, the better.
+- A **trial** is a way of driving weights to zero between the prunes: those are in
+  [trials.py](trials.py). Most are a form of relevance, that is, of the irrelevance I in
+  the decay `2 * strength * I * w`, see [forms.py](forms.py); `l2` is I = 1, `none` is
+  I = 0.
+- A trial is **tuned** over nine settings, where it has any, on two seeds. The best one
+  has a star in the tables if it is an outermost one of those tried. It is made again on
+  other seeds, and **compared**: with `l2`, tuned alike (where the strength decays after
+  a prune, with the `l2` whose strength does too); and with two **controls** at the same
+  setting that do not know which weights are relevant, namely the same values of I dealt
+  out at random in each tensor, anew at every update, and the mean of I.
+- A comparison, such as `0.90 (0.80 to 1.01), p = 0.040`, says that the trial kept 0.90
+  times the weights of the other, the geometric mean over the seeds, with a 95 %
+  confidence interval and the p-value of a one-sided paired t-test on the logarithms. A
+  form **wins** if p is below {LEVEL} in all three. If it does not, the interval says
+  what may still be.
 
-![Weights kept relative to l2, by task and trial](results/study.png)
+Every task has one split of its data; seeds differ in initial weights and in the order
+of the batches. Test errors are those of the networks that were kept, and had no part in
+any choice.
+
+![Weights kept, relative to l2 and to the controls](results/study.png)
 """
 
 
 def section(rows: list[Row]) -> str:
     """Returns the section of a task."""
-    trials = trials_of(rows)
-    winners = [trial.name for trial in trials if trial.wins]
-    dense = statistics.fmean(
-        row["dense_test_accuracy"] for row in rows if row["stage"] == "comparison"
-    )
+    results = results_of(rows)
+    compared = [row for row in rows if row["stage"] == "comparison"]
+    dense = statistics.fmean(row["dense_test_accuracy"] for row in compared)
+    forms = [result for result in results if len(result.comparisons) == len(OPPONENTS)]
+    winners = [result.name for result in forms if result.wins]
+    hashes = {str(row["commit"]).partition("-")[::2] for row in rows}
+    commits = sorted(f"{name[:8]} {dirty}".strip() for name, dirty in hashes)
     name = rows[0]["task"]
     lines = [
         f"\n## {name}\n",
-        f"{TASKS[name].title} {len(trials[0].runs)} seeds, dense test error "
-        f"{100 * (1 - dense):.2f} %. "
-        + (f"Wins: {', '.join(winners)}." if winners else "No form wins."),
+        f"{TASKS[name].title} {len(results[0].runs)} seeds; {compared[0]['total']:,} "
+        f"weights; dense test error {100 * (1 - dense):.2f} %. "
+        f"Of {len(forms)} forms, "
+        + (f"these win: {', '.join(winners)}." if winners else "none wins.")
+        + f" Made at {', '.join(commits)} on {compared[0]['hardware']}.",
         "",
-        "| trial | strength | scale | weights kept | sparsity, % | test error, % "
-        "| to l2 | to I permuted | to mean of I |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| trial | strength | scale | kept | test error, % | to "
+        f"{' | to '.join(OPPONENTS.values())} |",
+        "| --- " * (5 + len(OPPONENTS)) + "|",
     ]
-    for trial in trials:
-        first = trial.runs[0]
-        kept = geometric_mean(trial.runs)
-        error = 1 - statistics.fmean(run["test_accuracy"] for run in trial.runs)
+    for result in results:
+        error = 1 - statistics.fmean(run["test_accuracy"] for run in result.runs)
+        strength, scale = setting(result.runs[0])
         cells = (
-            trial.name,
-            *setting(first),
-            f"{kept:,.0f} of {first['total']:,}",
-            f"{100 * (1 - kept / first['total']):.2f}",
+            result.name,
+            strength + " *" * result.at_edge,
+            scale,
+            f"{geometric_mean(result.runs):,.0f}",
             f"{100 * error:.2f}",
-            *(str(trial.comparisons.get(control, "")) for control in LABELS),
+            *(str(result.comparisons.get(control, "")) for control in OPPONENTS),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -212,8 +141,8 @@ TRIED = """
 
 One row for each setting; the weights kept are geometric means over the seeds.
 
-| task | trial | control | strength | scale | seeds | weights kept | of it |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| task | trial | control | strength | scale | seeds | kept |
+| --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -234,15 +163,18 @@ def tried(tasks: list[list[Row]]) -> str:
             *setting(first),
             f"{min(seeds)} to {max(seeds)}",
             f"{geometric_mean(group):,.0f}",
-            f"{first['total']:,}",
         )
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
 
 
 def setting(row: Row) -> tuple[str, str]:
-    """Returns strength and scale as text."""
-    return f"{row['strength']:.3g}", f"{row['scale']:.3g}"
+    """Returns strength and scale as text, where they play a part."""
+    has_scale = len(TRIALS[row["trial"]].scales) > 1
+    return (
+        "" if row["trial"] == "none" else f"{row['strength']:.3g}",
+        f"{row['scale']:.3g}" if has_scale else "",
+    )
 
 
 def geometric_mean(runs: Iterable[Row]) -> float:
@@ -251,12 +183,14 @@ def geometric_mean(runs: Iterable[Row]) -> float:
 
 
 def draw(tasks: list[list[Row]], path: Path) -> None:
-    """Draws what every trial keeps relative to tuned l2, a panel for each task."""
-    panels = [(rows[0]["task"], trials_of(rows)) for rows in tasks]
-    heights = [len(trials) + 1 for _, trials in panels]
-    with figures.panels(path, heights) as axes:
-        for place, (task, trials) in zip(axes, panels, strict=True):
-            draw_task(place, task, [t for t in trials if t.name != REFERENCE])
+    """Draws all comparisons, a panel for each task."""
+    panels = [
+        (rows[0]["task"], [r for r in results_of(rows) if r.comparisons])
+        for rows in tasks
+    ]
+    with figures.panels(path, [len(results) + 1 for _, results in panels]) as axes:
+        for place, (task, results) in zip(axes, panels, strict=True):
+            draw_task(place, task, results)
         axes[-1].set_xlabel("weights kept, as a multiple (95 % confidence interval)")
         handles = {
             label: handle
@@ -268,31 +202,28 @@ def draw(tasks: list[list[Row]], path: Path) -> None:
         )
 
 
-def draw_task(axes: Axes, task: str, trials: list[Trial]) -> None:
-    """Draws a task's comparisons: to l2, and to the two controls."""
-    markers = {
-        "none": ("o", figures.BLUE),
-        "permuted": ("s", figures.ORANGE),
-        "mean": ("^", figures.GREEN),
+def draw_task(axes: Axes, task: str, results: list[Result]) -> None:
+    """Draws a task's comparisons: with l2, and with the two controls."""
+    colours = {
+        "none": figures.BLUE,
+        "permuted": figures.ORANGE,
+        "mean": figures.GREEN,
     }
-    for place, trial in enumerate(trials):
-        for shift, (control, comparison) in enumerate(trial.comparisons.items()):
-            marker, colour = markers[control]
+    for place, result in enumerate(results):
+        for shift, (control, comparison) in enumerate(result.comparisons.items()):
+            ratio, low, high, _ = comparison
             axes.errorbar(
-                comparison.ratio,
+                ratio,
                 place + 0.22 * (shift - 1),
-                xerr=[
-                    [comparison.ratio - comparison.low],
-                    [comparison.high - comparison.ratio],
-                ],
-                fmt=marker,
-                color=colour,
+                xerr=[[ratio - low], [high - ratio]],
+                fmt="o",
+                color=colours[control],
                 markersize=3.5,
                 elinewidth=1,
-                label=f"to {LABELS[control]}",
+                label=f"to {OPPONENTS[control]}",
             )
     axes.axvline(1, color=figures.GREY, linewidth=1)
-    axes.set_yticks(range(len(trials)), [trial.name for trial in trials])
+    axes.set_yticks(range(len(results)), [result.name for result in results])
     axes.invert_yaxis()
     axes.set_xscale("log")
     figures.set_title(axes, task)

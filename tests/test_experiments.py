@@ -340,12 +340,24 @@ def test_image_sets_for_a_few_steps(module, tmp_path, monkeypatch):
         ("--patience", "0"),
         ("--learning-rate", "inf"),
         ("--batch-size", "2000"),
+        ("--num-train", "0"),
+        ("--num-train", "5000"),
+        ("--label-noise", "1.5"),
+        ("--memory", "1.0"),
     ],
 )
 def test_bad_values_are_named(flag, value, capsys, tmp_path):
     message = error_line(capsys, digits(tmp_path, flag, value))
     assert flag in message and value.lstrip("-")[:3] in message
     assert not (tmp_path / "config.json").exists()
+
+
+def test_values_that_do_not_go_together(capsys, tmp_path):
+    flags = "--unit", "quantile", "--scale", "1.5"
+    message = error_line(capsys, digits(tmp_path, *flags))
+    assert "--scale" in message and "1.5" in message
+    flags = "--regularizer", "l2", "--control", "mean"
+    assert "l2 has no form" in error_line(capsys, digits(tmp_path, *flags))
 
 
 def test_folder_that_cannot_be_made(capsys, tmp_path):
@@ -413,6 +425,7 @@ def test_config_id_depends_on_hyperparameters_alone():
         ("lenet300", (28, 28, 1), 266_610),
         ("lenet300", (8, 8, 1), 50_610),
         ("lenet5", (28, 28, 1), 431_080),
+        ("pixel-transformer", (8, 8, 1), 43_690),
     ],
 )
 def test_parameter_counts(name, shape, count):

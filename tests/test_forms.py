@@ -152,6 +152,20 @@ def test_permutation_is_one_of_the_weights_left(size, share):
             assert abs(np.corrcoef(y[left], x[left])[0, 1]) < 0.1
 
 
+def test_permutation_keeps_nothing_of_rows_and_columns():
+    x = jnp.broadcast_to(jnp.arange(40.0), (30, 40))  # all that a unit knows
+    for key in jax.random.split(jax.random.key(0), 5):
+        y = np.asarray(forms.permute_where(x, jnp.ones((30, 40), bool), key))
+        assert y.std(axis=0).min() > 5 and y.std(axis=1).min() > 5
+
+
+def test_leaf_without_gradients_decays_in_full():
+    grads = [jax.tree.map(np.zeros_like, G[0])]
+    for unit in ("absolute", "leaf", "network"):
+        (added,), _ = penalties(Form(unit=unit), grads=grads)
+        check(added, jax.tree.map(np.ones_like, W))
+
+
 def test_controls_have_the_dose_of_their_form():
     form = Form(unit="leaf")
     (own, _), _ = penalties(form)
@@ -323,3 +337,16 @@ def test_spoilt_training_sets():
     np.testing.assert_array_equal(noisy.train.labels, again.train.labels)
     with pytest.raises(ExperimentError, match="--num-train must be 1078 or less"):
         data.load(dataclasses.replace(CONFIG, num_train=2_000), "")
+
+
+def test_pixels_that_do_not_appear_have_no_gradient():
+    """A token is a pixel of a shade: what is rare in the data is rarely trained."""
+    dataset = data.load(CONFIG, "")
+    network, params = training.init_network(
+        phases.NETWORKS["pixel-transformer"], (8, 8, 1), dataset.white, 0
+    )
+    images, labels = dataset.train.images[:5], dataset.train.labels[:5]
+    grads = jax.grad(network.loss)(params, images, labels)["embedding"]["embedding"]
+    seen = np.arange(64) * 17 + images.reshape(5, 64)
+    rows = np.flatnonzero(np.abs(grads).max(axis=1))
+    np.testing.assert_array_equal(rows, np.unique(seen))

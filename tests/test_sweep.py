@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, figures, sweep
+from experiments import data, figures, report, sweep
 from experiments.__main__ import main
 from experiments.config import ExperimentError
 from experiments.digits import CONFIG
@@ -209,6 +209,18 @@ def test_folder_that_cannot_be_made(tmp_path):
     settings = Sweep(dataclasses.replace(TINY, out=tmp_path / "file"))
     with pytest.raises(ExperimentError, match="cannot"):
         sweep.sweep(settings, "")
+
+
+def test_settings_are_told_apart_by_their_controls():
+    form = {"control": "none"}
+    common = {"regularizer": "relevance", "strength": 1.0, "scale": 1.0, "fraction": 1}
+    runs = [
+        {**common, "config_id": "a", "sparsity": 0.5, "form": form},
+        {**common, "config_id": "b", "sparsity": 0.4, "form": {"control": "mean"}},
+    ]
+    groups = report.by_settings(runs)
+    assert list(groups) == ["relevance", "relevance, control mean"]
+    assert list(groups.values()) == [[runs[0]], [runs[1]]]
 
 
 def test_frontier_is_the_best_at_a_sparsity_or_above():
