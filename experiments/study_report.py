@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from experiments import figures
@@ -226,4 +227,8 @@ def draw_task(axes: Axes, task: str, results: list[Result]) -> None:
     axes.set_yticks(range(len(results)), [result.name for result in results])
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.set_xlim(0.2, 5)
+    axes.xaxis.set_major_locator(ticker.FixedLocator([0.25, 0.5, 0.7, 1, 1.4, 2, 4]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
     figures.set_title(axes, task)
