@@ -8,8 +8,8 @@ With a_i the size of a weight's gradient and w_i the weight, a form is
 
 and the penalty is 2 * strength * I_i * w_i, as in `sparse_optax.add_relevance_decay`,
 whose form is the default here. A control has the same values of I in each tensor, dealt
-out to weights at random, or their mean: it decays as much and knows nothing of which
-weights are relevant.
+out to weights at random, or their mean: as much irrelevance, but none of the knowledge
+of which weights are relevant.
 """
 
 import dataclasses

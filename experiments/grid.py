@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.config import Config, ExperimentError, Regularizer
+from experiments.config import Config, Regularizer, check
 from experiments.forms import Control, Form
 
 
@@ -55,8 +55,7 @@ class Sweep:
 
     def validate(self) -> None:
         """Raises `ExperimentError` for the first value that makes no sense."""
-        if self.at_once < 1:
-            raise ExperimentError(f"--at-once must be 1 or more; got {self.at_once}.")
+        check("at_once", self.at_once, self.at_once >= 1, "1 or more")
         for config in self.runs():
             config.validate()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import digits, lenet5_fashion, lenet300_mnist
-from experiments.config import Config, ExperimentError
+from experiments.config import Config, check
 from experiments.forms import Form
 
 
@@ -191,9 +191,6 @@ class Study:
 
     def validate(self) -> None:
         """Raises `ExperimentError` for the first value that makes no sense."""
-        if self.at_once < 1:
-            raise ExperimentError(f"--at-once must be 1 or more; got {self.at_once}.")
+        check("at_once", self.at_once, self.at_once >= 1, "1 or more")
         for name in self.tasks:
-            if name not in TASKS:
-                known = ", ".join(map(repr, TASKS))
-                raise ExperimentError(f"--tasks must be of {known}; got {name!r}.")
+            check("tasks", name, name in TASKS, "of " + ", ".join(map(repr, TASKS)))
