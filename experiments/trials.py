@@ -109,6 +109,11 @@ FEW = (
     *("none", "l2", "relevance", "leaf, running", "saliency, running"),
     *("top, running", "ranking, running", "ranking in network, running"),
 )
+# The paper's, and what came closest to winning on the digits.
+FINAL = (
+    *("none", "l2", "relevance", "saliency, running", "ranking in network, running"),
+    "saliency, running, decoupled",
+)
 
 # Short runs, which drop much at a prune, so that the regularizer and not the number of
 # prunes decides how far they come.
@@ -134,11 +139,19 @@ MNIST = dataclasses.replace(
     learning_rate=1e-3,
     finetune_epochs=0,
 )
+# Fewer images and shorter runs than the paper's, for there are some hundred to make.
 FASHION = dataclasses.replace(
     lenet5_fashion.CONFIG,
-    **{"dense_epochs": 4, "epochs": 10, "interval": 110, "fraction": 0.15},
-    **{"bound": 0.01, "relative_bound": True, "strength_decay_epochs": 0.0},
-    finetune_epochs=0,
+    num_train=12_000,
+    dense_epochs=3,
+    epochs=4,
+    interval=60,
+    fraction=0.2,
+    batch_size=32,
+    bound=0.01,
+    relative_bound=True,
+    strength=3e-4,
+    strength_decay_epochs=0.0,
 )
 TASKS = {
     "digits": Task(
@@ -177,14 +190,12 @@ TASKS = {
         dataclasses.replace(DIGITS, network="pixel-transformer"),
         FEW,
     ),
-    "mnist": Task(
-        "LeNet-300-100 on MNIST.", MNIST, ("none", "l2", "relevance"), num_seeds=6
-    ),
+    "mnist": Task("LeNet-300-100 on MNIST.", MNIST, FINAL, num_seeds=6),
     "fashion": Task(
-        "LeNet-5, with its convolutions, on Fashion-MNIST.",
+        "LeNet-5, with its convolutions, on 12,000 images of Fashion-MNIST.",
         FASHION,
-        ("none", "l2", "relevance"),
-        num_seeds=5,
+        ("none", "l2", "relevance", "ranking in network, running"),
+        num_seeds=6,
     ),
 }
 
