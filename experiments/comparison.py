@@ -36,19 +36,29 @@ class Comparison(NamedTuple):
 def compare(runs: list[Row], others: list[Row]) -> Comparison:
     """Compares how many weights are kept, seed by seed.
 
+    With several tasks among the runs each of them counts alike: means over the seeds of
+    a task are averaged over the tasks, their errors add up by their squares, and the
+    degrees of freedom are those of Welch and Satterthwaite.
+
     Raises:
       ValueError: the runs make no pairs.
     """
     one, other = log_kept(runs), log_kept(others)
     if one.keys() != other.keys():
         raise ValueError(f"no pairs: seeds {sorted(one)} and {sorted(other)}.")
-    differences = np.array([one[seed] - other[seed] for seed in one])
-    mean, error = differences.mean(), stats.sem(differences)
-    if error == 0:  # All differences are the same, and a sign test is all there is.
+    by_task: dict[str, list[float]] = {}
+    for task, seed in one:
+        by_task.setdefault(task, []).append(one[task, seed] - other[task, seed])
+    differences = list(by_task.values())
+    mean = np.mean([np.mean(values) for values in differences])
+    squares = np.array([stats.sem(values) for values in differences]) ** 2
+    if not squares.any():  # All differences are the same, and only signs are left.
         ratio = math.exp(mean)
-        p_value = 0.5 ** len(differences) if mean < 0 else 1.0
+        p_value = 0.5 ** len(one) if mean < 0 else 1.0
         return Comparison(ratio, ratio, ratio, p_value)
-    t = stats.t(df=len(differences) - 1)
+    freedom = [len(values) - 1 for values in differences]
+    t = stats.t(df=squares.sum() ** 2 / np.sum(squares**2 / freedom))
+    error = math.sqrt(squares.sum()) / len(squares)
     half = t.ppf(0.975) * error
     return Comparison(
         *(float(math.exp(x)) for x in (mean, mean - half, mean + half)),
@@ -56,9 +66,9 @@ def compare(runs: list[Row], others: list[Row]) -> Comparison:
     )
 
 
-def log_kept(runs: list[Row]) -> dict[int, float]:
-    """Returns the logarithm of the weights kept, by seed."""
-    return {run["seed"]: math.log(max(run["kept"], 1)) for run in runs}
+def log_kept(runs: list[Row]) -> dict[tuple[str, int], float]:
+    """Returns the logarithm of the weights kept, by task and seed."""
+    return {(run["task"], run["seed"]): math.log(max(run["kept"], 1)) for run in runs}
 
 
 class Result(NamedTuple):
@@ -78,7 +88,11 @@ class Result(NamedTuple):
 
 
 def results_of(rows: list[Row]) -> list[Result]:
-    """Returns the results of a task's trials, in the order in which they were made."""
+    """Returns the results of trials, in the order in which they were made.
+
+    Args:
+      rows: those of a task, or of several; a trial is compared on the tasks it is in.
+    """
     runs: dict[tuple[str, str], list[Row]] = {}
     tuning: dict[str, list[Row]] = {}
     for row in rows:
@@ -91,10 +105,12 @@ def results_of(rows: list[Row]) -> list[Result]:
         if control != "none":
             continue
         reference = TRIALS[name].reference
+        tasks = {run["task"] for run in own}
         comparisons = {
-            other: compare(own, runs[reference if other == "none" else name, other])
+            other: compare(own, [run for run in others if run["task"] in tasks])
             for other in OPPONENTS
             if (name, other) in runs and name != reference
+            for others in [runs[reference if other == "none" else name, other]]
         }
         edge = at_edge(own[0], tuning.get(name, []))
         results.append(Result(name, own, comparisons, edge))

@@ -43,7 +43,8 @@ def read(store: Path) -> list[list[Row]]:
 
 def report(tasks: list[list[Row]]) -> str:
     """Returns the whole report."""
-    return HEADER + "".join(map(section, tasks)) + TRIED + tried(tasks)
+    sections = together(tasks), *map(section, tasks)
+    return HEADER + "".join(sections) + TRIED + tried(tasks)
 
 
 def overview(tasks: list[list[Row]]) -> str:
@@ -100,23 +101,59 @@ any choice.
 """
 
 
+def shared(tasks: list[list[Row]]) -> list[Result]:
+    """Returns the results over all tasks of the trials made in several of them."""
+    return [
+        result
+        for result in results_of([row for rows in tasks for row in rows])
+        if result.comparisons and len({run["task"] for run in result.runs}) > 1
+    ]
+
+
+def together(tasks: list[list[Row]]) -> str:
+    """Returns the section that averages over the tasks."""
+    results = shared(tasks)
+    lines = [
+        "\n## All tasks\n",
+        "Averages over the tasks that a trial was made in, each of which counts alike. "
+        f"{verdict(results)}",
+        "",
+        f"| trial | tasks | to {' | to '.join(OPPONENTS.values())} |",
+        "| --- " * (2 + len(OPPONENTS)) + "|",
+    ]
+    for result in results:
+        number = len({run["task"] for run in result.runs})
+        cells = result.name, str(number), *against(result)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(results: list[Result]) -> str:
+    """Returns which of the forms win, in a sentence."""
+    forms = [result for result in results if len(result.comparisons) == len(OPPONENTS)]
+    winners = [result.name for result in forms if result.wins]
+    said = f"these win: {', '.join(winners)}" if winners else "none wins"
+    return f"Of {len(forms)} forms, {said}."
+
+
+def against(result: Result) -> list[str]:
+    """Returns the cells of a table that hold a result's comparisons."""
+    return [str(result.comparisons.get(control, "")) for control in OPPONENTS]
+
+
 def section(rows: list[Row]) -> str:
     """Returns the section of a task."""
     results = results_of(rows)
     compared = [row for row in rows if row["stage"] == "comparison"]
     dense = statistics.fmean(row["dense_test_accuracy"] for row in compared)
-    forms = [result for result in results if len(result.comparisons) == len(OPPONENTS)]
-    winners = [result.name for result in forms if result.wins]
     hashes = {str(row["commit"]).partition("-")[::2] for row in rows}
     commits = sorted(f"{name[:8]} {dirty}".strip() for name, dirty in hashes)
     name = rows[0]["task"]
     lines = [
         f"\n## {name}\n",
         f"{TASKS[name].title} {len(results[0].runs)} seeds; {compared[0]['total']:,} "
-        f"weights; dense test error {100 * (1 - dense):.2f} %. "
-        f"Of {len(forms)} forms, "
-        + (f"these win: {', '.join(winners)}." if winners else "none wins.")
-        + f" Made at {', '.join(commits)} on {compared[0]['hardware']}.",
+        f"weights; dense test error {100 * (1 - dense):.2f} %. {verdict(results)} "
+        f"Made at {', '.join(commits)} on {compared[0]['hardware']}.",
         "",
         f"| trial | strength | scale | kept | test error, % | to "
         f"{' | to '.join(OPPONENTS.values())} |",
@@ -131,7 +168,7 @@ def section(rows: list[Row]) -> str:
             scale,
             f"{geometric_mean(result.runs):,.0f}",
             f"{100 * error:.2f}",
-            *(str(result.comparisons.get(control, "")) for control in OPPONENTS),
+            *against(result),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -185,7 +222,7 @@ def geometric_mean(runs: Iterable[Row]) -> float:
 
 def draw(tasks: list[list[Row]], path: Path) -> None:
     """Draws all comparisons, a panel for each task."""
-    panels = [
+    panels = [("all tasks", shared(tasks))] + [
         (rows[0]["task"], [r for r in results_of(rows) if r.comparisons])
         for rows in tasks
     ]

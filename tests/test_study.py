@@ -54,6 +54,24 @@ def test_what_is_compared_with_itself_does_not_win():
     assert half.p_value == pytest.approx(1 / 32, abs=0.032)
 
 
+def test_every_task_counts_alike():
+    few, many = np.log([0.5, 0.6, 0.9]), np.log([1.1, 1.0, 0.9, 1.3, 0.8, 1.2])
+    own, other = [], []
+    for task, logs in (("digits", few), ("mnist", many)):
+        own += runs(1e6 * np.exp(logs), task=task)
+        other += runs([1e6] * len(logs), task=task)
+    found = comparison.compare(own, other)
+    assert math.log(found.ratio) == pytest.approx((few.mean() + many.mean()) / 2)
+    # Welch's test of the difference of two means is that of the sum of one and minus
+    # the other: the same degrees of freedom.
+    welch = stats.ttest_ind(few, -many, equal_var=False)
+    low, high = welch.confidence_interval(0.95)
+    assert math.log(found.low) == pytest.approx(low / 2)
+    assert math.log(found.high) == pytest.approx(high / 2)
+    one_sided = stats.ttest_ind(few, -many, equal_var=False, alternative="less")
+    assert found.p_value == pytest.approx(one_sided.pvalue)
+
+
 def test_seeds_that_make_no_pairs_are_refused():
     with pytest.raises(ValueError, match="no pairs"):
         comparison.compare(runs(FORM), runs(OTHER[:4]))
@@ -84,6 +102,11 @@ def test_a_form_wins_only_over_l2_and_both_controls(l2, permuted, mean, wins):
     said = study_report.section(rows)
     assert ("these win: leaf." in said) == wins
     assert ("Of 1 forms, none wins." in said) != wins
+    # Over all tasks only what was made in several of them is compared.
+    assert "| leaf |" not in study_report.together([rows])
+    again = [{**row, "task": "mnist"} for row in rows]
+    said = study_report.together([rows, again])
+    assert ("| leaf | 2 |" in said) and ("these win: leaf." in said) == wins
 
 
 def test_settings_are_chosen_by_the_mean_logarithm():
