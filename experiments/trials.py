@@ -109,9 +109,6 @@ FEW = (
     *("none", "l2", "relevance", "leaf, running", "saliency, running"),
     *("top, running", "ranking, running", "ranking in network, running"),
 )
-# The paper's, and what came closest to winning on the digits.
-FINAL = "none", "l2", "relevance", "ranking in network, running"
-
 # Short runs, which drop much at a prune, so that the regularizer and not the number of
 # prunes decides how far they come.
 DIGITS = dataclasses.replace(
@@ -141,13 +138,13 @@ FASHION = dataclasses.replace(
     lenet5_fashion.CONFIG,
     num_train=12_000,
     dense_epochs=3,
-    epochs=4,
-    interval=60,
-    fraction=0.2,
+    epochs=8,
+    interval=100,
+    fraction=0.25,
     batch_size=32,
     bound=0.01,
     relative_bound=True,
-    strength=3e-4,
+    strength=1e-4,
     strength_decay_epochs=0.0,
 )
 TASKS = {
@@ -191,12 +188,17 @@ TASKS = {
         ("none", "l2", "relevance"),
         num_seeds=6,
     ),
-    "mnist": Task("LeNet-300-100 on MNIST.", MNIST, FINAL, num_seeds=6),
+    "mnist": Task(
+        "LeNet-300-100 on MNIST.",
+        MNIST,
+        ("none", "l2", "relevance", "ranking in network, running"),
+        num_seeds=6,
+    ),
     "fashion": Task(
         "LeNet-5, with its convolutions, on 12,000 images of Fashion-MNIST.",
         FASHION,
-        FINAL,
-        num_seeds=6,
+        ("none", "l2", "relevance"),
+        num_seeds=5,
     ),
 }
 
