@@ -105,6 +105,7 @@ TRIALS = {
     )._replace(strengths=(0.3, 1.0, 3.0)),
     "ranking and decay, running": relative(memory=0.99, acts_on="both"),
 }
+PAPER_AND_RANKING = "none", "l2", "relevance", "ranking in network, running"
 FEW = (
     *("none", "l2", "relevance", "leaf, running", "saliency, running"),
     *("top, running", "ranking, running", "ranking in network, running"),
@@ -188,11 +189,11 @@ TASKS = {
         ("none", "l2", "relevance"),
         num_seeds=6,
     ),
-    "mnist": Task(
-        "LeNet-300-100 on MNIST.",
-        MNIST,
-        ("none", "l2", "relevance", "ranking in network, running"),
-        num_seeds=6,
+    "mnist": Task("LeNet-300-100 on MNIST.", MNIST, PAPER_AND_RANKING, num_seeds=6),
+    "mnist-few-steps": Task(
+        "LeNet-300-100 on MNIST, with the heavy pruning of digits-few-steps.",
+        dataclasses.replace(MNIST, fraction=0.3, interval=20, epochs=2),
+        PAPER_AND_RANKING,
     ),
     "fashion": Task(
         "LeNet-5, with its convolutions, on 12,000 images of Fashion-MNIST.",
