@@ -28,16 +28,24 @@ def environment() -> dict[str, Any]:
 def commit() -> str | None:
     """Returns the git commit of this code, or None where there is none to ask.
 
-    It ends in -dirty if there were changes since.
+    It ends in -dirty if the code was changed since; results and texts do not count.
     """
+    code = ":/*.py", ":/*.toml"
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        head = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return head + "-dirty" * bool(changes)
+
+
+def git(*arguments: str) -> str:
+    """Returns what git says of this repository."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.strip()
