@@ -49,24 +49,24 @@ def report(tasks: list[list[Row]]) -> str:
 
 def overview(tasks: list[list[Row]]) -> str:
     """Returns a table of what the paper's form keeps, a row for each task."""
-    against = " | ".join(f"relevance to {name}" for name in OPPONENTS.values())
+    names = "none", "l2", "relevance"
+    opponents = " | ".join(f"relevance to {name}" for name in OPPONENTS.values())
     lines = [
-        f"| task | seeds | none | l2 | relevance | {against} |",
-        "| --- " * (5 + len(OPPONENTS)) + "|",
+        f"| task | seeds | {' | '.join(names)} | {opponents} |",
+        "| --- " * (2 + len(names) + len(OPPONENTS)) + "|",
     ]
     for rows in tasks:
         results = {result.name: result for result in results_of(rows)}
-        paper = results["relevance"]
         cells = (
             rows[0]["task"],
-            str(len(paper.runs)),
-            *(
-                f"{geometric_mean(results[name].runs):,.0f}"
-                for name in ("none", "l2", "relevance")
-            ),
-            *(str(paper.comparisons[control]) for control in OPPONENTS),
+            str(len(results["relevance"].runs)),
+            *(f"{geometric_mean(results[name].runs):,.0f}" for name in names),
+            *against(results["relevance"]),
         )
         lines.append(f"| {' | '.join(cells)} |")
+    average = [against(result) for result in shared(tasks) if result.name == names[-1]]
+    for cells in average:
+        lines.append(f"| average | {'| ' * len(names)}| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
