@@ -1,6 +1,7 @@
 """What the study concludes from: pairs of runs that differ in one thing."""
 
 import math
+import statistics
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +17,12 @@ OPPONENTS = {"none": "l2", "permuted": "I permuted", "mean": "mean of I"}
 
 
 class Comparison(NamedTuple):
-    """Weights kept, as a multiple of what something else keeps, over paired seeds."""
+    """Weights kept, as a multiple of what something else keeps, over pairs of runs."""
 
     ratio: float  # geometric mean
-    low: float  # 95 % confidence interval, two-sided
+    low: float  # 95 % confidence interval, two-sided, of Student's t on the logarithms
     high: float
-    p_value: float  # one-sided, of a paired t-test on the logarithms
+    p_value: float  # one-sided, of an exact test on the logarithms' mean
 
     @property
     def wins(self) -> bool:
@@ -34,41 +35,69 @@ class Comparison(NamedTuple):
 
 
 def compare(runs: list[Row], others: list[Row]) -> Comparison:
-    """Compares how many weights are kept, seed by seed.
+    """Compares how many weights are kept: seed by seed, or task by task.
 
-    With several tasks among the runs each of them counts alike: means over the seeds of
-    a task are averaged over the tasks, their errors add up by their squares, and the
-    degrees of freedom are those of Welch and Satterthwaite.
+    If nothing but chance told a run from its partner, every difference of their
+    logarithms could as well have had the other sign. The p-value is the share of all
+    choices of signs whose mean is no larger than what was found; beyond 18 pairs, of a
+    random sample of them.
+
+    Args:
+      runs: those of a task, whose seeds then are the pairs; or those of several, and
+        then the pairs are the tasks, with the mean over their seeds.
+      others: the same of something else.
 
     Raises:
       ValueError: the runs make no pairs.
     """
-    one, other = log_kept(runs), log_kept(others)
+    values = paired(log_kept(runs), log_kept(others))
+    if {key(run): run["validation_bound"] for run in runs} != {
+        key(run): run["validation_bound"] for run in others
+    }:
+        raise ValueError("no pairs: runs of the same seed had different bounds.")
+    test = stats.permutation_test(
+        (values,),
+        np.mean,
+        permutation_type="samples",
+        alternative="less",
+        n_resamples=2**18,
+        rng=0,
+    )
+    mean, half = interval(values)
+    return Comparison(
+        *(math.exp(x) for x in (mean, mean - half, mean + half)),
+        p_value=float(test.pvalue),
+    )
+
+
+def key(run: Row) -> tuple[str, int]:
+    """Returns what the runs of a pair have in common."""
+    return run["task"], run["seed"]
+
+
+def log_kept(runs: list[Row]) -> dict[tuple[str, int], float]:
+    """Returns the logarithm of the weights kept, by task and seed."""
+    return {key(run): math.log(max(run["kept"], 1)) for run in runs}
+
+
+def paired(
+    one: dict[tuple[str, int], float], other: dict[tuple[str, int], float]
+) -> list[float]:
+    """Returns the differences of a task's seeds, or of several tasks' means."""
     if one.keys() != other.keys():
         raise ValueError(f"no pairs: seeds {sorted(one)} and {sorted(other)}.")
     by_task: dict[str, list[float]] = {}
     for task, seed in one:
         by_task.setdefault(task, []).append(one[task, seed] - other[task, seed])
-    differences = list(by_task.values())
-    mean = np.mean([np.mean(values) for values in differences])
-    squares = np.array([stats.sem(values) for values in differences]) ** 2
-    if not squares.any():  # All differences are the same, and only signs are left.
-        ratio = math.exp(mean)
-        p_value = 0.5 ** len(one) if mean < 0 else 1.0
-        return Comparison(ratio, ratio, ratio, p_value)
-    freedom = [len(values) - 1 for values in differences]
-    t = stats.t(df=squares.sum() ** 2 / np.sum(squares**2 / freedom))
-    error = math.sqrt(squares.sum()) / len(squares)
-    half = t.ppf(0.975) * error
-    return Comparison(
-        *(float(math.exp(x)) for x in (mean, mean - half, mean + half)),
-        p_value=float(t.cdf(mean / error)),
-    )
+    if len(by_task) == 1:
+        return by_task.popitem()[1]
+    return [statistics.fmean(differences) for differences in by_task.values()]
 
 
-def log_kept(runs: list[Row]) -> dict[tuple[str, int], float]:
-    """Returns the logarithm of the weights kept, by task and seed."""
-    return {(run["task"], run["seed"]): math.log(max(run["kept"], 1)) for run in runs}
+def interval(values: list[float]) -> tuple[float, float]:
+    """Returns the mean and half the width of its 95 % confidence interval."""
+    half = stats.t(len(values) - 1).ppf(0.975) * stats.sem(values)
+    return statistics.fmean(values), float(half)
 
 
 class Result(NamedTuple):
@@ -77,7 +106,11 @@ class Result(NamedTuple):
     name: str
     runs: list[Row]
     comparisons: dict[str, Comparison]  # by the keys of OPPONENTS
-    at_edge: bool  # whether the best setting is an outermost one of those tried
+    # Percentage points of test error above those of the reference: mean and half the
+    # width of its 95 % confidence interval. None for the reference itself.
+    worse: tuple[float, float] | None
+    # Which of strength and scale are the largest or smallest of several tried.
+    at_edge: frozenset[str]
 
     @property
     def wins(self) -> bool:
@@ -100,27 +133,46 @@ def results_of(rows: list[Row]) -> list[Result]:
             runs.setdefault((row["trial"], row["control"]), []).append(row)
         else:
             tuning.setdefault(row["trial"], []).append(row)
-    results = []
-    for (name, control), own in runs.items():
-        if control != "none":
-            continue
-        reference = TRIALS[name].reference
-        tasks = {run["task"] for run in own}
-        comparisons = {
-            other: compare(own, [run for run in others if run["task"] in tasks])
-            for other in OPPONENTS
-            if (name, other) in runs and name != reference
-            for others in [runs[reference if other == "none" else name, other]]
-        }
-        edge = at_edge(own[0], tuning.get(name, []))
-        results.append(Result(name, own, comparisons, edge))
-    return results
+    return [
+        result_of(name, runs, tuning.get(name, []))
+        for name, control in runs
+        if control == "none"
+    ]
 
 
-def at_edge(best: Row, tuning: list[Row]) -> bool:
-    """Returns whether a setting is the largest or smallest of several tried."""
-    return any(
-        len(values) > 1 and best[name] in (min(values), max(values))
-        for name in ("strength", "scale")
-        for values in [{row[name] for row in tuning}]
+def result_of(
+    name: str, runs: dict[tuple[str, str], list[Row]], tuning: list[Row]
+) -> Result:
+    """Returns the result of one trial, from all runs by trial and control."""
+    own = runs[name, "none"]
+    edge = at_edge(own[0], tuning)
+    reference = TRIALS[name].reference
+    if name == reference:
+        return Result(name, own, {}, None, edge)
+    tasks = {run["task"] for run in own}
+    shared = [run for run in runs[reference, "none"] if run["task"] in tasks]
+    opponents = {"none": shared} | {
+        control: runs[name, control]
+        for control in OPPONENTS
+        if control != "none" and (name, control) in runs
+    }
+    comparisons = {
+        control: compare(own, others) for control, others in opponents.items()
+    }
+    worse = interval(paired(test_error(own), test_error(shared)))
+    return Result(name, own, comparisons, worse, edge)
+
+
+def test_error(runs: list[Row]) -> dict[tuple[str, int], float]:
+    """Returns the test error in percent, by task and seed."""
+    return {key(run): 100 * (1 - run["test_accuracy"]) for run in runs}
+
+
+def at_edge(best: Row, tuning: list[Row]) -> frozenset[str]:
+    """Returns which numbers of a setting are the largest or smallest of several."""
+    tried = {name: {row[name] for row in tuning} for name in ("strength", "scale")}
+    return frozenset(
+        name
+        for name, values in tried.items()
+        if len(values) > 1 and best[name] in (min(values), max(values))
     )

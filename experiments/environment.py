@@ -28,12 +28,13 @@ def environment() -> dict[str, Any]:
 def commit() -> str | None:
     """Returns the git commit of this code, or None where there is none to ask.
 
-    It ends in -dirty if the code was changed since; results and texts do not count.
+    It ends in -dirty if code was changed or added since; results and texts do not
+    count.
     """
     code = ":/*.py", ":/*.toml"
     try:
         head = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        changes = git("status", "--porcelain", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + "-dirty" * bool(changes)

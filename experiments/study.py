@@ -2,12 +2,12 @@
 
     python -m experiments sweep study --data-dir DATA
 
-Every trial of a task is tuned on the same seeds over the same number of settings. What
-is best there, by the validation split, is made again on other seeds, beside its two
-controls of equal dose: its irrelevance permuted at random within each tensor, and the
-mean of its irrelevance in place of it. All runs of one seed start from the same dense
-network and prune at the same bound, so that they make pairs. Runs are stored, one by
-one, and an interrupted study goes on.
+Every trial of a task is tuned on the same seeds over the same number of settings: all
+of them on a few seeds, the best of those on more. What is best by the validation split
+is made again on other seeds, beside its two controls of equal dose: its irrelevance
+permuted at random within each tensor, and the mean of its irrelevance in place of it.
+All runs of one seed start from the same dense network and prune at the same bound, so
+that they make pairs. Runs are stored, one by one, and an interrupted study goes on.
 """
 
 import dataclasses
@@ -15,27 +15,29 @@ import functools
 import json
 import math
 import statistics
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
 
 from experiments import data, study_report
+from experiments.comparison import OPPONENTS
 from experiments.config import Config
-from experiments.forms import Control
 from experiments.records import write_whole
+from experiments.study_report import STORE
 from experiments.sweep import complete
-from experiments.trials import TASKS, TRIALS, Study, Task, Trial
+from experiments.trials import FIRST_SEED, ROUNDS, TASKS, TRIALS, Study
 
-STORE = Path(__file__).parent / "results" / "study"
-TUNING_SEEDS = (0, 1)
-FIRST_SEED = 10  # of those that the chosen settings are compared on
-CONTROLS: tuple[Control, ...] = ("none", "permuted", "mean")
 STORED = (
-    *("seed", "strength", "scale", "kept", "total", "validation_bound"),
-    *("dense_validation_accuracy", "validation_accuracy"),
+    *("config_id", "seed", "strength", "scale", "kept", "total", "at_once"),
+    *("validation_bound", "dense_validation_accuracy", "validation_accuracy"),
     *("dense_test_accuracy", "test_accuracy", "hardware", "commit"),
 )
+
+Setting = tuple[float, float]  # strength and scale
+Summary = dict[str, Any]
+# Makes the runs of a stage ("tuning" or "comparison") of a trial.
+Make = Callable[[str, str, list[Config]], list[Summary]]
 
 
 def study(settings: Study, command: str) -> None:
@@ -65,18 +67,18 @@ def make_task(
 ) -> list[dict[str, Any]]:
     """Returns all runs of a task, a row each."""
     task = TASKS[name]
-    folder = settings.out / name
     config = dataclasses.replace(task.config, data_dir=settings.data_dir)
     load = functools.cache(lambda: data.load(config, command))
     rows = []
 
-    def make(stage: str, trial: str, configs: list[Config]) -> list[dict[str, Any]]:
+    def make(stage: str, trial: str, configs: list[Config]) -> list[Summary]:
+        console.print(f"{trial}: {stage}")
         runs = complete(
             configs,
-            folder,
+            settings.out / name,
             load,
             console,
-            at_once=settings.at_once,
+            at_once=task.at_once,
             # What is being chosen does not see the test set.
             test=stage == "comparison",
         )
@@ -91,50 +93,60 @@ def make_task(
         return runs
 
     for trial in task.trials:
-        console.print(trial)
-        tuned = make("tuning", trial, tuning_runs(config, TRIALS[trial]))
-        best = best_setting(tuned)
-        make("comparison", trial, comparison_runs(config, TRIALS[trial], task, *best))
+        make_trial(trial, config, task.num_seeds, make)
     return rows
 
 
-def tuning_runs(config: Config, trial: Trial) -> list[Config]:
-    """Returns a trial at every one of its settings, on the seeds for tuning."""
-    return [
-        dataclasses.replace(
-            config,
-            **trial.changes,
-            strength=config.strength * strength,
-            scale=scale,
-            seed=seed,
-        )
+def make_trial(name: str, config: Config, num_seeds: int, make: Make) -> None:
+    """Tunes a trial, if there is anything to tune, and makes it at its best setting."""
+    trial = TRIALS[name]
+    config = dataclasses.replace(config, **trial.changes)
+    settings = [
+        (config.strength * strength, scale)
         for strength in trial.strengths
         for scale in trial.scales
-        for seed in TUNING_SEEDS
     ]
-
-
-def best_setting(runs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Returns the strength and scale with the fewest weights left, on average."""
-    kept: dict[tuple[float, float], list[float]] = {}
-    for run in runs:
-        setting = run["strength"], run["scale"]
-        kept.setdefault(setting, []).append(math.log(max(run["kept"], 1)))
-    return min(kept, key=lambda setting: statistics.fmean(kept[setting]))
-
-
-def comparison_runs(
-    config: Config, trial: Trial, task: Task, strength: float, scale: float
-) -> list[Config]:
-    """Returns a trial and its controls, if it has any, on the seeds for comparing."""
-    config = dataclasses.replace(
-        config, **trial.changes, strength=strength, scale=scale
+    runs = []
+    for seeds, number in ROUNDS:
+        if len(settings) > number:
+            runs += make("tuning", name, at(settings, config, seeds))
+            settings = best_of(settings, runs)[:number]
+    controls = tuple(OPPONENTS) if config.regularizer == "relevance" else ("none",)
+    forms = [dataclasses.replace(config.form, control=control) for control in controls]
+    seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
+    make(
+        "comparison",
+        name,
+        [
+            run
+            for form in forms
+            for run in at(settings, dataclasses.replace(config, form=form), seeds)
+        ],
     )
-    has_controls = config.regularizer == "relevance"
+
+
+def at(settings: list[Setting], config: Config, seeds: Iterable[int]) -> list[Config]:
+    """Returns the runs at every one of the settings, on every seed."""
     return [
-        dataclasses.replace(
-            config, form=dataclasses.replace(config.form, control=control), seed=seed
-        )
-        for control in (CONTROLS if has_controls else CONTROLS[:1])
-        for seed in range(FIRST_SEED, FIRST_SEED + task.num_seeds)
+        dataclasses.replace(config, strength=strength, scale=scale, seed=seed)
+        for strength, scale in settings
+        for seed in seeds
     ]
+
+
+def best_of(settings: list[Setting], runs: list[Summary]) -> list[Setting]:
+    """Returns settings in the order of the weights that they keep, the fewest first.
+
+    It is the mean logarithm that counts, over the seeds; among equals, and a prune
+    moves the weights kept in large steps, the mean validation accuracy.
+    """
+
+    def merit(setting: Setting) -> tuple[float, float]:
+        own = [run for run in runs if (run["strength"], run["scale"]) == setting]
+        return (
+            # Rounded, lest the order of a sum decides.
+            round(statistics.fmean(math.log(max(run["kept"], 1)) for run in own), 9),
+            -statistics.fmean(run["validation_accuracy"] for run in own),
+        )
+
+    return sorted(settings, key=merit)

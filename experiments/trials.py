@@ -1,7 +1,7 @@
 """What the control study tries: on which tasks, which forms of relevance.
 
 Strengths are multiples of that of the task, scales are in the unit of the form. Every
-form is tuned over nine settings, whatever it has to be tuned.
+trial with something to tune has nine settings, be it nine strengths or three by three.
 """
 
 import dataclasses
@@ -29,8 +29,14 @@ class Task(NamedTuple):
     config: Config
     trials: tuple[str, ...]
     num_seeds: int = 9
+    # How many runs are trained at once. On wider matrices the last bit of a dense
+    # network depends on it, and what makes a pair must start from the same one.
+    at_once: int = 9
 
 
+# The seeds that settings are tried on, and how many of the best are left after it.
+ROUNDS = ((0, 1), 3), ((2, 3, 4, 5), 1)
+FIRST_SEED = 10  # of those that the chosen settings are compared on
 STRENGTHS = 1.0, 3.0, 10.0
 SCALES = 0.3, 1.0, 3.0
 FINE = tuple(round(10 ** (k / 4 - 1), 3) for k in range(9))  # 0.1 to 10
@@ -174,7 +180,7 @@ TASKS = {
         FEW,
     ),
     "digits-sgd": Task(
-        "SGD with momentum 0.9 in place of Adam.",
+        "SGD with momentum 0.9 in place of Adam, from the pruning on.",
         dataclasses.replace(DIGITS, optimizer="sgd", learning_rate=0.05),
         FEW,
     ),
@@ -187,18 +193,20 @@ TASKS = {
         "A block of attention over embedded pixels, many of them rare.",
         dataclasses.replace(DIGITS, network="pixel-transformer"),
         ("none", "l2", "relevance", "leaf, running"),
+        at_once=3,
     ),
-    "mnist": Task("LeNet-300-100 on MNIST.", MNIST, PAPER_AND_RANKING),
+    "mnist": Task("LeNet-300-100 on MNIST.", MNIST, PAPER_AND_RANKING, at_once=3),
     "mnist-few-steps": Task(
         "LeNet-300-100 on MNIST, with the heavy pruning of digits-few-steps.",
         dataclasses.replace(MNIST, fraction=0.3, interval=20, epochs=2),
         PAPER_AND_RANKING,
+        at_once=3,
     ),
     "fashion": Task(
         "LeNet-5, with its convolutions, on 12,000 images of Fashion-MNIST.",
         FASHION,
         ("none", "l2", "relevance"),
-        num_seeds=5,
+        at_once=1,
     ),
 }
 
@@ -213,11 +221,8 @@ class Study:
     """Folder of the runs, one folder a task."""
     data_dir: Path | None = None
     """Folder of the TFDS data sets; by default that of TFDS itself."""
-    at_once: int = 9
-    """How many runs are trained at once, at the most."""
 
     def validate(self) -> None:
         """Raises `ExperimentError` for the first value that makes no sense."""
-        check("at_once", self.at_once, self.at_once >= 1, "1 or more")
         for name in self.tasks:
             check("tasks", name, name in TASKS, "of " + ", ".join(map(repr, TASKS)))

@@ -20,3 +20,6 @@ def test_commit_tells_changed_code_and_no_other_changes(tmp_path, monkeypatch):
     assert environment.commit() == clean
     code.write_text("two")
     assert environment.commit() == clean + "-dirty"
+    code.write_text("one")
+    (tmp_path / "more.py").write_text("one")
+    assert environment.commit() == clean + "-dirty"

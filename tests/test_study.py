@@ -1,6 +1,7 @@
 """The control study: paired comparisons by hand, and a small study from end to end."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -23,35 +24,45 @@ def runs(kept, **rest):
         **{"task": "digits", "stage": "comparison", "trial": "leaf", "control": "none"},
         **{"strength": 0.1, "scale": 1.0, "total": 1_000},
         **{"commit": "abc", "hardware": "1 x cpu"},
-        **{"test_accuracy": 0.9, "dense_test_accuracy": 0.95},
+        **{"test_accuracy": 0.9, "dense_test_accuracy": 0.95, "validation_bound": 0.9},
     }
     return [
         {**row, "seed": seed, "kept": count, **rest} for seed, count in enumerate(kept)
     ]
 
 
-FORM, OTHER = [50, 80, 20, 40, 60], [70, 90, 35, 50, 66]
+FORM, OTHER = [50, 80, 20, 40, 60, 33, 47], [70, 90, 35, 50, 66, 31, 52]
 
 
-def test_comparison_is_a_paired_t_test_on_logarithms():
+def test_comparison_is_paired_and_on_logarithms():
     found = comparison.compare(runs(FORM), runs(OTHER)[::-1])
-    logs = np.log(FORM), np.log(OTHER)
-    expected = stats.ttest_rel(*logs, alternative="less")
-    interval = stats.ttest_rel(*logs).confidence_interval(0.95)
-    assert found.p_value == pytest.approx(expected.pvalue)
+    differences = np.log(FORM) - np.log(OTHER)
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert found.ratio == pytest.approx(stats.gmean(FORM) / stats.gmean(OTHER))
     assert found.low == pytest.approx(math.exp(interval.low))
     assert found.high == pytest.approx(math.exp(interval.high))
+    means = [
+        np.mean(signs * differences)
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    no_larger = [mean <= differences.mean() + 1e-12 for mean in means]
+    assert found.p_value == pytest.approx(np.mean(no_larger))
     assert comparison.compare(runs(OTHER), runs(FORM)).p_value > 0.5
 
 
 def test_what_is_compared_with_itself_does_not_win():
     same = comparison.compare(runs(FORM), runs(FORM))
     assert (same.ratio, same.p_value) == (1.0, 1.0) and not same.wins
-    # All that five equal differences can say is what five coins can.
-    half = comparison.compare(runs(FORM[:5]), runs([2 * kept for kept in FORM[:5]]))
+
+
+@pytest.mark.parametrize("number", [5, 6, 7])
+def test_equal_differences_say_no_more_than_coins(number):
+    half = comparison.compare(
+        runs(FORM[:number]), runs([2 * kept for kept in FORM[:number]])
+    )
     assert half.ratio == pytest.approx(0.5)
-    assert half.p_value == pytest.approx(1 / 32, abs=0.032)
+    assert half.p_value == pytest.approx(0.5**number)
+    assert half.wins == (number == 7)
 
 
 def test_every_task_counts_alike():
@@ -61,15 +72,12 @@ def test_every_task_counts_alike():
         own += runs(1e6 * np.exp(logs), task=task)
         other += runs([1e6] * len(logs), task=task)
     found = comparison.compare(own, other)
-    assert math.log(found.ratio) == pytest.approx((few.mean() + many.mean()) / 2)
-    # Welch's test of the difference of two means is that of the sum of one and minus
-    # the other: the same degrees of freedom.
-    welch = stats.ttest_ind(few, -many, equal_var=False)
-    low, high = welch.confidence_interval(0.95)
-    assert math.log(found.low) == pytest.approx(low / 2)
-    assert math.log(found.high) == pytest.approx(high / 2)
-    one_sided = stats.ttest_ind(few, -many, equal_var=False, alternative="less")
-    assert found.p_value == pytest.approx(one_sided.pvalue)
+    # The tasks are the pairs, two of them.
+    means = few.mean(), many.mean()
+    assert math.log(found.ratio) == pytest.approx(np.mean(means))
+    interval = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert math.log(found.high) == pytest.approx(interval.high)
+    assert found.p_value == 0.5  # the signs ++ and -+ have larger means
 
 
 def test_seeds_that_make_no_pairs_are_refused():
@@ -77,7 +85,12 @@ def test_seeds_that_make_no_pairs_are_refused():
         comparison.compare(runs(FORM), runs(OTHER[:4]))
 
 
-BETTER = [40, 70, 15, 33, 50]
+def test_runs_that_pruned_at_different_bounds_are_refused():
+    with pytest.raises(ValueError, match=r"no pairs: .* different bounds"):
+        comparison.compare(runs(FORM), runs(OTHER, validation_bound=0.91))
+
+
+BETTER = [40, 70, 15, 33, 50, 30, 40]
 
 
 @pytest.mark.parametrize(
@@ -104,40 +117,75 @@ def test_a_form_wins_only_over_l2_and_both_controls(l2, permuted, mean, wins):
     assert ("Of 1 forms, none wins." in said) != wins
     # Over all tasks only what was made in several of them is compared.
     assert "| leaf |" not in study_report.together([rows])
-    again = [{**row, "task": "mnist"} for row in rows]
-    said = study_report.together([rows, again])
-    assert ("| leaf | 2 |" in said) and ("these win: leaf." in said) == wins
+    again = [[{**row, "task": str(k)} for row in rows] for k in range(7)]
+    said = study_report.together(again)
+    assert ("| leaf | 7 |" in said) and ("these win: leaf." in said) == wins
+    assert "these win: leaf." not in study_report.together(again[:6])
 
 
-def test_settings_are_chosen_by_the_mean_logarithm():
+def test_test_errors_are_compared_in_percentage_points():
+    l2 = [
+        {**run, "test_accuracy": 0.91 + 0.01 * (run["seed"] % 2)} for run in runs(FORM)
+    ]
+    rows = [{**run, "trial": "l2"} for run in l2] + runs(FORM)
+    by_name = {trial.name: trial for trial in comparison.results_of(rows)}
+    mean, half = by_name["leaf"].worse
+    assert mean == pytest.approx((4 * 1 + 3 * 2) / 7)
+    interval = stats.ttest_1samp([1, 2, 1, 2, 1, 2, 1], 0).confidence_interval(0.95)
+    assert half == pytest.approx((interval.high - interval.low) / 2)
+    assert f"| +{mean:.2f} ± {half:.2f} |" in study_report.section(rows)
+
+
+def test_settings_are_chosen_by_the_mean_logarithm_and_then_by_accuracy():
     tuned = [
-        {"strength": strength, "scale": 1.0, "kept": kept}
-        for strength, pair in ((0.1, (10, 1000)), (0.2, (110, 110)), (0.3, (50, 150)))
+        {"strength": strength, "scale": 1.0, "kept": kept, "validation_accuracy": right}
+        for strength, pair, right in (
+            (0.1, (10, 1000), 0.9),
+            (0.2, (110, 110), 0.9),
+            (0.3, (50, 150), 0.9),
+            (0.4, (75, 100), 0.91),
+        )
         for kept in pair
     ]
-    assert study.best_setting(tuned) == (0.3, 1.0)
+    settings = [(0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.4, 1.0)]
+    best = study.best_of(settings, tuned)
+    assert best == [(0.4, 1.0), (0.3, 1.0), (0.1, 1.0), (0.2, 1.0)]
 
 
-def test_trials_are_tuned_alike():
-    for name, trial in trials.TRIALS.items():
-        configs = study.tuning_runs(trials.DIGITS, trial)
-        assert len(set(configs)) == len(configs)
-        assert len(configs) == (1 if name == "none" else 9) * len(study.TUNING_SEEDS)
+class Recorder:
+    """Makes no runs, but says which it was asked for; the strongest decay is best."""
+
+    def __init__(self):
+        self.asked = {"tuning": [], "comparison": []}
+
+    def __call__(self, stage, trial, configs):
+        self.asked[stage].append(configs)
+        return [
+            {
+                **{"strength": config.strength, "scale": config.scale},
+                **{"kept": 100 / config.strength, "validation_accuracy": 0.9},
+            }
+            for config in configs
+        ]
 
 
-def test_comparisons_are_on_other_seeds_and_with_both_controls():
-    task = trials.TASKS["digits"]
-    for trial in trials.TRIALS.values():
-        configs = study.comparison_runs(task.config, trial, task, 0.1, 2.0)
-        seeds = {config.seed for config in configs}
-        assert len(seeds) == task.num_seeds >= 5
-        assert not seeds & set(study.TUNING_SEEDS)
-        controls = {config.form.control for config in configs}
-        if configs[0].regularizer == "relevance":
-            assert controls == {"none", "permuted", "mean"}
-        else:
-            assert controls == {"none"}
-        assert {(config.strength, config.scale) for config in configs} == {(0.1, 2.0)}
+@pytest.mark.parametrize("name", trials.TRIALS)
+def test_trials_are_tuned_alike_and_compared_on_other_seeds(name):
+    task, make = trials.TASKS["digits"], Recorder()
+    study.make_trial(name, task.config, task.num_seeds, make)
+    numbers = [len(set(configs)) for configs in make.asked["tuning"]]
+    assert numbers == ([] if name == "none" else [9 * 2, 3 * 4])
+    (compared,) = make.asked["comparison"]
+    assert len(set(compared)) == len(compared)
+    seeds = {config.seed for config in compared}
+    assert len(seeds) == task.num_seeds >= 7
+    assert not seeds & {run.seed for runs in make.asked["tuning"] for run in runs}
+    controls = {config.form.control for config in compared}
+    has_controls = compared[0].regularizer == "relevance"
+    assert controls == ({"none", "permuted", "mean"} if has_controls else {"none"})
+    assert len({(config.strength, config.scale) for config in compared}) == 1
+    strongest = task.config.strength * max(trials.TRIALS[name].strengths)
+    assert compared[0].strength == strongest
 
 
 @pytest.mark.parametrize("name", trials.TASKS)
@@ -155,9 +203,9 @@ def small(tmp_path, monkeypatch):
         trials.DIGITS,
         **{"dense_epochs": 4, "epochs": 8, "interval": 16, "bound": 0.3},
     )
-    task = trials.Task(
-        "A small task.", config, ("none", "l2", "relevance"), num_seeds=2
-    )
+    # Two at once, so that few programs are compiled.
+    names = "none", "l2", "relevance"
+    task = trials.Task("A small task.", config, names, num_seeds=2, at_once=2)
     for module in (study, study_report, trials):
         monkeypatch.setattr(module, "TASKS", {"small": task})
     monkeypatch.setattr(study, "STORE", tmp_path / "store")
@@ -171,19 +219,18 @@ def small(tmp_path, monkeypatch):
 
 def test_study_from_end_to_end(small):
     command = ["sweep", "study", "--tasks", "small", "--out", str(small / "r")]
-    command += ["--at-once", "2"]  # so that few programs are compiled
     main(command)
     path = small / "store" / "small.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     stages = [row["stage"] for row in rows]
-    assert stages.count("tuning") == 2 * (1 + 9 + 9)
+    assert stages.count("tuning") == 2 * (9 * 2 + 3 * 4)
     assert stages.count("comparison") == 2 * (1 + 1 + 3)
     # What is chosen is chosen without the test set.
     for row in rows:
         assert ("test_accuracy" in row) == (row["stage"] == "comparison")
     report = (small / "STUDY.md").read_text()
     tried = report.split("## Everything that was tried")[1]
-    assert tried.count("| small |") == 1 + 9 + 9 + 1 + 1 + 3
+    assert tried.count("| small |") == 9 + 9 + 1 + 1 + 3
     assert (small / "study.png").stat().st_size > 10_000
     assert "| small | 2 |" in (small / "README.md").read_text()
 
@@ -204,7 +251,6 @@ def test_study_from_end_to_end(small):
     "flags, message",
     [
         (("--tasks", "digit"), "--tasks must be of 'digits'"),
-        (("--at-once", "0"), "--at-once must be 1 or more; got 0"),
     ],
 )
 def test_mistakes_are_told_in_one_line(flags, message):
@@ -213,8 +259,33 @@ def test_mistakes_are_told_in_one_line(flags, message):
     assert str(info.value.code).startswith("error: ") and message in info.value.code
 
 
+def test_stored_rows_are_what_the_study_makes():
+    for name in trials.TASKS:
+        path = study_report.STORE / f"{name}.jsonl"
+        if not path.exists():
+            continue
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        by_run = {(row["config_id"], row["seed"]): row for row in rows}
+        assert len(by_run) == len(rows)
+        made = []
+
+        def make(stage, trial, configs, by_run=by_run, made=made):
+            found = [by_run[config.config_id, config.seed] for config in configs]
+            made.extend(found)
+            for config, row in zip(configs, found, strict=True):
+                assert (row["stage"], row["trial"]) == (stage, trial)
+                assert row["control"] == config.form.control
+            return found
+
+        task = trials.TASKS[name]
+        for trial in task.trials:
+            study.make_trial(trial, task.config, task.num_seeds, make)
+        assert made == rows
+        assert all(row["at_once"] <= task.at_once for row in rows)
+
+
 def test_report_is_that_of_the_stored_rows():
-    tasks = study_report.read(study.STORE)
+    tasks = study_report.read(study_report.STORE)
     assert tasks
     assert (ROOT / "experiments" / "STUDY.md").read_text() == study_report.report(tasks)
     readme = (ROOT / "README.md").read_text()
