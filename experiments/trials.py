@@ -29,9 +29,9 @@ class Task(NamedTuple):
     config: Config
     trials: tuple[str, ...]
     num_seeds: int = 9
-    # How many runs are trained at once. On wider matrices the last bit of a dense
-    # network depends on it, and what makes a pair must start from the same one.
-    at_once: int = 9
+    # How many runs are trained at once. On wider matrices than those of the digits the
+    # last bits of a dense network depend on it, and pairs must start from the same one.
+    at_once: int = 3
 
 
 # The seeds that settings are tried on, and how many of the best are left after it.
@@ -193,14 +193,12 @@ TASKS = {
         "A block of attention over embedded pixels, many of them rare.",
         dataclasses.replace(DIGITS, network="pixel-transformer"),
         ("none", "l2", "relevance", "leaf, running"),
-        at_once=3,
     ),
-    "mnist": Task("LeNet-300-100 on MNIST.", MNIST, PAPER_AND_RANKING, at_once=3),
+    "mnist": Task("LeNet-300-100 on MNIST.", MNIST, PAPER_AND_RANKING),
     "mnist-few-steps": Task(
         "LeNet-300-100 on MNIST, with the heavy pruning of digits-few-steps.",
         dataclasses.replace(MNIST, fraction=0.3, interval=20, epochs=2),
         PAPER_AND_RANKING,
-        at_once=3,
     ),
     "fashion": Task(
         "LeNet-5, with its convolutions, on 12,000 images of Fashion-MNIST.",
