@@ -140,15 +140,15 @@ MNIST = dataclasses.replace(
     learning_rate=1e-3,
     finetune_epochs=0,
 )
-# Fewer images and shorter runs than the paper's, for there are some hundred to make.
+# Fewer images and shorter runs than the paper's, for there are a hundred to make.
 FASHION = dataclasses.replace(
     lenet5_fashion.CONFIG,
     num_train=12_000,
-    dense_epochs=3,
-    epochs=8,
+    dense_epochs=2,
+    epochs=6,
     interval=100,
-    fraction=0.25,
-    batch_size=32,
+    fraction=0.2,
+    batch_size=16,
     bound=0.01,
     relative_bound=True,
     strength=1e-4,
