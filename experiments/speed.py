@@ -2,27 +2,34 @@
 
     python -m experiments.speed
 
-What is compared is measured by turns, on random images: no time depends on the data.
+stores them in experiments/results/speed, a file for each kind of hardware, and writes
+the table of the README. What is compared is measured by turns, on random images: no
+time depends on the data.
 """
 
 import dataclasses
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 from experiments import digits, lenet5_fashion, lenet300_mnist, optimizers, training
 from experiments.config import Config
 from experiments.data import Split
+from experiments.environment import environment
 from experiments.networks import NETWORKS
+from experiments.records import write_json
+from experiments.results import README, insert
 from experiments.sweep import Numbers, runs_at_once
 
+STORE = Path(__file__).parent / "results" / "speed"
 BATCH_SIZE, NUM_IMAGES = 100, 10_000
 
 
@@ -33,8 +40,8 @@ def random_images(number: int, size: int) -> Split:
     return Split(images, rng.integers(0, 10, number, np.int32))
 
 
-def measure(config: Config, num_steps: int, num_turns: int) -> tuple[float, float]:
-    """Returns the updates a second with the method and with plain Adam: medians."""
+def measure_step(config: Config, num_steps: int, num_turns: int) -> float:
+    """Returns how many times longer an update takes than with plain Adam, a median."""
     data = random_images(NUM_IMAGES, 28)
     network, params = training.init_network(
         NETWORKS[config.network], (28, 28, 1), white=255, seed=0
@@ -53,18 +60,16 @@ def measure(config: Config, num_steps: int, num_turns: int) -> tuple[float, floa
         state = training.init_state(params, optimizer, jnp.zeros([], jnp.int32))
         jax.block_until_ready(train(state))
 
-        def updates_per_second() -> float:
+        def seconds() -> float:
             start = time.perf_counter()
             jax.block_until_ready(train(state))
-            return num_steps / (time.perf_counter() - start)
+            return time.perf_counter() - start
 
-        return updates_per_second
+        return seconds
 
     method = optimizers.pruning_optimizer(config, num_steps, NUM_IMAGES // BATCH_SIZE)
-    timers = timer(method), timer(optax.adam(1e-3))
-    turns = [[run() for run in timers] for _ in range(num_turns)]
-    with_method, plain = map(statistics.median, zip(*turns, strict=True))
-    return with_method, plain
+    with_method, plain = timer(method), timer(optax.adam(1e-3))
+    return statistics.median(with_method() / plain() for _ in range(num_turns))
 
 
 def measure_at_once(config: Config, size: int, num_runs: int, num_turns: int) -> float:
@@ -93,28 +98,44 @@ def measure_at_once(config: Config, size: int, num_runs: int, num_turns: int) ->
     return statistics.median(ratio() for _ in range(num_turns))
 
 
-def main() -> None:
-    """Prints both comparisons."""
-    table = Table(title=f"Updates a second, batch {BATCH_SIZE}")
-    for column in ("network", "with the method", "plain Adam", "ratio of times"):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for config, num_steps in (
-        (lenet300_mnist.CONFIG, 500),
-        (lenet5_fashion.CONFIG, 50),
-    ):
-        method, plain = measure(config, num_steps, num_turns=7)
-        table.add_row(
-            config.network, f"{method:.1f}", f"{plain:.1f}", f"{plain / method:.2f}"
+def measure_all() -> dict[str, Any]:
+    """Returns all ratios, and where they come from, as JSON data."""
+    steps = (lenet300_mnist.CONFIG, 500), (lenet5_fashion.CONFIG, 50)
+    sweeps = (digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)
+    ratios = {
+        f"an update of {config.network}, batch {BATCH_SIZE}, to that of plain Adam": (
+            measure_step(config, num_steps, num_turns=7)
         )
-    together = Table(title="Runs one by one and at once")
-    for column in ("network and images", "runs", "ratio of times"):
-        together.add_column(column, justify="right")
-    for config, size in ((digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)):
-        for num_runs in (2, 8):
-            ratio = measure_at_once(config, size, num_runs, num_turns=5)
-            name = f"{config.network}, {size}x{size}"
-            together.add_row(name, str(num_runs), f"{ratio:.2f}")
-    Console().print(table, together)
+        for config, num_steps in steps
+    } | {
+        f"{number} runs of {config.network} on {size}x{size} images one by one, "
+        "to the same at once": measure_at_once(config, size, number, num_turns=5)
+        for config, size in sweeps
+        for number in (2, 8)
+    }
+    return {"ratios": ratios, **environment()}
+
+
+def table(measured: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table: a column for each kind of hardware."""
+    columns = [f"{one['hardware']}, {str(one['commit'])[:8]}" for one in measured]
+    lines = [
+        f"| time of | {' | '.join(columns)} |",
+        "| --- " * (1 + len(columns)) + "|",
+    ]
+    for name in measured[0]["ratios"]:
+        cells = [f"{one['ratios'][name]:.2f}" for one in measured]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures and stores the ratios, and writes all stored ones into the README."""
+    found = measure_all()
+    STORE.mkdir(exist_ok=True)
+    write_json(STORE / f"{found['backend']}.json", found)
+    measured = [json.loads(path.read_text()) for path in sorted(STORE.glob("*.json"))]
+    README.write_text(insert(README.read_text(), "speed", table(measured)))
 
 
 if __name__ == "__main__":

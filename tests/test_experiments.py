@@ -581,10 +581,29 @@ def test_relevant_shares():
     assert jnp.isnan(by_leaf["b"])
 
 
-def test_speed_measures_both():
-    method, plain = speed.measure(lenet300_mnist.CONFIG, num_steps=2, num_turns=1)
-    assert method > 0 and plain > 0
+def test_speed_measures_ratios():
+    step = speed.measure_step(lenet300_mnist.CONFIG, num_steps=2, num_turns=1)
+    assert step > 0
     assert speed.measure_at_once(CONFIG, 8, num_runs=2, num_turns=1) > 0
+
+
+def test_speed_is_stored_by_hardware_and_tabulated(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- speed: begin --><!-- speed: end -->")
+    monkeypatch.setattr(speed, "README", readme)
+    monkeypatch.setattr(speed, "STORE", tmp_path / "speed")
+    for backend, ratio in (("gpu", 1.25), ("cpu", 1.5), ("gpu", 1.125)):
+        measured = {
+            **{"ratios": {"this to that": ratio}, "backend": backend},
+            **{"hardware": f"1 x {backend}", "commit": "0123456789"},
+        }
+        monkeypatch.setattr(speed, "measure_all", lambda measured=measured: measured)
+        speed.main()
+    assert (
+        "| time of | 1 x cpu, 01234567 | 1 x gpu, 01234567 |\n"
+        "| --- | --- | --- |\n"
+        "| this to that | 1.50 | 1.12 |\n"
+    ) in readme.read_text()
 
 
 # -------------------------------------------------------------------- results table
@@ -627,5 +646,5 @@ def test_results_need_the_markers():
 
 
 def test_readme_has_the_markers():
-    for name in ("results", "study"):
+    for name in ("results", "speed", "study"):
         assert results.insert((ROOT / "README.md").read_text(), name, "table\n")
