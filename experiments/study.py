@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from experiments import data, study_report
@@ -94,6 +95,8 @@ def make_task(
 
     for trial in task.trials:
         make_trial(trial, config, task.num_seeds, make)
+        # Another trial is another program, and the memory for code is limited.
+        jax.clear_caches()
     return rows
 
 
