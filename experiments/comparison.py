@@ -39,7 +39,7 @@ def compare(runs: list[Row], others: list[Row]) -> Comparison:
 
     If nothing but chance told a run from its partner, every difference of their
     logarithms could as well have had the other sign. The p-value is the share of all
-    choices of signs whose mean is no larger than what was found; beyond 18 pairs, of a
+    choices of signs whose mean is no larger than what was found; beyond 14 pairs, of a
     random sample of them.
 
     Args:
@@ -60,7 +60,7 @@ def compare(runs: list[Row], others: list[Row]) -> Comparison:
         np.mean,
         permutation_type="samples",
         alternative="less",
-        n_resamples=2**18,
+        n_resamples=2**14,
         rng=0,
     )
     mean, half = interval(values)
