@@ -581,6 +581,9 @@ def test_relevant_shares():
     assert jnp.isnan(by_leaf["b"])
 
 
+SPEEDS = ROOT / "experiments" / "results" / "speed"
+
+
 def test_speed_measures_ratios():
     step = speed.measure_step(lenet300_mnist.CONFIG, num_steps=2, num_turns=1)
     assert step > 0
@@ -604,6 +607,13 @@ def test_speed_is_stored_by_hardware_and_tabulated(tmp_path, monkeypatch):
         "| --- | --- | --- |\n"
         "| this to that | 1.50 | 1.12 |\n"
     ) in readme.read_text()
+
+
+def test_speed_in_the_readme_is_what_is_stored():
+    measured = [json.loads(path.read_text()) for path in sorted(SPEEDS.glob("*.json"))]
+    readme = (ROOT / "README.md").read_text()
+    assert measured
+    assert results.insert(readme, "speed", speed.table(measured)) == readme
 
 
 # -------------------------------------------------------------------- results table
