@@ -99,19 +99,26 @@ HEADER = f"""# Does sparing relevant weights help?
 - A comparison, such as `0.90 (0.80 to 1.01), p = 0.040`, says that the trial kept 0.90
   times the weights of the other, the geometric mean over the seeds, with a 95 %
   confidence interval (Student's t on the logarithms) and a one-sided p-value, that of
-  the exact test which deals out signs to the differences between pairs. A form **wins**
-  if p is below {LEVEL} in all three. If it does not, the interval says what may still
-  be.
+  the test which deals out signs to the differences between pairs (all choices of them
+  up to 14 pairs, else a random sample). A form **wins** if p is below {LEVEL} in all
+  three, whatever its test error; of a hundred forms that do nothing one may come below
+  that in any one of them. If it does not win, the interval says what may still be.
+- The weights kept move in steps of a prune, of 10 to 30 %: where all differences are 0
+  the effect may still be as large as a part of a step.
+- Where relevance acts on the ranking, its permuted control multiplies the weights by
+  noise before a prune, and says little; l2 and the mean of I are what to beat.
 - The noise of the choice of a setting is in no interval: other tuning seeds might have
   chosen another.
 
 Every task has one split of its data; seeds differ in initial weights and in the order
 of the batches. Test errors are those of the networks that were kept, and had no part in
-any choice.
+any choice made in the study. Most tasks are variants of one data set, the digits.
 
 Not all of this was laid down beforehand. The seeds of digits-few-steps were raised from
 18 to 36, and those of digits-noise from 9 to 18, after a look at the first ones.
-mnist-few-steps was added to see whether what won on digits-few-steps wins elsewhere.
+mnist-few-steps was added to see whether what won on digits-few-steps wins elsewhere;
+the other trials on MNIST are what did best on the digits, and its seeds were raised
+from 6 to 9 because six pairs cannot reach the level. The test was a t-test at first.
 Shorter courses of `fashion`, which could not tell l2 from none, decoupled strengths
 three times lower than the present ones, best at their upper edge, and tuning on two
 seeds alone came first and are not in the tables.
@@ -286,10 +293,13 @@ def geometric_mean(runs: Iterable[Row]) -> float:
 
 
 def draw(tasks: list[list[Row]], path: Path) -> None:
-    """Draws all comparisons, a panel for each task."""
-    panels = [("all tasks", shared(tasks))] + [
-        (rows[0]["task"], [r for r in results_of(rows) if r.comparisons])
-        for rows in tasks
+    """Draws all comparisons but those of no shrinking, a panel for each task."""
+    panels = [
+        (task, [r for r in results if r.comparisons and r.name != "none"])
+        for task, results in (
+            ("all tasks", shared(tasks)),
+            *((rows[0]["task"], results_of(rows)) for rows in tasks),
+        )
     ]
     with figures.panels(path, [len(results) + 1 for _, results in panels]) as axes:
         for place, (task, results) in zip(axes, panels, strict=True):

@@ -65,6 +65,17 @@ def test_equal_differences_say_no_more_than_coins(number):
     assert half.wins == (number == 7)
 
 
+def test_many_pairs_are_tested_by_random_signs():
+    kept = range(50, 70)
+    half = comparison.compare(runs(kept), runs([2 * count for count in kept]))
+    assert 0 < half.p_value < 0.001
+    logs = np.random.default_rng(0).normal(-0.1, 1, len(kept))
+    found = comparison.compare(runs(1e6 * np.exp(logs)), runs([1e6] * len(kept)))
+    # The sum of so many random signs is nearly normal.
+    normal = stats.norm.cdf(logs.sum() / math.sqrt(np.sum(logs**2)))
+    assert found.p_value == pytest.approx(normal, abs=0.02)
+
+
 def test_every_task_counts_alike():
     few, many = np.log([0.5, 0.6, 0.9]), np.log([1.1, 1.0, 0.9, 1.3, 0.8, 1.2])
     own, other = [], []
