@@ -1,6 +1,7 @@
 """What the outcome of a run may depend on besides its configuration."""
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -25,6 +26,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # once, for the files may change while a long program runs
 def commit() -> str | None:
     """Returns the git commit of this code, or None where there is none to ask.
 

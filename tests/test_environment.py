@@ -8,6 +8,8 @@ from experiments import environment
 def test_commit_tells_changed_code_and_no_other_changes(tmp_path, monkeypatch):
     code, text = tmp_path / "code.py", tmp_path / "README.md"
     monkeypatch.setattr(environment, "__file__", str(code))
+    # Asked once in a program; here, each time anew.
+    monkeypatch.setattr(environment, "commit", environment.commit.__wrapped__)
     code.write_text("one")
     text.write_text("one")
     assert environment.commit() is None
