@@ -22,7 +22,7 @@ class Comparison(NamedTuple):
     ratio: float  # geometric mean
     low: float  # 95 % confidence interval, two-sided, of Student's t on the logarithms
     high: float
-    p_value: float  # one-sided, of an exact test on the logarithms' mean
+    p_value: float  # one-sided, of the sign-flip test on the logarithms
 
     @property
     def wins(self) -> bool:
