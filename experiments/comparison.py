@@ -23,6 +23,12 @@ class Comparison(NamedTuple):
     low: float  # 95 % confidence interval, two-sided, of Student's t on the logarithms
     high: float
     p_value: float  # one-sided, of the sign-flip test on the logarithms
+    num_pairs: int
+
+    @property
+    def can_win(self) -> bool:
+        """Whether the pairs are enough for the test to reach the level."""
+        return 0.5**self.num_pairs < LEVEL
 
     @property
     def wins(self) -> bool:
@@ -31,6 +37,9 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
+        if math.isclose(self.low, self.high):
+            # Equal differences have no spread to make an interval of.
+            return f"{self.ratio:.2f}, {p}"
         return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f}), {p}"
 
 
@@ -67,6 +76,7 @@ def compare(runs: list[Row], others: list[Row]) -> Comparison:
     return Comparison(
         *(math.exp(x) for x in (mean, mean - half, mean + half)),
         p_value=float(test.pvalue),
+        num_pairs=len(values),
     )
 
 
@@ -109,13 +119,21 @@ class Result(NamedTuple):
     # Percentage points of test error above those of the reference: mean and half the
     # width of its 95 % confidence interval. None for the reference itself.
     worse: tuple[float, float] | None
-    # Which of strength and scale are the largest or smallest of several tried.
-    at_edge: frozenset[str]
+
+    @property
+    def is_form(self) -> bool:
+        """Whether it is a form of relevance, which has controls."""
+        return len(self.comparisons) == len(OPPONENTS)
+
+    @property
+    def can_win(self) -> bool:
+        """Whether there are pairs enough to tell."""
+        return all(comparison.can_win for comparison in self.comparisons.values())
 
     @property
     def wins(self) -> bool:
-        """Whether it beats tuned l2 and both controls of equal dose."""
-        return len(self.comparisons) == len(OPPONENTS) and all(
+        """Whether it is a form that beats tuned l2 and both controls of equal dose."""
+        return self.is_form and all(
             comparison.wins for comparison in self.comparisons.values()
         )
 
@@ -127,28 +145,18 @@ def results_of(rows: list[Row]) -> list[Result]:
       rows: those of a task, or of several; a trial is compared on the tasks it is in.
     """
     runs: dict[tuple[str, str], list[Row]] = {}
-    tuning: dict[str, list[Row]] = {}
     for row in rows:
         if row["stage"] == "comparison":
             runs.setdefault((row["trial"], row["control"]), []).append(row)
-        else:
-            tuning.setdefault(row["trial"], []).append(row)
-    return [
-        result_of(name, runs, tuning.get(name, []))
-        for name, control in runs
-        if control == "none"
-    ]
+    return [result_of(name, runs) for name, control in runs if control == "none"]
 
 
-def result_of(
-    name: str, runs: dict[tuple[str, str], list[Row]], tuning: list[Row]
-) -> Result:
+def result_of(name: str, runs: dict[tuple[str, str], list[Row]]) -> Result:
     """Returns the result of one trial, from all runs by trial and control."""
     own = runs[name, "none"]
-    edge = at_edge(own[0], tuning)
     reference = TRIALS[name].reference
     if name == reference:
-        return Result(name, own, {}, None, edge)
+        return Result(name, own, {}, None)
     tasks = {run["task"] for run in own}
     shared = [run for run in runs[reference, "none"] if run["task"] in tasks]
     opponents = {"none": shared} | {
@@ -160,19 +168,9 @@ def result_of(
         control: compare(own, others) for control, others in opponents.items()
     }
     worse = interval(paired(test_error(own), test_error(shared)))
-    return Result(name, own, comparisons, worse, edge)
+    return Result(name, own, comparisons, worse)
 
 
 def test_error(runs: list[Row]) -> dict[tuple[str, int], float]:
     """Returns the test error in percent, by task and seed."""
     return {key(run): 100 * (1 - run["test_accuracy"]) for run in runs}
-
-
-def at_edge(best: Row, tuning: list[Row]) -> frozenset[str]:
-    """Returns which numbers of a setting are the largest or smallest of several."""
-    tried = {name: {row[name] for row in tuning} for name in ("strength", "scale")}
-    return frozenset(
-        name
-        for name, values in tried.items()
-        if len(values) > 1 and best[name] in (min(values), max(values))
-    )

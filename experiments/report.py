@@ -76,15 +76,25 @@ def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault(run["config_id"], []).append(run)
+    # Those that have the number: to the others it is no difference.
+    having = {
+        "strength": ("relevance", "l2", "l1"),
+        "scale": ("relevance",),
+        "fraction": ("relevance", "l2", "l1", "none"),
+    }
     names = [
         name
-        for name in ("strength", "scale", "fraction")
-        if len({run[name] for run in runs}) > 1
+        for name, those in having.items()
+        if len({run[name] for run in runs if run["regularizer"] in those}) > 1
     ]
     named = {}
     for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
         first = group[0]
-        values = [f"{name} {first[name]:g}" for name in names]
+        values = [
+            f"{name} {first[name]:g}"
+            for name in names
+            if first["regularizer"] in having[name]
+        ]
         if first["form"]["control"] != "none":
             values.insert(0, f"control {first['form']['control']}")
         named[", ".join([first["regularizer"], *values])] = group

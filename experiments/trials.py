@@ -1,7 +1,8 @@
 """What the control study tries: on which tasks, which forms of relevance.
 
 Strengths are multiples of that of the task, scales are in the unit of the form. Every
-trial with something to tune has nine settings, be it nine strengths or three by three.
+trial with something to tune has nine settings, be it nine strengths or three by three,
+and as many more as it takes to have the best strength and scale inside of those tried.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from experiments.forms import Form
 
 
 class Trial(NamedTuple):
-    """A way to drive weights to zero, and the settings among which it is tuned."""
+    """A way to drive weights to zero, and the settings that are tried first."""
 
     changes: dict[str, Any]  # to the configuration of a task
     strengths: tuple[float, ...] = (1.0,)
@@ -48,10 +49,7 @@ def relative(**form: Any) -> Trial:
 
 
 def apart(**form: Any) -> Trial:
-    """Returns the same, with the decay kept apart from Adam's division.
-
-    Strengths three times lower, tried first on the digits, were best at the upper edge.
-    """
+    """Returns the same, with the decay kept apart from Adam's division."""
     trial = relative(**form)
     return Trial(
         trial.changes | {"decoupled": True}, (300.0, 1000.0, 3000.0), (0.1, 0.3, 1.0)

@@ -164,25 +164,28 @@ def test_settings_are_chosen_by_the_mean_logarithm_and_then_by_accuracy():
 
 
 class Recorder:
-    """Makes no runs, but says which it was asked for; the strongest decay is best."""
+    """Makes no runs, but says which it was asked for; the nearest to a peak is best."""
 
-    def __init__(self):
+    def __init__(self, strength, scale):
+        self.peak = strength, scale
         self.asked = {"tuning": [], "comparison": []}
 
     def __call__(self, stage, trial, configs):
         self.asked[stage].append(configs)
-        return [
-            {
-                **{"strength": config.strength, "scale": config.scale},
-                **{"kept": 100 / config.strength, "validation_accuracy": 0.9},
-            }
-            for config in configs
-        ]
+        rows = []
+        for config in configs:
+            setting = config.strength, config.scale
+            off = np.abs(np.log(setting) - np.log(self.peak)).sum()
+            names = {"strength": config.strength, "scale": config.scale}
+            rows.append({**names, "kept": 100 + 50 * off, "validation_accuracy": 0.9})
+        return rows
 
 
 @pytest.mark.parametrize("name", trials.TRIALS)
 def test_trials_are_tuned_alike_and_compared_on_other_seeds(name):
-    task, make = trials.TASKS["digits"], Recorder()
+    task, trial = trials.TASKS["digits"], trials.TRIALS[name]
+    inside = task.config.strength * sorted(trial.strengths)[len(trial.strengths) // 2]
+    make = Recorder(inside, sorted(trial.scales)[len(trial.scales) // 2])
     study.make_trial(name, task.config, task.num_seeds, make)
     numbers = [len(set(configs)) for configs in make.asked["tuning"]]
     assert numbers == ([] if name == "none" else [9 * 2, 3 * 4])
@@ -194,9 +197,44 @@ def test_trials_are_tuned_alike_and_compared_on_other_seeds(name):
     controls = {config.form.control for config in compared}
     has_controls = compared[0].regularizer == "relevance"
     assert controls == ({"none", "permuted", "mean"} if has_controls else {"none"})
-    assert len({(config.strength, config.scale) for config in compared}) == 1
-    strongest = task.config.strength * max(trials.TRIALS[name].strengths)
-    assert compared[0].strength == strongest
+    assert {(config.strength, config.scale) for config in compared} == {make.peak}
+
+
+@pytest.mark.parametrize(
+    "name, strength, scale, beyond",
+    [
+        # Of 1e-4 to 1e-2, each 10 ** 0.25 times the one before.
+        ("l2", 0.03, 1.0, [{(0.0178, 1.0)}, {(0.0317, 1.0)}, {(0.0565, 1.0)}]),
+        ("l2", 0.9e-4, 1.0, [{(5.62e-05, 1.0)}]),
+        # Of 0.001 to 0.01 and 0.3 to 3.
+        ("leaf", 0.035, 1.0, [{(0.0333, 1.0)}, {(0.111, 1.0)}]),
+        ("leaf", 0.003, 0.1, [{(0.003, 0.09)}, {(0.003, 0.027)}]),
+        (
+            *("leaf", 0.03, 9.0),
+            [
+                {(0.0333, 3.0), (0.01, 9.0), (0.0333, 9.0)},
+                {(0.111, 9.0), (0.0333, 27.0), (0.111, 27.0)},
+            ],
+        ),
+        # Of 0.01 to 0.2, shares, which cannot be more than 1.
+        ("top", 0.001, 5.0, [{(0.001, 0.8)}]),
+    ],
+)
+def test_tuning_goes_on_until_the_best_is_inside(name, strength, scale, beyond):
+    config = dataclasses.replace(trials.DIGITS, **trials.TRIALS[name].changes)
+    make = Recorder(strength, scale)
+    best = study.tune(name, config, make)
+    _, _, *further = make.asked["tuning"]
+    asked = [{(run.strength, run.scale) for run in runs} for runs in further]
+    assert asked == beyond
+    assert all({run.seed for run in runs} == set(range(6)) for runs in further)
+    runs = [run for runs in make.asked["tuning"] for run in runs]
+    distance = [
+        abs(math.log(run.strength / strength)) + abs(math.log(run.scale / scale))
+        for run in runs
+    ]
+    nearest = runs[int(np.argmin(distance))]
+    assert best == (nearest.strength, nearest.scale)
 
 
 @pytest.mark.parametrize("name", trials.TASKS)
@@ -234,14 +272,15 @@ def test_study_from_end_to_end(small):
     path = small / "store" / "small.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     stages = [row["stage"] for row in rows]
-    assert stages.count("tuning") == 2 * (9 * 2 + 3 * 4)
+    beyond, rest = divmod(stages.count("tuning") - 2 * (9 * 2 + 3 * 4), 6)
+    assert beyond >= 0 == rest
     assert stages.count("comparison") == 2 * (1 + 1 + 3)
     # What is chosen is chosen without the test set.
     for row in rows:
         assert ("test_accuracy" in row) == (row["stage"] == "comparison")
     report = (small / "STUDY.md").read_text()
     tried = report.split("## Everything that was tried")[1]
-    assert tried.count("| small |") == 9 + 9 + 1 + 1 + 3
+    assert tried.count("| small |") == 9 + 9 + beyond + 1 + 1 + 3
     assert (small / "study.png").stat().st_size > 10_000
     assert "| small | 2 |" in (small / "README.md").read_text()
 
@@ -258,45 +297,19 @@ def test_study_from_end_to_end(small):
     assert (small / "STUDY.md").read_text() == report
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (("--tasks", "digit"), "--tasks must be of 'digits'"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(flags, message):
+def test_tasks_that_there_are_not_are_refused_in_one_line():
     with pytest.raises(SystemExit) as info:
-        main(["sweep", "study", *flags])
-    assert str(info.value.code).startswith("error: ") and message in info.value.code
+        main(["sweep", "study", "--tasks", "digit"])
+    assert str(info.value.code).startswith("error: --tasks must be of 'digits'")
 
 
 def test_stored_rows_are_what_the_study_makes():
-    for name in trials.TASKS:
-        path = study_report.STORE / f"{name}.jsonl"
-        if not path.exists():
-            continue
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        by_run = {(row["config_id"], row["seed"]): row for row in rows}
-        assert len(by_run) == len(rows)
-        made = []
-
-        def make(stage, trial, configs, by_run=by_run, made=made):
-            found = [by_run[config.config_id, config.seed] for config in configs]
-            made.extend(found)
-            for config, row in zip(configs, found, strict=True):
-                assert (row["stage"], row["trial"]) == (stage, trial)
-                assert row["control"] == config.form.control
-            return found
-
-        task = trials.TASKS[name]
-        for trial in task.trials:
-            study.make_trial(trial, task.config, task.num_seeds, make)
-        assert made == rows
+    assert study_report.read(study_report.STORE, trials.TASKS)
+    study.check_stored(trials.TASKS)
 
 
 def test_report_is_that_of_the_stored_rows():
-    tasks = study_report.read(study_report.STORE)
-    assert tasks
+    tasks = list(study_report.read(study_report.STORE, trials.TASKS).values())
     assert (ROOT / "experiments" / "STUDY.md").read_text() == study_report.report(tasks)
     readme = (ROOT / "README.md").read_text()
     assert insert(readme, "study", study_report.overview(tasks)) == readme

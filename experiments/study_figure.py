@@ -1,0 +1,64 @@
+"""The figure of the control study: its comparisons, with their intervals."""
+
+from pathlib import Path
+
+from matplotlib import ticker
+from matplotlib.axes import Axes
+
+from experiments import figures
+from experiments.comparison import OPPONENTS, Result
+
+
+def draw(results: dict[str, list[Result]], path: Path) -> None:
+    """Draws all comparisons but those of no shrinking, a panel for each task.
+
+    Args:
+      results: by the title of their panel.
+      path: of the figure, without its ending.
+    """
+    panels = {
+        title: [r for r in those if r.comparisons and r.name != "none"]
+        for title, those in results.items()
+    }
+    with figures.panels(path, [len(those) + 1 for those in panels.values()]) as axes:
+        for place, (title, those) in zip(axes, panels.items(), strict=True):
+            draw_panel(place, title, those)
+        axes[-1].set_xlabel("weights kept, as a multiple (95 % confidence interval)")
+        handles = {
+            label: handle
+            for place in axes
+            for handle, label in zip(*place.get_legend_handles_labels(), strict=True)
+        }
+        axes[0].figure.legend(
+            handles.values(), handles, loc="outside lower center", ncols=3
+        )
+
+
+def draw_panel(axes: Axes, title: str, results: list[Result]) -> None:
+    """Draws a panel's comparisons: with l2, and with the two controls."""
+    colours = {
+        "none": figures.BLUE,
+        "permuted": figures.ORANGE,
+        "mean": figures.GREEN,
+    }
+    for place, result in enumerate(results):
+        for shift, (control, comparison) in enumerate(result.comparisons.items()):
+            ratio, low, high = comparison[:3]
+            axes.errorbar(
+                ratio,
+                place + 0.22 * (shift - 1),
+                xerr=[[ratio - low], [high - ratio]],
+                fmt="o",
+                color=colours[control],
+                markersize=3.5,
+                elinewidth=1,
+                label=f"to {OPPONENTS[control]}",
+            )
+    axes.axvline(1, color=figures.GREY, linewidth=1)
+    axes.set_yticks(range(len(results)), [result.name for result in results])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.FixedLocator([0.25, 0.5, 0.7, 1, 1.4, 2, 4]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    figures.set_title(axes, title)
