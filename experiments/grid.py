@@ -4,7 +4,9 @@
 
 makes every combination of the values given, stores each run as a file of the output
 folder, and draws sparsity against accuracy. Runs that are there already are not made
-again: an interrupted sweep goes on, and a larger grid adds to a smaller one.
+again: an interrupted sweep goes on, and a larger grid adds to a smaller one. A run is
+recognised by its settings: after a change of the code that it should follow, remove the
+folder.
 
     python -m experiments sweep study
 
@@ -41,10 +43,11 @@ class Sweep:
     controls: tuple[Control, ...] = ()
     """Values in place of that of --control, for regularizers that have one."""
     at_once: int = 8
-    """How many runs are trained at once, at the most."""
+    """How many runs are trained at once, at the most. On a CPU that saves time with
+    small networks only."""
     test: bool = False
     """Measure the networks on the test set as well: to report settings that have been
-    chosen, not to choose them."""
+    chosen, not to choose them. Runs that were stored without are made again."""
 
     @property
     def folder(self) -> Path:

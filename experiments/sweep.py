@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -203,8 +204,9 @@ def batches(configs: list[Config], size: int) -> Iterator[list[Config]]:
         groups[without_numbers(config)].append(config)
     for group in groups.values():
         number = -(-len(group) // size)
-        for index in range(number):
-            yield group[index::number]
+        ends = [index * len(group) // number for index in range(number + 1)]
+        for start, end in itertools.pairwise(ends):
+            yield group[start:end]
 
 
 def complete(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import comparison, study, study_report, trials
+from experiments import comparison, study, study_report, transfer, trials
 from experiments.__main__ import main
+from experiments.config import ExperimentError
 from experiments.forms import Form
 from experiments.results import insert
 
@@ -131,7 +132,48 @@ def test_a_form_wins_only_over_l2_and_both_controls(l2, permuted, mean, wins):
     again = [[{**row, "task": str(k)} for row in rows] for k in range(7)]
     said = study_report.together(again)
     assert ("| leaf | 7 |" in said) and ("these win: leaf." in said) == wins
-    assert "these win: leaf." not in study_report.together(again[:6])
+    assert ("Of 1 forms, none wins." in said) != wins
+    # Six pairs cannot reach the level, whatever they say.
+    said = study_report.together(again[:6])
+    assert "The forms have too few pairs to tell." in said and "win" not in said
+
+
+def test_forms_with_too_few_pairs_are_not_counted_as_losers():
+    tasks = []
+    for name in map(str, range(7)):
+        rows = runs(FORM, trial="l2")
+        for trial in ("leaf", "network") if name != "6" else ("leaf",):
+            rows += runs(BETTER, trial=trial)
+            for control in ("permuted", "mean"):
+                rows += runs(FORM, trial=trial, control=control)
+        tasks.append([{**row, "task": name} for row in rows])
+    said = study_report.together(tasks)
+    assert "Of 1 forms, these win: leaf. 1 more have too few pairs to tell." in said
+
+
+def test_forms_are_compared_with_their_own_reference():
+    name = "relevance, strength decays"
+    rows = [
+        *runs(FORM, trial="l2"),
+        *runs(OTHER, trial="l2, strength decays"),
+        *runs(BETTER, trial=name),
+        *runs(FORM, trial=name, control="permuted"),
+        *runs(FORM, trial=name, control="mean"),
+    ]
+    results = {result.name: result for result in comparison.results_of(rows)}
+    ratio = stats.gmean(BETTER) / stats.gmean(OTHER)
+    assert results[name].comparisons["none"].ratio == pytest.approx(ratio)
+    ratio = stats.gmean(OTHER) / stats.gmean(FORM)
+    decaying = results["l2, strength decays"]
+    assert decaying.comparisons["none"].ratio == pytest.approx(ratio)
+    assert not decaying.is_form and results["l2"].comparisons == {}
+
+
+def test_equal_differences_are_given_no_interval():
+    half = comparison.compare(runs(FORM), runs([2 * kept for kept in FORM]))
+    assert str(half) == "0.50, p = 0.008"
+    some = comparison.compare(runs(BETTER), runs(FORM))
+    assert str(some).startswith(f"{some.ratio:.2f} ({some.low:.2f} to {some.high:.2f})")
 
 
 def test_test_errors_are_compared_in_percentage_points():
@@ -161,6 +203,58 @@ def test_settings_are_chosen_by_the_mean_logarithm_and_then_by_accuracy():
     settings = [(0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.4, 1.0)]
     best = study.best_of(settings, tuned)
     assert best == [(0.4, 1.0), (0.3, 1.0), (0.1, 1.0), (0.2, 1.0)]
+
+
+def tuning(trial, *settings):
+    """Returns rows of a tuning: strength, scale, and what is kept on seeds 0 and 1."""
+    return [
+        {**row, "stage": "tuning", "strength": strength, "scale": scale}
+        for strength, scale, *kept in settings
+        for row in runs(kept, trial=trial)
+    ]
+
+
+ONE = [
+    *tuning("l2", (1, 1.0, 100, 300), (2, 1.0, 200, 120), (4, 1.0, 900, 40)),
+    *tuning("leaf", (1, 0.3, 50, 900), (2, 0.3, 70, 60)),
+]
+TWO = [
+    *tuning("l2", (1, 1.0, 400, 100), (2, 1.0, 300, 150)),
+    *tuning("leaf", (1, 0.3, 90, 300), (2, 0.3, 80, 75), (2, 3.0, 1, 1)),
+]
+
+
+def test_one_setting_is_chosen_on_a_seed_and_judged_on_another():
+    # On seed 0: sqrt(50 * 90) is below sqrt(70 * 80); l2 is best at 1, then at 2.
+    there = transfer.transfer("leaf", [ONE, TWO], 0, 1)
+    assert there.setting == (1, 0.3)
+    assert there.ratio == pytest.approx(math.sqrt(900 / 300 * 300 / 150))
+    # On seed 1: sqrt(60 * 75); l2 is best at 4, which was tried on one task, and at 1.
+    back = transfer.transfer("leaf", [ONE, TWO], 1, 0)
+    assert back.setting == (2, 0.3)
+    assert back.ratio == pytest.approx(math.sqrt(70 / 900 * 80 / 400))
+    own = transfer.transfer("l2", [ONE], 0, 1)
+    assert own == ((1, 1.0), pytest.approx(1.0))
+
+
+def test_report_says_what_was_chosen_on_either_seed(monkeypatch):
+    monkeypatch.setattr(study_report, "FEW", ("none", "l2", "leaf"))
+    tasks = [[*rows, *runs([1], trial="none")] for rows in (ONE, TWO)]
+    said = study_report.one_setting(tasks)
+    there, back = 900 / 300 * 300 / 150, 70 / 900 * 80 / 400
+    ratio = (there * back) ** 0.25
+    assert f"| leaf | 1, 0.3 | 2, 0.3 | {ratio:.2f} |" in said
+    assert "| l2 | 1 | 2 |" in said and "| none |" not in said
+    assert study_report.one_setting([ONE]) == ""
+
+
+def test_report_lists_all_that_was_tried():
+    rows = [*ONE, *runs([10, 1000], trial="none"), *runs([20], control="mean")]
+    said = study_report.tried([rows])
+    assert "| digits | l2 | none | 2 |  | 0 to 1 | 155 |" in said
+    assert "| digits | leaf | none | 1 | 0.3 | 0 to 1 | 212 |" in said
+    assert "| digits | none | none |  |  | 0 to 1 | 100 |" in said
+    assert "| digits | leaf | mean | 0.1 | 1 | 0 to 0 | 20 |" in said
 
 
 class Recorder:
@@ -306,6 +400,19 @@ def test_tasks_that_there_are_not_are_refused_in_one_line():
 def test_stored_rows_are_what_the_study_makes():
     assert study_report.read(study_report.STORE, trials.TASKS)
     study.check_stored(trials.TASKS)
+
+
+def test_rows_of_other_trials_are_refused(tmp_path, monkeypatch):
+    lines = (study_report.STORE / "digits-sgd.jsonl").read_text().splitlines()
+    monkeypatch.setattr(study, "STORE", tmp_path)
+    path = tmp_path / "digits-sgd.jsonl"
+    path.write_text("\n".join(lines))
+    study.check_stored(["digits-sgd", "digits"])
+    renamed = lines[-1].replace('"config_id": "', '"config_id": "x')
+    for wrong in (lines[:-1], lines[1:], [*lines, lines[0]], [*lines[:-1], renamed]):
+        path.write_text("\n".join(wrong))
+        with pytest.raises(ExperimentError, match="rows of 'digits-sgd' are not "):
+            study.check_stored(["digits-sgd"])
 
 
 def test_report_is_that_of_the_stored_rows():

@@ -128,10 +128,20 @@ def test_grid_holds_every_run_once():
 def test_batches_part_what_one_program_cannot_make():
     runs = Sweep(CONFIG, regularizers=("relevance", "l2"), seeds=(0, 1, 2)).runs()
     batches = list(sweep.batches(runs, 2))
-    assert [len(batch) for batch in batches] == [2, 1, 2, 1]
+    assert [len(batch) for batch in batches] == [1, 2, 1, 2]
     assert [run for batch in batches for run in batch] == runs
     for batch in batches:
         assert len({run.regularizer for run in batch}) == 1
+
+
+@pytest.mark.parametrize(
+    "number, sizes", [(8, [8]), (10, [5, 5]), (17, [5, 6, 6]), (1, [1])]
+)
+def test_batches_are_even(number, sizes):
+    runs = Sweep(CONFIG, seeds=tuple(range(number))).runs()
+    batches = list(sweep.batches(runs, 8))
+    assert [len(batch) for batch in batches] == sizes
+    assert [run for batch in batches for run in batch] == runs
 
 
 def test_command_makes_what_is_missing(tmp_path, capsys):
@@ -221,6 +231,30 @@ def test_settings_are_told_apart_by_their_controls():
     groups = report.by_settings(runs)
     assert list(groups) == ["relevance", "relevance, control mean"]
     assert list(groups.values()) == [[runs[0]], [runs[1]]]
+
+
+def test_groups_of_runs_are_named_by_what_plays_a_part():
+    common = {"fraction": 0.1, "form": {"control": "none"}}
+    settings = [
+        ("relevance", 0.1, 1.0),
+        ("relevance", 0.1, 2.0),
+        ("l2", 0.2, 5.0),
+        ("none", 0.3, 6.0),
+    ]
+    runs = [
+        {
+            **common,
+            **{"regularizer": name, "strength": strength, "scale": scale},
+            **{"config_id": str(place), "sparsity": 1 - place / 10},
+        }
+        for place, (name, strength, scale) in enumerate(settings)
+    ]
+    assert list(report.by_settings(runs)) == [
+        *("relevance, strength 0.1, scale 1", "relevance, strength 0.1, scale 2"),
+        *("l2, strength 0.2", "none"),
+    ]
+    # One scale among those that have any, one strength among all.
+    assert list(report.by_settings(runs[1:2] + runs[3:])) == ["relevance", "none"]
 
 
 def test_frontier_is_the_best_at_a_sparsity_or_above():
