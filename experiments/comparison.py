@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +24,12 @@ class Comparison(NamedTuple):
     low: float  # 95 % confidence interval, two-sided, of Student's t on the logarithms
     high: float
     p_value: float  # one-sided, of the sign-flip test on the logarithms
-    num_pairs: int
+    num_unequal: int  # pairs with a difference at all
 
     @property
     def can_win(self) -> bool:
-        """Whether the pairs are enough for the test to reach the level."""
-        return 0.5**self.num_pairs < LEVEL
+        """Whether the test could reach the level, were all differences below zero."""
+        return 0.5**self.num_unequal < LEVEL
 
     @property
     def wins(self) -> bool:
@@ -59,7 +60,7 @@ def compare(runs: list[Row], others: list[Row]) -> Comparison:
     Raises:
       ValueError: the runs make no pairs.
     """
-    values = paired(log_kept(runs), log_kept(others))
+    values = paired(runs, others, log_kept)
     if {key(run): run["validation_bound"] for run in runs} != {
         key(run): run["validation_bound"] for run in others
     }:
@@ -76,7 +77,7 @@ def compare(runs: list[Row], others: list[Row]) -> Comparison:
     return Comparison(
         *(math.exp(x) for x in (mean, mean - half, mean + half)),
         p_value=float(test.pvalue),
-        num_pairs=len(values),
+        num_unequal=sum(abs(value) > 1e-9 for value in values),
     )
 
 
@@ -85,15 +86,16 @@ def key(run: Row) -> tuple[str, int]:
     return run["task"], run["seed"]
 
 
-def log_kept(runs: list[Row]) -> dict[tuple[str, int], float]:
-    """Returns the logarithm of the weights kept, by task and seed."""
-    return {key(run): math.log(max(run["kept"], 1)) for run in runs}
+def log_kept(run: Row) -> float:
+    """Returns the logarithm of the weights kept; of one, if there is none."""
+    return math.log(max(run["kept"], 1))
 
 
 def paired(
-    one: dict[tuple[str, int], float], other: dict[tuple[str, int], float]
+    runs: list[Row], others: list[Row], measure: Callable[[Row], float]
 ) -> list[float]:
     """Returns the differences of a task's seeds, or of several tasks' means."""
+    one, other = ({key(run): measure(run) for run in those} for those in (runs, others))
     if one.keys() != other.keys():
         raise ValueError(f"no pairs: seeds {sorted(one)} and {sorted(other)}.")
     by_task: dict[str, list[float]] = {}
@@ -127,7 +129,7 @@ class Result(NamedTuple):
 
     @property
     def can_win(self) -> bool:
-        """Whether there are pairs enough to tell."""
+        """Whether there are pairs enough that differ."""
         return all(comparison.can_win for comparison in self.comparisons.values())
 
     @property
@@ -167,10 +169,10 @@ def result_of(name: str, runs: dict[tuple[str, str], list[Row]]) -> Result:
     comparisons = {
         control: compare(own, others) for control, others in opponents.items()
     }
-    worse = interval(paired(test_error(own), test_error(shared)))
+    worse = interval(paired(own, shared, test_error))
     return Result(name, own, comparisons, worse)
 
 
-def test_error(runs: list[Row]) -> dict[tuple[str, int], float]:
-    """Returns the test error in percent, by task and seed."""
-    return {key(run): 100 * (1 - run["test_accuracy"]) for run in runs}
+def test_error(run: Row) -> float:
+    """Returns the test error in percent."""
+    return 100 * (1 - run["test_accuracy"])

@@ -166,6 +166,14 @@ class Config:
         check("bound", self.bound, 0 <= self.bound < 1, "in [0, 1)")
 
 
+def plays_part(name: str, regularizer: str) -> bool:
+    """Whether a number, such as "scale", changes a run with the regularizer."""
+    return regularizer in {
+        "strength": ("relevance", "l2", "l1"),
+        "scale": ("relevance",),
+    }.get(name, (regularizer,))
+
+
 def check(name: str, value: object, condition: bool, wanted: str) -> None:
     """Raises `ExperimentError` naming the flag unless `condition` holds."""
     if not condition:

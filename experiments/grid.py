@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.config import Config, Regularizer, check
+from experiments.config import Config, Regularizer, check, plays_part
 from experiments.forms import Control, Form
 
 
@@ -78,8 +78,10 @@ class Sweep:
                 base,
                 regularizer=regularizer,
                 # What plays no part is the same for all, and makes no further run.
-                strength=base.strength if regularizer == "none" else strength,
-                scale=scale if regularizer == "relevance" else base.scale,
+                strength=strength
+                if plays_part("strength", regularizer)
+                else base.strength,
+                scale=scale if plays_part("scale", regularizer) else base.scale,
                 form=dataclasses.replace(base.form, control=control)
                 if regularizer == "relevance"
                 else Form(),

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from experiments.config import plays_part
+
 Show = Callable[[str, float, float], None]
 
 
@@ -76,16 +78,10 @@ def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault(run["config_id"], []).append(run)
-    # Those that have the number: to the others it is no difference.
-    having = {
-        "strength": ("relevance", "l2", "l1"),
-        "scale": ("relevance",),
-        "fraction": ("relevance", "l2", "l1", "none"),
-    }
     names = [
         name
-        for name, those in having.items()
-        if len({run[name] for run in runs if run["regularizer"] in those}) > 1
+        for name in ("strength", "scale", "fraction")
+        if len({run[name] for run in runs if plays_part(name, run["regularizer"])}) > 1
     ]
     named = {}
     for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
@@ -93,7 +89,7 @@ def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         values = [
             f"{name} {first[name]:g}"
             for name in names
-            if first["regularizer"] in having[name]
+            if plays_part(name, first["regularizer"])
         ]
         if first["form"]["control"] != "none":
             values.insert(0, f"control {first['form']['control']}")

@@ -43,11 +43,13 @@ def draw_panel(axes: Axes, title: str, results: list[Result]) -> None:
     }
     for place, result in enumerate(results):
         for shift, (control, comparison) in enumerate(result.comparisons.items()):
-            ratio, low, high = comparison[:3]
             axes.errorbar(
-                ratio,
+                comparison.ratio,
                 place + 0.22 * (shift - 1),
-                xerr=[[ratio - low], [high - ratio]],
+                xerr=[
+                    [comparison.ratio - comparison.low],
+                    [comparison.high - comparison.ratio],
+                ],
                 fmt="o",
                 color=colours[control],
                 markersize=3.5,

@@ -13,18 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from experiments.comparison import LEVEL, OPPONENTS, Result, Row, log_kept, results_of
+from experiments.config import ExperimentError
+from experiments.plan import is_current
 from experiments.results import README, insert
 from experiments.study_figure import draw
 from experiments.transfer import transfer
 from experiments.trials import FEW, ROUNDS, TASKS, TRIALS
 
-STORE = Path(__file__).parent / "results" / "study"
+RESULTS = Path(__file__).parent / "results"
+STORE = RESULTS / "study"
+FIGURE = RESULTS / "study"  # and its ending
 REPORT = Path(__file__).parent / "STUDY.md"
-FIGURE = Path(__file__).parent / "results" / "study"
 
 
 def write(store: Path) -> None:
-    """Writes report, figure and the table of the README from the rows in a folder."""
+    """Writes report, figure and the table of the README from the rows in a folder.
+
+    Raises:
+      ExperimentError: they are not those of the present tasks and trials.
+    """
+    check_stored(store, TASKS)
     tasks = list(read(store, TASKS).values())
     panels = {rows[0]["task"]: results_of(rows) for rows in tasks}
     if averages := shared(tasks):
@@ -37,6 +45,18 @@ def write(store: Path) -> None:
 def check_readme() -> None:
     """Raises `ExperimentError` if the README has no place for the overview."""
     insert(README.read_text(), "study", "")
+
+
+def check_stored(store: Path, names: Iterable[str]) -> None:
+    """Raises `ExperimentError` if rows stored of these tasks are not current."""
+    stale = [
+        name for name, rows in read(store, names).items() if not is_current(name, rows)
+    ]
+    if stale:
+        raise ExperimentError(
+            f"the rows of {', '.join(stale)} in {store} are not those of the present "
+            f"trials: make them with --tasks {' '.join(stale)}, or delete them"
+        )
 
 
 def read(store: Path, names: Iterable[str]) -> dict[str, list[Row]]:
@@ -91,8 +111,9 @@ HEADER = f"""# Does sparing relevant weights help?
   the decay `2 * strength * I * w`, see [forms.py](forms.py); `l2` is I = 1, `none` is
   I = 0.
 - A trial is **tuned** over nine settings, where it has any: all of them on two seeds,
-  the best three on four more. As long as the best strength or scale is an outermost one
-  of those tried, the next one beyond it is tried too, on all six seeds.
+  the best three on four more. Then, as long as a setting next to the best (in strength
+  or scale or both, beyond the nine by the factor between them) has not been tried, it
+  is, on all six seeds.
 - The best setting is made again on other seeds, and **compared**: with `l2`, tuned
   alike (where the strength decays after a prune, with the `l2` whose strength does
   too); and with two **controls** that do not know which weights are relevant, namely
@@ -104,9 +125,10 @@ HEADER = f"""# Does sparing relevant weights help?
   confidence interval (Student's t on the logarithms) and a one-sided p-value, that of
   the test which deals out signs to the differences between pairs (all choices of them
   up to 14 pairs, else a random sample). A form **wins** if p is below {LEVEL} in all
-  three, whatever its test error. Some fifty verdicts are given here: of a hundred forms
-  that do nothing one may come below the level in any one comparison. If a form does not
-  win, the interval says what may still be.
+  three, whatever its test error. Of a hundred forms that do nothing one may come below
+  the level in any one comparison, and many are made here. If a form does not win, the
+  interval says what may still be (one of 98 % would go with the level). Pairs of equal
+  runs count for neither side; a form that has too few others is not counted.
 - The weights kept move in steps of a prune, and nothing much finer than a step can be
   told apart. Where all differences are equal there is no interval; equal runs may still
   differ by a part of a step.
@@ -123,14 +145,14 @@ digits.
 
 Not all of this was laid down beforehand. The seeds of digits-few-steps were raised from
 18 to 36, and those of digits-noise from 9 to 18, after a look at the first ones; those
-of digits-few-images and digits-sgd were lowered from 18 to 9 when the tuning was made
-anew. mnist-few-steps was added to see whether what won on digits-few-steps wins
-elsewhere; the other trials on MNIST are what did best on the digits, and its seeds were
-raised from 6 to 9 because six pairs cannot reach the level. The test was a t-test at
-first. Tuning went no further than the nine settings at first, and 44 of 49 forms were
-best at an outermost one. Shorter courses of `fashion`, which could not tell l2 from
-none, decoupled strengths three times lower than the present ones, and tuning on two
-seeds alone came before and are not in the tables.
+of digits-few-images and digits-sgd were to be 18, and are 9 for want of time.
+mnist-few-steps was added to see whether what won on digits-few-steps wins elsewhere;
+the other trials on MNIST are what did best on the digits, and its seeds were raised
+from 6 to 9 because six pairs cannot reach the level. The test was a t-test at first.
+Tuning first went no further than the nine settings, and 44 of 49 forms were best at an
+outermost one. Shorter courses of `fashion`, which could not tell l2 from none,
+decoupled strengths three times lower than the present ones, and tuning on two seeds
+alone came before and are not in the tables.
 
 ![Weights kept, relative to l2 and to the controls](results/study.png)
 """
@@ -177,7 +199,8 @@ def one_setting(tasks: list[list[Row]]) -> str:
         f"{', '.join(rows[0]['task'] for rows in tasks)} together is chosen on seed "
         f"{one}; what it keeps on seed {other} is compared with what l2 keeps there at "
         f"the setting best for each task on seed {one}. Then the seeds are exchanged. "
-        "The last column has the geometric mean of both.",
+        "The last column has the geometric mean of both. Only settings that were tried "
+        "on every one of the tasks take part.",
         "",
         f"| trial | chosen on seed {one} | chosen on seed {other} | kept, to l2's |",
         "| --- " * 4 + "|",
@@ -209,7 +232,7 @@ def verdict(results: list[Result]) -> str:
     sentences = [f"Of {len(able)} forms, {said}."] if able else []
     if len(able) < len(forms):
         unable = f"{len(forms) - len(able)} more have" if able else "The forms have"
-        sentences.append(f"{unable} too few pairs to tell.")
+        sentences.append(f"{unable} too few pairs that differ to tell.")
     return " ".join(sentences)
 
 
@@ -294,7 +317,7 @@ def shown(trial: str, strength: float, scale: float) -> tuple[str, str, str]:
 
 def geometric_mean(runs: Iterable[Row]) -> float:
     """Returns the geometric mean of the weights kept."""
-    return math.exp(statistics.fmean(log_kept(list(runs)).values()))
+    return math.exp(statistics.fmean(log_kept(run) for run in runs))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import math
 import statistics
 from typing import NamedTuple
 
-from experiments.comparison import Row
+from experiments.comparison import Row, log_kept
+from experiments.plan import Setting
 
-Setting = tuple[float, float]  # strength and scale
 # The logarithm of the weights kept, by setting and seed.
 Logs = dict[Setting, dict[int, float]]
 
@@ -23,7 +23,8 @@ class Transfer(NamedTuple):
 def transfer(trial: str, tasks: list[list[Row]], seed: int, other: int) -> Transfer:
     """Chooses a trial's setting for all tasks on a seed, and judges it on another.
 
-    For the best of many settings is in part the luckiest on its seed.
+    For the best of many settings is in part the luckiest on its seed. Those are chosen
+    from that were tried on every task, for l2 as well.
 
     Args:
       trial: a trial that was made in all of the tasks.
@@ -31,20 +32,27 @@ def transfer(trial: str, tasks: list[list[Row]], seed: int, other: int) -> Trans
       seed: what chooses.
       other: what judges.
     """
-    own = [tuning(rows, trial) for rows in tasks]
-    # Beyond the grid, settings were tried on some tasks only.
-    everywhere = [key for key in own[0] if all(key in logs for logs in own)]
-
-    def on_seed(setting: Setting) -> float:
-        return statistics.fmean(logs[setting][seed] for logs in own)
-
-    chosen = min(everywhere, key=on_seed)
+    own, l2 = (
+        everywhere([tuning(rows, name) for rows in tasks]) for name in (trial, "l2")
+    )
+    chosen = min(
+        own[0],
+        key=lambda setting: statistics.fmean(logs[setting][seed] for logs in own),
+    )
     differences = []
-    for rows, logs in zip(tasks, own, strict=True):
-        l2 = tuning(rows, "l2").values()
-        best = min(l2, key=lambda by_seed: by_seed[seed])
+    for logs, reference in zip(own, l2, strict=True):
+        best = min(reference.values(), key=lambda by_seed: by_seed[seed])
         differences.append(logs[chosen][other] - best[other])
     return Transfer(chosen, math.exp(statistics.fmean(differences)))
+
+
+def everywhere(tasks: list[Logs]) -> list[Logs]:
+    """Returns the same without the settings that were not tried on every task."""
+    common = set.intersection(*(set(logs) for logs in tasks))
+    return [
+        {setting: logs[setting] for setting in logs if setting in common}
+        for logs in tasks
+    ]
 
 
 def tuning(rows: list[Row], trial: str) -> Logs:
@@ -53,5 +61,5 @@ def tuning(rows: list[Row], trial: str) -> Logs:
     for row in rows:
         if row["trial"] == trial and row["stage"] == "tuning":
             by_seed = logs.setdefault((row["strength"], row["scale"]), {})
-            by_seed[row["seed"]] = math.log(max(row["kept"], 1))
+            by_seed[row["seed"]] = log_kept(row)
     return logs

@@ -1,0 +1,137 @@
+"""Which runs the study makes of a trial: those that tune it, and those compared."""
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Callable, Iterable
+
+from experiments.comparison import OPPONENTS, Row, log_kept
+from experiments.config import Config
+from experiments.trials import FIRST_SEED, ROUNDS, TASKS, TRIALS
+
+Setting = tuple[float, float]  # strength and scale
+# Makes the runs of a stage ("tuning" or "comparison") of a trial.
+Make = Callable[[str, str, list[Config]], list[Row]]
+
+
+def make_trial(name: str, config: Config, num_seeds: int, make: Make) -> None:
+    """Tunes a trial, if there is anything to tune, and makes it at its best setting."""
+    config = dataclasses.replace(config, **TRIALS[name].changes)
+    best = tune(name, config, make)
+    controls = tuple(OPPONENTS) if config.regularizer == "relevance" else ("none",)
+    forms = [dataclasses.replace(config.form, control=control) for control in controls]
+    seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
+    make(
+        "comparison",
+        name,
+        [
+            run
+            for form in forms
+            for run in at([best], dataclasses.replace(config, form=form), seeds)
+        ],
+    )
+
+
+def tune(name: str, config: Config, make: Make) -> Setting:
+    """Returns the best setting of a trial."""
+    trial = TRIALS[name]
+    best = tried = [
+        (config.strength * strength, scale)
+        for strength in trial.strengths
+        for scale in trial.scales
+    ]
+    runs = []
+    for seeds, number in ROUNDS:
+        if len(best) > number:
+            runs += make("tuning", name, at(best, config, seeds))
+            best = best_of(best, runs)[:number]
+    all_seeds = [seed for seeds, _ in ROUNDS for seed in seeds]
+    # It ends: the best of equals is the first, and none keeps less than one weight.
+    while beyond := [
+        setting
+        for setting in neighbours(best[0], tried)
+        if setting not in tried and is_possible(setting, config)
+    ]:
+        runs += make("tuning", name, at(beyond, config, all_seeds))
+        tried = tried + beyond
+        best = best_of(best + beyond, runs)[:1]
+    return best[0]
+
+
+def neighbours(best: Setting, tried: list[Setting]) -> list[Setting]:
+    """Returns the settings next to the best one, in strength or scale or both.
+
+    Between those tried, the next one; beyond them, a step further by the factor between
+    the outermost two. Of numbers that were not varied, there is nothing next.
+    """
+    choices = []
+    for index, value in enumerate(best):
+        values = sorted({setting[index] for setting in tried})
+        if len(values) > 1:
+            # Rounded, lest the last bits of a product name another run.
+            below = float(f"{values[0] * values[0] / values[1]:.3g}")
+            above = float(f"{values[-1] * values[-1] / values[-2]:.3g}")
+            values = [below, *values, above]
+        place = values.index(value)
+        choices.append(values[max(place - 1, 0) : place + 2])
+    return [(s, a) for s, a in itertools.product(*choices) if (s, a) != best]
+
+
+def is_possible(setting: Setting, config: Config) -> bool:
+    """Whether a scale that is a share of the weights is less than all of them."""
+    return config.form.unit != "quantile" or setting[1] < 1
+
+
+def at(settings: list[Setting], config: Config, seeds: Iterable[int]) -> list[Config]:
+    """Returns the runs at every one of the settings, on every seed."""
+    return [
+        dataclasses.replace(config, strength=strength, scale=scale, seed=seed)
+        for strength, scale in settings
+        for seed in seeds
+    ]
+
+
+def best_of(settings: list[Setting], runs: list[Row]) -> list[Setting]:
+    """Returns settings in the order of the weights that they keep, the fewest first.
+
+    It is the mean logarithm that counts, over the seeds; among equals, and a prune
+    moves the weights kept in large steps, the mean validation accuracy.
+    """
+
+    def merit(setting: Setting) -> tuple[float, float]:
+        own = [run for run in runs if (run["strength"], run["scale"]) == setting]
+        return (
+            # Rounded, lest the order of a sum decides.
+            round(statistics.fmean(log_kept(run) for run in own), 9),
+            -statistics.fmean(run["validation_accuracy"] for run in own),
+        )
+
+    return sorted(settings, key=merit)
+
+
+def is_current(name: str, rows: list[Row]) -> bool:
+    """Whether rows are of the runs that the study makes of a task, and in their order.
+
+    They are not if trials or tasks have been changed since.
+    """
+    keys = "stage", "trial", "control", "config_id", "seed"
+    by_run = {tuple(row.get(key) for key in keys): row for row in rows}
+    found: list[Row] = []
+
+    def find(stage: str, trial: str, configs: list[Config]) -> list[Row]:
+        wanted = [
+            (stage, trial, config.form.control, config.config_id, config.seed)
+            for config in configs
+        ]
+        if not by_run.keys() >= set(wanted):
+            raise LookupError
+        found.extend(by_run[key] for key in wanted)
+        return [by_run[key] for key in wanted]
+
+    task = TASKS[name]
+    try:
+        for trial in task.trials:
+            make_trial(trial, task.config, task.num_seeds, find)
+    except LookupError:
+        return False
+    return found == rows
