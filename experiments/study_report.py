@@ -78,7 +78,7 @@ def report(tasks: list[list[Row]]) -> str:
 def overview(tasks: list[list[Row]]) -> str:
     """Returns a table of what the paper's form keeps, a row for each task."""
     names = "none", "l2", "relevance"
-    opponents = " | ".join(f"relevance to {name}" for name in OPPONENTS.values())
+    opponents = " | ".join(f"relevance / {name}" for name in OPPONENTS.values())
     lines = [
         f"| task | seeds | {' | '.join(names)} | {opponents} |",
         "| --- " * (2 + len(names) + len(OPPONENTS)) + "|",
