@@ -23,6 +23,7 @@ from experiments.trials import FEW, ROUNDS, TASKS, TRIALS
 RESULTS = Path(__file__).parent / "results"
 STORE = RESULTS / "study"
 FIGURE = RESULTS / "study"  # and its ending
+HEADER = Path(__file__).parent / "study_header.md"
 REPORT = Path(__file__).parent / "STUDY.md"
 
 
@@ -72,7 +73,7 @@ def read(store: Path, names: Iterable[str]) -> dict[str, list[Row]]:
 def report(tasks: list[list[Row]]) -> str:
     """Returns the whole report."""
     sections = together(tasks), one_setting(tasks), *map(section, tasks), tried(tasks)
-    return HEADER + "".join(sections)
+    return HEADER.read_text().format(level=LEVEL) + "".join(sections)
 
 
 def overview(tasks: list[list[Row]]) -> str:
@@ -97,65 +98,6 @@ def overview(tasks: list[list[Row]]) -> str:
         cells = "average", *[""] * (1 + len(names)), *against(results["relevance"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-HEADER = f"""# Does sparing relevant weights help?
-
-`python -m experiments sweep study` writes this file, from the rows of all runs in
-[results/study](results/study).
-
-- A **task** is a data set, a network and a course of training and pruning. A run prunes
-  whenever the validation accuracy allows it; the fewer weights it keeps, the better.
-- A **trial** is a way of driving weights to zero between the prunes: those are in
-  [trials.py](trials.py). Most are a form of relevance, that is, of the irrelevance I in
-  the decay `2 * strength * I * w`, see [forms.py](forms.py); `l2` is I = 1, `none` is
-  I = 0.
-- A trial is **tuned** over nine settings, where it has any: all of them on two seeds,
-  the best three on four more. Then, as long as a setting next to the best (in strength
-  or scale or both, beyond the nine by the factor between them) has not been tried, it
-  is, on all six seeds.
-- The best setting is made again on other seeds, and **compared**: with `l2`, tuned
-  alike (where the strength decays after a prune, with the `l2` whose strength does
-  too); and with two **controls** that do not know which weights are relevant, namely
-  the same values of I dealt out at random in each tensor, anew at every update, and the
-  mean of I. The controls run at the setting of the form, and are not tuned for
-  themselves.
-- A comparison, such as `0.90 (0.80 to 1.01), p = 0.040`, says that the trial kept 0.90
-  times the weights of the other, the geometric mean over the seeds, with a 95 %
-  confidence interval (Student's t on the logarithms) and a one-sided p-value, that of
-  the test which deals out signs to the differences between pairs (all choices of them
-  up to 14 pairs, else a random sample). A form **wins** if p is below {LEVEL} in all
-  three, whatever its test error. Of a hundred forms that do nothing one may come below
-  the level in any one comparison, and many are made here. If a form does not win, the
-  interval says what may still be (one of 98 % would go with the level). Pairs of equal
-  runs count for neither side; a form that has too few others is not counted.
-- The weights kept move in steps of a prune, and nothing much finer than a step can be
-  told apart. Where all differences are equal there is no interval; equal runs may still
-  differ by a part of a step.
-- Where relevance acts on the ranking, its permuted control multiplies the weights by
-  noise before a prune, and says little; l2 and the mean of I are what to beat.
-- The noise of the choice of a setting is in no interval: other tuning seeds might have
-  chosen another.
-
-Every task has one split of its data; seeds differ in initial weights and in the order
-of the batches. Test errors are those of the networks that were kept, and had no part in
-any choice made in the study; but the course of training on digits and MNIST goes back
-to runs whose test accuracy was seen. Most tasks are variants of one data set, the
-digits.
-
-Not all of this was laid down beforehand. The seeds of digits-few-steps were raised from
-18 to 36, and those of digits-noise from 9 to 18, after a look at the first ones; those
-of digits-few-images and digits-sgd were to be 18, and are 9 for want of time.
-mnist-few-steps was added to see whether what won on digits-few-steps wins elsewhere;
-the other trials on MNIST are what did best on the digits, and its seeds were raised
-from 6 to 9 because six pairs cannot reach the level. The test was a t-test at first.
-Tuning first went no further than the nine settings, and 44 of 49 forms were best at an
-outermost one. Shorter courses of `fashion`, which could not tell l2 from none,
-decoupled strengths three times lower than the present ones, and tuning on two seeds
-alone came before and are not in the tables.
-
-![Weights kept, relative to l2 and to the controls](results/study.png)
-"""
 
 
 def shared(tasks: list[list[Row]]) -> list[Result]:
