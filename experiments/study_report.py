@@ -171,10 +171,11 @@ def verdict(results: list[Result]) -> str:
     able = [result for result in forms if result.can_win]
     winners = [result.name for result in able if result.wins]
     said = f"these win: {', '.join(winners)}" if winners else "none wins"
-    sentences = [f"Of {len(able)} forms, {said}."] if able else []
-    if len(able) < len(forms):
-        unable = f"{len(forms) - len(able)} more have" if able else "The forms have"
-        sentences.append(f"{unable} too few pairs that differ to tell.")
+    number = "1 form" if len(able) == 1 else f"{len(able)} forms"
+    sentences = [f"Of {number}, {said}."] if able else []
+    if more := len(forms) - len(able):
+        those = f"{more} more {'has' if more == 1 else 'have'}" if able else "All have"
+        sentences.append(f"{those} too few pairs that differ to tell.")
     return " ".join(sentences)
 
 

@@ -99,19 +99,16 @@ def test_a_form_wins_only_over_l2_and_both_controls(l2, permuted, mean, wins):
     assert not by_name["l2"].wins
     said = study_report.section(rows)
     assert ("these win: leaf." in said) == wins
-    assert ("Of 1 forms, none wins." in said) != wins
+    assert ("Of 1 form, none wins." in said) != wins
     # Over all tasks only what was made in several of them is compared.
     assert "| leaf |" not in study_report.together([rows])
     again = [[{**row, "task": str(k)} for row in rows] for k in range(7)]
     said = study_report.together(again)
     assert ("| leaf | 7 |" in said) and ("these win: leaf." in said) == wins
-    assert ("Of 1 forms, none wins." in said) != wins
+    assert ("Of 1 form, none wins." in said) != wins
     # Six pairs cannot reach the level, whatever they say.
     said = study_report.together(again[:6])
-    assert (
-        "The forms have too few pairs that differ to tell." in said
-        and "win" not in said
-    )
+    assert "All have too few pairs that differ to tell." in said and "win" not in said
 
 
 def test_forms_with_too_few_pairs_are_not_counted_as_losers():
@@ -125,7 +122,7 @@ def test_forms_with_too_few_pairs_are_not_counted_as_losers():
         tasks.append([{**row, "task": name} for row in rows])
     said = study_report.together(tasks)
     assert (
-        "Of 1 forms, these win: leaf. 1 more have too few pairs that differ to tell."
+        "Of 1 form, these win: leaf. 1 more has too few pairs that differ to tell."
         in said
     )
 
