@@ -168,10 +168,8 @@ class Config:
 
 def plays_part(name: str, regularizer: str) -> bool:
     """Whether a number, such as "scale", changes a run with the regularizer."""
-    return regularizer in {
-        "strength": ("relevance", "l2", "l1"),
-        "scale": ("relevance",),
-    }.get(name, (regularizer,))
+    having = {"strength": ("relevance", "l2", "l1"), "scale": ("relevance",)}
+    return name not in having or regularizer in having[name]
 
 
 def check(name: str, value: object, condition: bool, wanted: str) -> None:

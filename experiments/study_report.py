@@ -8,6 +8,7 @@ writes them again, without making any run.
 import json
 import math
 import statistics
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -264,4 +265,7 @@ def geometric_mean(runs: Iterable[Row]) -> float:
 
 
 if __name__ == "__main__":
-    write(STORE)
+    try:
+        write(STORE)
+    except ExperimentError as error:
+        sys.exit(f"error: {error}")

@@ -98,3 +98,11 @@ def test_report_is_that_of_the_stored_rows():
     assert (ROOT / "experiments" / "STUDY.md").read_text() == study_report.report(tasks)
     readme = (ROOT / "README.md").read_text()
     assert insert(readme, "study", study_report.overview(tasks)) == readme
+    # The average is said in the text as well.
+    ratio, low, high, *_ = next(
+        result.comparisons["none"]
+        for result in study_report.shared(tasks)
+        if result.name == "relevance"
+    )
+    said = f"keeps {ratio:.2f} times the weights of `l2` ({low:.2f} to {high:.2f})"
+    assert said in " ".join(readme.split())
