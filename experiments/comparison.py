@@ -13,8 +13,14 @@ from experiments.trials import TRIALS
 Row = dict[str, Any]
 
 LEVEL = 0.01
-# What a trial is compared with, by the control in whose place it stands.
-OPPONENTS = {"none": "l2", "permuted": "I permuted", "mean": "mean of I"}
+# What a trial is compared with, and what that is called. "Alike" is the l2 whose
+# strength decays, or that is decoupled, as the trial is.
+OPPONENTS = {
+    "l2": "l2",
+    "alike": "l2 alike",
+    "permuted": "I permuted",
+    "mean": "mean of I",
+}
 
 
 class Comparison(NamedTuple):
@@ -41,7 +47,13 @@ class Comparison(NamedTuple):
         if math.isclose(self.low, self.high):
             # Equal differences have no spread to make an interval of.
             return f"{self.ratio:.2f}, {p}"
-        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f}), {p}"
+        low, high = map(bound, (self.low, self.high))
+        return f"{self.ratio:.2f} ({low} to {high}), {p}"
+
+
+def bound(x: float) -> str:
+    """Returns the end of an interval as text, from which one can tell if it holds 1."""
+    return f"{x:.3f}" if f"{x:.2f}" == "1.00" else f"{x:.2f}"
 
 
 def compare(runs: list[Row], others: list[Row]) -> Comparison:
@@ -118,14 +130,14 @@ class Result(NamedTuple):
     name: str
     runs: list[Row]
     comparisons: dict[str, Comparison]  # by the keys of OPPONENTS
-    # Percentage points of test error above those of the reference: mean and half the
-    # width of its 95 % confidence interval. None for the reference itself.
+    # Percentage points of test error above those of l2: mean and half the width of its
+    # 95 % confidence interval. None for l2 itself.
     worse: tuple[float, float] | None
 
     @property
     def is_form(self) -> bool:
         """Whether it is a form of relevance, which has controls."""
-        return len(self.comparisons) == len(OPPONENTS)
+        return {"permuted", "mean"} <= self.comparisons.keys()
 
     @property
     def can_win(self) -> bool:
@@ -134,7 +146,7 @@ class Result(NamedTuple):
 
     @property
     def wins(self) -> bool:
-        """Whether it is a form that beats tuned l2 and both controls of equal dose."""
+        """Whether it is a form that beats all of its opponents."""
         return self.is_form and all(
             comparison.wins for comparison in self.comparisons.values()
         )
@@ -156,21 +168,26 @@ def results_of(rows: list[Row]) -> list[Result]:
 def result_of(name: str, runs: dict[tuple[str, str], list[Row]]) -> Result:
     """Returns the result of one trial, from all runs by trial and control."""
     own = runs[name, "none"]
-    reference = TRIALS[name].reference
-    if name == reference:
+    if name == "l2":
         return Result(name, own, {}, None)
+    counterpart = TRIALS[name].counterpart
+    opponents = {"l2": ("l2", "none"), "alike": (counterpart, "none")}
+    if counterpart == "l2":
+        del opponents["alike"]
+    opponents |= {
+        control: (name, control)
+        for control in ("permuted", "mean")
+        if (name, control) in runs
+    }
     tasks = {run["task"] for run in own}
-    shared = [run for run in runs[reference, "none"] if run["task"] in tasks]
-    opponents = {"none": shared} | {
-        control: runs[name, control]
-        for control in OPPONENTS
-        if control != "none" and (name, control) in runs
+    others = {
+        opponent: [run for run in runs[made] if run["task"] in tasks]
+        for opponent, made in opponents.items()
     }
-    comparisons = {
-        control: compare(own, others) for control, others in opponents.items()
-    }
-    worse = interval(paired(own, shared, test_error))
-    return Result(name, own, comparisons, worse)
+    comparisons = {opponent: compare(own, those) for opponent, those in others.items()}
+    return Result(
+        name, own, comparisons, interval(paired(own, others["l2"], test_error))
+    )
 
 
 def test_error(run: Row) -> float:

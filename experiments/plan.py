@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterable
+from typing import get_args
 
-from experiments.comparison import OPPONENTS, Row, log_kept
+from experiments.comparison import Row, log_kept
 from experiments.config import Config
+from experiments.forms import Control
 from experiments.trials import FIRST_SEED, ROUNDS, TASKS, TRIALS
 
 Setting = tuple[float, float]  # strength and scale
@@ -18,7 +20,7 @@ def make_trial(name: str, config: Config, num_seeds: int, make: Make) -> None:
     """Tunes a trial, if there is anything to tune, and makes it at its best setting."""
     config = dataclasses.replace(config, **TRIALS[name].changes)
     best = tune(name, config, make)
-    controls = tuple(OPPONENTS) if config.regularizer == "relevance" else ("none",)
+    controls = get_args(Control) if config.regularizer == "relevance" else ("none",)
     forms = [dataclasses.replace(config.form, control=control) for control in controls]
     seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
     make(

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from experiments import figures
 from experiments.comparison import OPPONENTS, Result
 
+COLOURS = figures.BLUE, figures.PURPLE, figures.ORANGE, figures.GREEN
+
 
 def draw(results: dict[str, list[Result]], path: Path) -> None:
     """Draws all comparisons but those of no shrinking, a panel for each task.
@@ -30,35 +32,31 @@ def draw(results: dict[str, list[Result]], path: Path) -> None:
             for handle, label in zip(*place.get_legend_handles_labels(), strict=True)
         }
         axes[0].figure.legend(
-            handles.values(), handles, loc="outside lower center", ncols=3
+            handles.values(), handles, loc="outside lower center", ncols=4
         )
 
 
 def draw_panel(axes: Axes, title: str, results: list[Result]) -> None:
-    """Draws a panel's comparisons: with l2, and with the two controls."""
-    colours = {
-        "none": figures.BLUE,
-        "permuted": figures.ORANGE,
-        "mean": figures.GREEN,
-    }
+    """Draws a panel's comparisons, each trial's below one another."""
+    colours = dict(zip(OPPONENTS, COLOURS, strict=True))
     for place, result in enumerate(results):
-        for shift, (control, comparison) in enumerate(result.comparisons.items()):
+        for shift, (opponent, comparison) in enumerate(result.comparisons.items()):
             axes.errorbar(
                 comparison.ratio,
-                place + 0.22 * (shift - 1),
+                place + 0.22 * (shift - (len(result.comparisons) - 1) / 2),
                 xerr=[
                     [comparison.ratio - comparison.low],
                     [comparison.high - comparison.ratio],
                 ],
                 fmt="o",
-                color=colours[control],
+                color=colours[opponent],
                 markersize=3.5,
                 elinewidth=1,
-                label=f"to {OPPONENTS[control]}",
+                label=f"to {OPPONENTS[opponent]}",
             )
     axes.axvline(1, color=figures.GREY, linewidth=1)
     axes.set_yticks(range(len(results)), [result.name for result in results])
-    axes.invert_yaxis()
+    axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.FixedLocator([0.25, 0.5, 0.7, 1, 1.4, 2, 4]))
     axes.xaxis.set_major_formatter("{x:g}")

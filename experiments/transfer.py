@@ -1,6 +1,5 @@
 """Whether a setting that is chosen for several tasks at once does for each of them."""
 
-import math
 import statistics
 from typing import NamedTuple
 
@@ -15,44 +14,30 @@ class Transfer(NamedTuple):
     """A setting chosen on one seed, and judged on another."""
 
     setting: Setting
-    # Geometric mean over the tasks of what it keeps, as a multiple of what l2 keeps at
-    # the setting chosen on the same seed for each task.
-    ratio: float
+    logs: list[float]  # of the weights that it keeps in each of the tasks
 
 
 def transfer(trial: str, tasks: list[list[Row]], seed: int, other: int) -> Transfer:
     """Chooses a trial's setting for all tasks on a seed, and judges it on another.
 
     For the best of many settings is in part the luckiest on its seed. Those are chosen
-    from that were tried on every task, for l2 as well.
+    from that were tried on every task.
 
     Args:
       trial: a trial that was made in all of the tasks.
-      tasks: rows of tasks, with the tuning of the trial and of l2 on both seeds.
+      tasks: rows of tasks, with the tuning of the trial on both seeds.
       seed: what chooses.
       other: what judges.
     """
-    own, l2 = (
-        everywhere([tuning(rows, name) for rows in tasks]) for name in (trial, "l2")
-    )
+    tried = [tuning(rows, trial) for rows in tasks]
     chosen = min(
-        own[0],
-        key=lambda setting: statistics.fmean(logs[setting][seed] for logs in own),
+        set.intersection(*(set(logs) for logs in tried)),
+        key=lambda setting: (
+            statistics.fmean(logs[setting][seed] for logs in tried),
+            setting,
+        ),
     )
-    differences = []
-    for logs, reference in zip(own, l2, strict=True):
-        best = min(reference.values(), key=lambda by_seed: by_seed[seed])
-        differences.append(logs[chosen][other] - best[other])
-    return Transfer(chosen, math.exp(statistics.fmean(differences)))
-
-
-def everywhere(tasks: list[Logs]) -> list[Logs]:
-    """Returns the same without the settings that were not tried on every task."""
-    common = set.intersection(*(set(logs) for logs in tasks))
-    return [
-        {setting: logs[setting] for setting in logs if setting in common}
-        for logs in tasks
-    ]
+    return Transfer(chosen, [logs[chosen][other] for logs in tried])
 
 
 def tuning(rows: list[Row], trial: str) -> Logs:

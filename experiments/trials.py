@@ -20,7 +20,8 @@ class Trial(NamedTuple):
     changes: dict[str, Any]  # to the configuration of a task
     strengths: tuple[float, ...] = (1.0,)
     scales: tuple[float, ...] = (1.0,)
-    reference: str = "l2"  # the trial that it has to beat
+    # The l2 whose strength decays, or that is decoupled, as here.
+    counterpart: str = "l2"
 
 
 class Task(NamedTuple):
@@ -52,7 +53,10 @@ def apart(**form: Any) -> Trial:
     """Returns the same, with the decay kept apart from Adam's division."""
     trial = relative(**form)
     return Trial(
-        trial.changes | {"decoupled": True}, (300.0, 1000.0, 3000.0), (0.1, 0.3, 1.0)
+        trial.changes | {"decoupled": True},
+        (300.0, 1000.0, 3000.0),
+        (0.1, 0.3, 1.0),
+        counterpart="l2, decoupled",
     )
 
 
@@ -79,7 +83,7 @@ TRIALS = {
         {"strength_decay_epochs": 5.0},
         STRENGTHS,
         (1e-4, 1e-3, 1e-2),
-        reference="l2, strength decays",
+        counterpart="l2, strength decays",
     ),
     # Relative to the gradients' own size.
     "leaf": relative(),
@@ -88,7 +92,10 @@ TRIALS = {
     "network, running": relative(unit="network", memory=0.99),
     # Not divided by Adam, which shrinks weights of small gradients more by itself.
     "relevance, decoupled": Trial(
-        {"decoupled": True}, (300.0, 1000.0, 3000.0), (1e-4, 1e-3, 1e-2)
+        {"decoupled": True},
+        (300.0, 1000.0, 3000.0),
+        (1e-4, 1e-3, 1e-2),
+        counterpart="l2, decoupled",
     ),
     "leaf, running, decoupled": apart(memory=0.99),
     "network, running, decoupled": apart(unit="network", memory=0.99),

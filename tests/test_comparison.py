@@ -127,22 +127,43 @@ def test_forms_with_too_few_pairs_are_not_counted_as_losers():
     )
 
 
-def test_forms_are_compared_with_their_own_reference():
-    name = "relevance, strength decays"
+@pytest.mark.parametrize("l2, alike, wins", [(FORM, FORM, True), (BEST, FORM, False)])
+@pytest.mark.parametrize(
+    "counterpart, name",
+    [
+        ("l2, strength decays", "relevance, strength decays"),
+        ("l2, decoupled", "network, running, decoupled"),
+    ],
+)
+def test_forms_are_compared_with_the_l2_alike_as_well(
+    l2, alike, wins, counterpart, name
+):
     rows = [
-        *runs(FORM, trial="l2"),
-        *runs(OTHER, trial="l2, strength decays"),
+        *runs(l2, trial="l2"),
+        *runs(alike, trial=counterpart),
         *runs(BETTER, trial=name),
         *runs(FORM, trial=name, control="permuted"),
         *runs(FORM, trial=name, control="mean"),
     ]
     results = {result.name: result for result in comparison.results_of(rows)}
-    ratio = stats.gmean(BETTER) / stats.gmean(OTHER)
-    assert results[name].comparisons["none"].ratio == pytest.approx(ratio)
-    ratio = stats.gmean(OTHER) / stats.gmean(FORM)
-    decaying = results["l2, strength decays"]
-    assert decaying.comparisons["none"].ratio == pytest.approx(ratio)
-    assert not decaying.is_form and results["l2"].comparisons == {}
+    found = results[name]
+    for opponent, kept in (("l2", l2), ("alike", alike)):
+        ratio = stats.gmean(BETTER) / stats.gmean(kept)
+        assert found.comparisons[opponent].ratio == pytest.approx(ratio)
+    assert found.wins == wins
+    ratio = stats.gmean(alike) / stats.gmean(l2)
+    (own,) = results[counterpart].comparisons.values()
+    assert own.ratio == pytest.approx(ratio)
+    assert not results[counterpart].is_form and results["l2"].comparisons == {}
+    said = study_report.section(rows)
+    assert "| to l2 | to l2 alike | to I permuted | to mean of I |" in said
+    assert str(found.comparisons["alike"]) in said
+
+
+def test_a_form_that_lacks_its_counterpart_is_no_result():
+    rows = [*runs(FORM, trial="l2"), *runs(BETTER, trial="relevance, decoupled")]
+    with pytest.raises(KeyError, match="l2, decoupled"):
+        comparison.results_of(rows)
 
 
 def test_equal_pairs_say_nothing_about_who_wins():
@@ -161,6 +182,12 @@ def test_equal_differences_are_given_no_interval():
     assert str(half) == "0.50, p = 0.008"
     some = comparison.compare(runs(BETTER), runs(FORM))
     assert str(some).startswith(f"{some.ratio:.2f} ({some.low:.2f} to {some.high:.2f})")
+
+
+@pytest.mark.parametrize("high, said", [(0.997, "0.997"), (1.002, "1.002")])
+def test_one_can_tell_whether_an_interval_holds_1(high, said):
+    found = comparison.Comparison(0.94, 0.881, high, 0.02, 9)
+    assert str(found) == f"0.94 (0.88 to {said}), p = 0.020"
 
 
 def test_test_errors_are_compared_in_percentage_points():
@@ -187,25 +214,26 @@ TWO = [
 
 
 def test_one_setting_is_chosen_on_a_seed_and_judged_on_another():
-    # On seed 0: sqrt(50 * 90) is below sqrt(70 * 80); l2 is best at 1, then at 2.
+    # On seed 0: sqrt(50 * 90) is below sqrt(70 * 80).
     there = transfer.transfer("leaf", [ONE, TWO], 0, 1)
     assert there.setting == (1, 0.3)
-    assert there.ratio == pytest.approx(math.sqrt(900 / 300 * 300 / 150))
-    # On seed 1: sqrt(60 * 75); l2 is best at 2, the 4 not being tried on both, and 1.
+    assert there.logs == pytest.approx(np.log([900, 300]))
+    # On seed 1: sqrt(60 * 75).
     back = transfer.transfer("leaf", [ONE, TWO], 1, 0)
-    assert back.setting == (2, 0.3)
-    assert back.ratio == pytest.approx(math.sqrt(70 / 200 * 80 / 400))
-    assert transfer.transfer("l2", [ONE], 0, 1) == ((1, 1.0), pytest.approx(1.0))
+    assert back == ((2, 0.3), pytest.approx(np.log([70, 80])))
+    # The best of l2 on one of the tasks was not tried on the other.
+    assert transfer.transfer("l2", [ONE, TWO], 1, 0).setting == (2, 1.0)
 
 
 def test_report_says_what_was_chosen_on_either_seed(monkeypatch):
     monkeypatch.setattr(study_report, "FEW", ("none", "l2", "leaf"))
     tasks = [[*rows, *runs([1], trial="none")] for rows in (ONE, TWO)]
     said = study_report.one_setting(tasks)
-    there, back = 900 / 300 * 300 / 150, 70 / 200 * 80 / 400
-    ratio = (there * back) ** 0.25
-    assert f"| leaf | 1, 0.3 | 2, 0.3 | {ratio:.2f} |" in said
-    assert "| l2 | 1 | 2 |" in said and "| none |" not in said
+    # l2 is best at 1 on seed 0, and at 2 on seed 1.
+    ratios = 900 / 300, 300 / 100, 70 / 200, 80 / 300
+    cell = f"{stats.gmean(ratios):.2f} ({80 / 300:.2f} to 3.00)"
+    assert f"| leaf | 1, 0.3 | 2, 0.3 | {cell} |" in said
+    assert "| l2 | 1 | 2 |  |" in said and "| none |" not in said
     assert study_report.one_setting([ONE]) == ""
 
 

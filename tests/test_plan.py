@@ -129,12 +129,22 @@ def test_tuning_ends_where_nothing_makes_a_difference():
 
 
 @pytest.mark.parametrize("name", trials.TASKS)
-def test_every_task_has_its_reference(name):
+def test_every_task_has_what_its_trials_are_compared_with(name):
     task = trials.TASKS[name]
     task.config.validate()
     assert {"none", "l2", "relevance"} <= set(task.trials) <= set(trials.TRIALS)
-    references = {trials.TRIALS[trial].reference for trial in task.trials}
-    assert references <= set(task.trials)
+    assert {trials.TRIALS[trial].counterpart for trial in task.trials} <= set(
+        task.trials
+    )
+
+
+def test_counterparts_are_driven_alike():
+    for trial in trials.TRIALS.values():
+        if trial.changes.get("regularizer", "relevance") == "relevance":
+            l2 = trials.TRIALS[trial.counterpart].changes
+            assert l2["regularizer"] == "l2"
+            for name in ("decoupled", "strength_decay_epochs"):
+                assert trial.changes.get(name) == l2.get(name)
     assert trials.TRIALS["relevance"].changes.get("form", Form()) == Form()
 
 

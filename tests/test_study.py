@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import plan, study, study_report, trials
+from experiments import comparison, plan, study, study_report, trials
 from experiments.__main__ import main
 from experiments.config import ExperimentError
 from experiments.results import insert
 
 ROOT = Path(__file__).parents[1]
+NUMBERS = "four", "five", "six", "seven", "eight", "nine", "ten"
 
 
 @pytest.fixture
@@ -98,11 +99,54 @@ def test_report_is_that_of_the_stored_rows():
     assert (ROOT / "experiments" / "STUDY.md").read_text() == study_report.report(tasks)
     readme = (ROOT / "README.md").read_text()
     assert insert(readme, "study", study_report.overview(tasks)) == readme
-    # The average is said in the text as well.
-    ratio, low, high, *_ = next(
-        result.comparisons["none"]
-        for result in study_report.shared(tasks)
+
+
+def test_readme_draws_the_conclusions_of_the_stored_rows():
+    said = " ".join((ROOT / "README.md").read_text().split())
+    tasks = study_report.read(study_report.STORE, trials.TASKS)
+    results = {
+        task: {result.name: result for result in comparison.results_of(rows)}
+        for task, rows in tasks.items()
+    }
+    words = dict(zip(range(4, 11), NUMBERS, strict=True))
+
+    (average,) = (
+        result.comparisons
+        for result in study_report.shared(list(tasks.values()))
         if result.name == "relevance"
     )
-    said = f"keeps {ratio:.2f} times the weights of `l2` ({low:.2f} to {high:.2f})"
-    assert said in " ".join(readme.split())
+    ratio, low, high, *_ = average["l2"]
+    assert f"On the average over {words[len(tasks)]} tasks the paper's form" in said
+    assert f"{ratio:.2f} times the weights of `l2` ({low:.2f} to {high:.2f})" in said
+    assert f"one of up to {100 * (1 - low):.0f} %" in said
+    for control in ("permuted", "mean"):
+        ratio, *_, p, _ = average[control]
+        assert f"Against either control it is {ratio:.2f} with p = {p:.3f}" in said
+        assert p > comparison.LEVEL
+
+    won = {
+        (task, name)
+        for task, those in results.items()
+        for name, result in those.items()
+        if result.wins
+    }
+    assert won == {("digits-few-steps", "ranking in network, running")}
+    unable = [task for task in tasks if not results[task]["relevance"].can_win]
+    assert f"on {words[len(unable)]} of the {words[len(tasks)]} so many" in said
+
+    digits = results["digits"]
+    ratio, low, high, *_ = digits["relevance, decoupled"].comparisons["alike"]
+    assert f"{ratio:.2f} times the weights ({low:.2f} to {high:.2f}) of an" in said
+    assert digits["l2, decoupled"].comparisons["l2"].low > 1
+    decoupled = [name for name in digits if "running, decoupled" in name]
+    assert decoupled
+    for name in (*decoupled, "relevance, decoupled"):
+        assert digits[name].comparisons["l2"].ratio > 1
+        assert digits[name].comparisons["alike"].wins
+
+    against_none = {
+        task: those["none"].comparisons["l2"] for task, those in results.items()
+    }
+    assert min(found.ratio for found in against_none.values()) > 1
+    unclear = [task for task, found in against_none.items() if found.low <= 1]
+    assert f"clearly so on all but {' and '.join(f'`{t}`' for t in unclear)}." in said
