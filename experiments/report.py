@@ -104,10 +104,13 @@ def mean_sparsity(runs: list[dict[str, Any]]) -> float:
 
 def print_sweep(console: Console, runs: list[dict[str, Any]]) -> None:
     """Prints what a sweep has come to, a row for each setting, over its seeds."""
+    columns = ["sparsity", "validation_accuracy"]
+    if all("test_accuracy" in run for run in runs):
+        columns.append("test_accuracy")
     table = Table(title="Over the seeds: mean, lowest, highest")
     table.add_column("setting")
-    for name in ("seeds", "sparsity", "validation accuracy"):
-        table.add_column(name, justify="right")
+    for name in ("seeds", *columns):
+        table.add_column(name.replace("_", " "), justify="right")
     for name, group in by_settings(runs).items():
         table.add_row(
             name,
@@ -115,10 +118,7 @@ def print_sweep(console: Console, runs: list[dict[str, Any]]) -> None:
             *(
                 f"{percent(statistics.fmean(values))} "
                 f"({percent(min(values))}, {percent(max(values))})"
-                for values in (
-                    [run[key] for run in group]
-                    for key in ("sparsity", "validation_accuracy")
-                )
+                for values in ([run[key] for run in group] for key in columns)
             ),
         )
     console.print(table)

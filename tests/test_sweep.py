@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sparse_optax
 from experiments import data, figures, report, sweep
 from experiments.__main__ import main
 from experiments.config import ExperimentError
@@ -31,13 +32,8 @@ def dataset():
     return data.load(CONFIG, "")
 
 
-def numbers(*configs):
-    """Returns what the runs differ in, and what is made of them."""
-    columns = (jnp.asarray(column) for column in zip(*map(of, configs), strict=True))
-    return sweep.Numbers(*columns)
-
-
 def of(config):
+    """Returns what runs of one program may differ in."""
     return [getattr(config, name) for name in sweep.Numbers._fields]
 
 
@@ -52,7 +48,7 @@ def test_one_program_does_what_rounds_one_by_one_do(dataset):
     for _ in range(phases.num_rounds.dense):
         dense = phases.train_dense(dense)
     rows = []
-    for done in sweep.sparse_optax.iterative_pruning(
+    for done in sparse_optax.iterative_pruning(
         phases.start_pruning(dense),
         phases.train_sparse,
         lambda state: phases.accuracy(state.params),
@@ -73,7 +69,7 @@ def test_one_program_does_what_rounds_one_by_one_do(dataset):
     np.testing.assert_allclose([row.metric for row in rows], history.metric, atol=0.01)
     best = rows[-1].state.best
     masks, others = (
-        sweep.sparse_optax.get_masks(state.opt_state) for state in (best, whole.best)
+        sparse_optax.get_masks(state.opt_state) for state in (best, whole.best)
     )
     differing = sum(
         int(jnp.sum(a != b))
@@ -123,6 +119,17 @@ def test_grid_holds_every_run_once():
     }
     assert {run.scale for run in runs if run.regularizer == "l2"} == {0.25}
     assert Sweep(base).runs() == [base]
+
+
+def test_grid_makes_controls_of_what_has_them():
+    grid = Sweep(
+        CONFIG,
+        regularizers=("relevance", "l2", "none"),
+        controls=("none", "permuted", "mean"),
+    )
+    runs = [(run.regularizer, run.form.control) for run in grid.runs()]
+    controls = [("relevance", name) for name in ("none", "permuted", "mean")]
+    assert runs == [*controls, ("l2", "none"), ("none", "none")]
 
 
 def test_batches_part_what_one_program_cannot_make():
@@ -189,8 +196,10 @@ def test_test_set_is_read_only_when_asked_for(tmp_path, capsys, monkeypatch):
     command = ["sweep", "digits", "--out", str(tmp_path), *FLAGS]
     main(command)
     assert not reads
+    assert "test accuracy" not in capsys.readouterr().out
     main([*command, "--test"])
     assert len(reads) == 1
+    assert "test accuracy" in capsys.readouterr().out
     (path,) = tmp_path.glob("*.json")
     run = json.loads(path.read_text())
     assert 0.5 < run["test_accuracy"] <= 1 and 0.5 < run["dense_test_accuracy"] <= 1
