@@ -20,6 +20,7 @@ import optax
 
 from sparse_optax import _arguments, _trees
 from sparse_optax._arguments import ScalarOrSchedule
+from sparse_optax._exponential import exp_of_minus
 from sparse_optax._trees import Mask, PyTree
 
 IrrelevanceFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -41,8 +42,9 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
         scale: alpha > 0, in the units of the gradient.
 
     Returns:
-        A tree like `grads` of `float32` in [0, 1]: 1 is irrelevant. It is NaN where the
-        gradient is. Leaves that are not floating become `optax.MaskedNode()`.
+        A tree like `grads` of `float32` in [0, 1], 1 being irrelevant, to an absolute
+        error below 1e-6. It is NaN where the gradient is. Leaves that are not floating
+        become `optax.MaskedNode()`.
 
     Raises:
         TypeError: if `scale` is not a number.
@@ -275,7 +277,7 @@ def add_shrinkage(updates: PyTree, shrinkage: PyTree, params: PyTree) -> PyTree:
 def exponential(abs_grad: jax.Array, scale: jax.Array) -> jax.Array:
     """exp(-|g| / scale), the paper's irrelevance."""
     # A scale that a schedule lets run to 0 would make 0 / 0 of a gradient of zero.
-    return jnp.exp(-abs_grad / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny))
+    return exp_of_minus(abs_grad / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny))
 
 
 def _irrelevance_of(g: jax.Array, scale: jax.Array, fn: IrrelevanceFn) -> jax.Array:

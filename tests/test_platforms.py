@@ -1,0 +1,105 @@
+"""What CPU, GPU and TPU are each given, and what it costs on a CPU by XLA's count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import make_step
+
+import sparse_optax
+from sparse_optax import _exponential
+
+PARAMS = {
+    "embedding": jax.ShapeDtypeStruct((60, 40), jnp.bfloat16),
+    "kernel": jax.ShapeDtypeStruct((40, 30), jnp.float32),
+    "bias": jax.ShapeDtypeStruct((30,), jnp.float32),
+}
+CHAIN = optax.chain(
+    sparse_optax.add_relevance_decay(1e-4),
+    optax.adam(1e-3),
+    sparse_optax.prune_by_magnitude(0.1),
+)
+TRANSFORMATIONS = {
+    "chain": CHAIN,
+    "relevance_pruning": sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4),
+    "prune_to_sparsity": sparse_optax.prune_to_sparsity(lambda t: t / 100),
+}
+
+
+def exported(function, *args):
+    """The program of each platform; none of them has to be there."""
+    return {
+        platform: jax.export.export(jax.jit(function), platforms=[platform])(
+            *args
+        ).mlir_module()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_a_step_lowers_for_every_platform(name):
+    tx = TRANSFORMATIONS[name]
+    state = jax.eval_shape(tx.init, PARAMS)
+    flag = {} if name == "prune_to_sparsity" else {"prune": True}
+    step = make_step(tx)
+    modules = exported(
+        lambda params, state, grads: step(params, state, grads, **flag),
+        *(PARAMS, state, PARAMS),
+    )
+    for platform, module in modules.items():
+        # There an `exp` costs nothing, and to sort or to scatter is slow.
+        assert ("stablehlo.exponential" in module) == (
+            platform != "cpu" and name != "prune_to_sparsity"
+        )
+        assert "stablehlo.sort" not in module and "stablehlo.scatter" not in module
+
+
+def test_one_program_lowers_for_all_platforms_at_once():
+    step = make_step(CHAIN)
+
+    def prune(params, state, grads):
+        return step(params, state, grads, prune=True)
+
+    state = jax.eval_shape(CHAIN.init, PARAMS)
+    exported = jax.export.export(
+        jax.jit(prune), platforms=["cpu", "cuda", "rocm", "tpu"]
+    )(PARAMS, state, PARAMS)
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {name: jnp.asarray(rng.normal(size=p.shape), p.dtype) for name, p in like}
+        for like in (PARAMS.items(),) * 2
+    )
+    result = exported.call(params, CHAIN.init(params), grads)
+    expected = jax.jit(prune)(params, CHAIN.init(params), grads)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+def test_the_polynomial_is_the_exponential_to_the_last_bits():
+    # Every 511th of all float32 from 0 to infinity.
+    x = np.arange(0, 0x7F800001, 511, np.uint32).view(np.float32)
+    x = np.append(x, np.float32(np.inf))
+    result = jax.jit(_exponential._by_polynomial)(x)
+    exact = np.exp(-x.astype(np.float64))
+    np.testing.assert_allclose(result, exact, rtol=0, atol=2e-7)
+    assert result[0] == 1 and result.min() >= 0 and result.max() <= 1
+    assert np.isnan(_exponential._by_polynomial(jnp.float32(np.nan)))
+
+
+def costs(tx):
+    """Bytes moved and bytes of temporaries of a step, for each of a million weights."""
+    params = {str(i): jax.ShapeDtypeStruct((500, 400), jnp.float32) for i in range(5)}
+    state = jax.eval_shape(tx.init, params)
+    step = jax.jit(make_step(tx), donate_argnums=(0, 1))
+    compiled = step.lower(params, state, params).compile()
+    return (
+        compiled.cost_analysis()["bytes accessed"] / 1e6,
+        compiled.memory_analysis().temp_size_in_bytes / 1e6,
+    )
+
+
+def test_a_step_moves_a_byte_of_mask_more_than_weight_decay():
+    plain, _ = costs(optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3)))
+    moved, temporaries = costs(CHAIN)
+    assert plain < moved <= plain + 1.01
+    assert temporaries < 0.01
