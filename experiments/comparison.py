@@ -171,9 +171,9 @@ def result_of(name: str, runs: dict[tuple[str, str], list[Row]]) -> Result:
     if name == "l2":
         return Result(name, own, {}, None)
     counterpart = TRIALS[name].counterpart
-    opponents = {"l2": ("l2", "none"), "alike": (counterpart, "none")}
-    if counterpart == "l2":
-        del opponents["alike"]
+    opponents = {"l2": ("l2", "none")}
+    if counterpart != "l2":
+        opponents["alike"] = (counterpart, "none")
     opponents |= {
         control: (name, control)
         for control in ("permuted", "mean")

@@ -81,9 +81,9 @@ def overview(tasks: list[list[Row]]) -> str:
     """Returns a table of what the paper's form keeps, a row for each task."""
     names = "none", "l2", "relevance"
     opponents = [name for name in OPPONENTS if name != "alike"]
-    titles = " | ".join(f"relevance / {OPPONENTS[name]}" for name in opponents)
+    headings = " | ".join(f"relevance / {OPPONENTS[name]}" for name in opponents)
     lines = [
-        f"| task | seeds | {' | '.join(names)} | {titles} |",
+        f"| task | seeds | {' | '.join(names)} | {headings} |",
         "| --- " * (2 + len(names) + len(opponents)) + "|",
     ]
     for rows in tasks:
@@ -168,9 +168,7 @@ def one_setting(tasks: list[list[Row]]) -> str:
                     ", ".join(filter(None, shown(trial, *way.setting)[1:]))
                     for way in made
                 ),
-                ""
-                if trial == "l2"
-                else f"{statistics.geometric_mean(ratios):.2f} "
+                f"{statistics.geometric_mean(ratios):.2f} "
                 f"({min(ratios):.2f} to {max(ratios):.2f})",
             )
             lines.append(f"| {' | '.join(cells)} |")

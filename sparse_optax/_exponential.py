@@ -17,6 +17,7 @@ _LOG_2 = math.log(2)
 _DEGREE = 6  # of the polynomial: the error is below 2e-7, that of float32 about 1e-7
 
 
+@jax.jit  # so that outside of jit too it is one loop
 def exp_of_minus(x: jax.Array) -> jax.Array:
     """exp(-x) for `float32` x >= 0, to an absolute error below 1e-6."""
     return lax.platform_dependent(x, cpu=_by_polynomial, default=lambda x: jnp.exp(-x))

@@ -233,7 +233,7 @@ def test_report_says_what_was_chosen_on_either_seed(monkeypatch):
     ratios = 900 / 300, 300 / 100, 70 / 200, 80 / 300
     cell = f"{stats.gmean(ratios):.2f} ({80 / 300:.2f} to 3.00)"
     assert f"| leaf | 1, 0.3 | 2, 0.3 | {cell} |" in said
-    assert "| l2 | 1 | 2 |  |" in said and "| none |" not in said
+    assert "| l2 | 1 | 2 | 1.00 (1.00 to 1.00) |" in said and "| none |" not in said
     assert study_report.one_setting([ONE]) == ""
 
 

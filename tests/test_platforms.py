@@ -67,8 +67,8 @@ def test_one_program_lowers_for_all_platforms_at_once():
     )(PARAMS, state, PARAMS)
     rng = np.random.default_rng(0)
     params, grads = (
-        {name: jnp.asarray(rng.normal(size=p.shape), p.dtype) for name, p in like}
-        for like in (PARAMS.items(),) * 2
+        jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), PARAMS)
+        for _ in range(2)
     )
     result = exported.call(params, CHAIN.init(params), grads)
     expected = jax.jit(prune)(params, CHAIN.init(params), grads)

@@ -137,6 +137,12 @@ def test_readme_draws_the_conclusions_of_the_stored_rows():
     unable = [task for task in tasks if not results[task]["relevance"].can_win]
     assert f"on {words[len(unable)]} of the {words[len(tasks)]} so many" in said
 
+    gains = {task: those["relevance"].comparisons for task, those in results.items()}
+    most = min(gains, key=lambda task: gains[task]["l2"].ratio)
+    assert f"Where it gains most on `l2`, on `{most}`, the controls keep about" in said
+    for control in ("permuted", "mean"):
+        assert 0.9 < gains[most][control].ratio < 1.1
+
     digits = results["digits"]
     ratio, low, high, *_ = digits["relevance, decoupled"].comparisons["alike"]
     assert f"{ratio:.2f} times the weights ({low:.2f} to {high:.2f}) of an" in said
