@@ -231,10 +231,10 @@ def _update(updates, state, params, prune, amount, scope):
     def keep():
         return state.masks, state.num_prunes
 
-    if isinstance(prune, bool):
-        masks, num_prunes = drop() if prune else keep()
-    else:
-        masks, num_prunes = lax.cond(prune, drop, keep)
+    if prune is False:
+        masks, num_prunes = keep()
+    else:  # a branch even where it is always taken: the sum is not made outside of it
+        masks, num_prunes = lax.cond(barrier(jnp.asarray(prune)), drop, keep)
 
     # By `where` and not by a product: a NaN or infinite update may not pass.
     updates = _trees.map_masks(

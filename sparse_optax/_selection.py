@@ -1,15 +1,17 @@
 """Finding exactly the k smallest weights of a tree, without sorting it.
 
 The bit pattern of a non-negative float, read as an integer, orders as the float does.
-So the k-th smallest magnitude is found bit by bit from the top, each time counting the
-weights below a candidate. Counting is a sum: it gathers nothing, so it works the same
-on arrays spread over devices, whatever their sharding.
+So the k-th smallest magnitude is found digit by digit from the top, each time counting
+the weights below every value that the digit may take. To count is to sum: that gathers
+nothing, so it works the same on arrays spread over devices, whatever their sharding,
+and is one pass over the weights on every backend.
 
 This file is the only one that knows how weights are chosen; everything else says how
 many.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from jax import lax
 
 from sparse_optax import _counts
 from sparse_optax._counts import Count
+
+_DIGIT = 2  # bits: a longer one takes fewer passes, each of twice as many counts
 
 
 @jax.jit  # so that outside of jit too the loops below are compiled once
@@ -34,81 +38,118 @@ def drop_smallest(
     row-major index. Zeros of either sign are equal, infinities are larger than any
     number, and NaNs larger still and equal to one another.
     """
+    if not weights:
+        return []
     dtype = _key_dtype(weights)
-    keys = [_magnitude_key(w, m, dtype) for w, m in zip(weights, masks, strict=True)]
-
-    def count_below(bound: jax.Array) -> Count:
-        return _counts.count_true_in(key < bound for key in keys)
-
-    # The largest bound with fewer than k keys below it is the k-th smallest key.
     num_bits = jnp.iinfo(dtype).bits - 1  # the sign bit is never set
-    bound = _largest(num_bits, dtype, lambda b: _counts.less(count_below(b), k))
-    tied = _counts.subtract(k, count_below(bound))  # to be dropped of those equal to it
 
+    def keys(weights, masks):
+        pairs = zip(weights, masks, strict=True)
+        return [_magnitude_key(w, m, dtype) for w, m in pairs]
+
+    bound = _kth_smallest(keys, (weights, masks), k, num_bits)
+    counts = [
+        _counts.count_each([key < bound, key == bound]) for key in keys(weights, masks)
+    ]
+    num_below, num_ties = (_counts.stack(n) for n in zip(*counts, strict=True))
+    tied = _counts.subtract(k, _counts.total(num_below))  # to be dropped of the ties
+
+    def take(tied, num_ties):
+        n = _counts.minimum(tied, num_ties)
+        return _counts.subtract(tied, n), n
+
+    # By a loop, because of a chain of 64-bit numbers XLA makes exponentially many.
+    _, num_dropped = lax.scan(take, tied, num_ties)
     result = []
-    for key, mask in zip(keys, masks, strict=True):
-        ties = key == bound
-        num_ties = _counts.count_true(ties)
-        num_dropped = _counts.minimum(tied, num_ties)
-        tied = _counts.subtract(tied, num_dropped)
-        dropped = (key < bound) | _first(ties, num_dropped, num_ties)
+    for key, mask, n, (_, num_ties) in zip(
+        keys(weights, masks), masks, _counts.unstack(num_dropped), counts, strict=True
+    ):
+        dropped = (key < bound) | _first(key == bound, n, num_ties)
         result.append(mask & ~dropped)
     return result
 
 
 def _key_dtype(weights: Sequence[jax.Array]) -> jnp.dtype:
-    """The unsigned integer wide enough for every weight's bit pattern."""
-    widest = max((jnp.finfo(w.dtype).bits for w in weights), default=32)
-    return jnp.dtype(jnp.uint64 if widest > 32 else jnp.uint32)
+    """The integer wide enough for every weight's bit pattern."""
+    widest = max(jnp.finfo(w.dtype).bits for w in weights)
+    return jnp.dtype(jnp.int64 if widest > 32 else jnp.int32)
 
 
 def _magnitude_key(weight: jax.Array, mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Unsigned integers that order as |weight| does; pruned weights come last."""
+    """Integers that order as |weight| does; pruned weights come last."""
     # Narrower floats convert without loss, so that all dtypes can be compared.
-    wide = jnp.float64 if dtype == jnp.uint64 else jnp.float32
-    bits = lax.bitcast_convert_type(weight.astype(wide), dtype)
-    largest = jnp.iinfo(dtype).max
+    wide = jnp.float64 if dtype == jnp.int64 else jnp.float32
+    largest = jnp.array(jnp.iinfo(dtype).max, dtype)
+    bits = lax.bitcast_convert_type(weight.astype(wide), dtype) & largest
     infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, wide), dtype)
-    magnitude = jnp.minimum(bits & (largest >> 1), infinity + 1)  # one key for all NaNs
-    return jnp.where(mask, magnitude, jnp.array(largest, dtype))
+    return jnp.where(mask, jnp.minimum(bits, infinity + 1), largest)  # NaNs are alike
 
 
-def _largest(num_bits: int, dtype, holds) -> jax.Array:
-    """The largest number of `num_bits` bits for which `holds` (monotone) is true.
+def _kth_smallest(
+    keys: Callable[..., Sequence[jax.Array]],
+    inputs: tuple,
+    k: Count,
+    num_bits: int,
+    skip: jax.Array | bool = False,
+    otherwise: int = 0,
+) -> jax.Array:
+    """The largest number with fewer than `k` keys below it, or 0 if `k` is 0.
 
-    Zero where it holds for no other number.
+    Args:
+        keys: returns arrays of integers, of one dtype, made of the `inputs`.
+        inputs: anything that takes memory already.
+        k: at most as many as there are keys of `num_bits` bits.
+        num_bits: of the number, less than the dtype has.
+        skip: whether to search nothing and to return `otherwise`.
+        otherwise: an integer.
     """
+    dtype = jax.eval_shape(keys, *inputs)[0].dtype
 
-    def set_bit(i, value):
-        candidate = value | jnp.left_shift(
-            jnp.ones([], dtype), jnp.asarray(num_bits - 1 - i, dtype)
-        )
-        return jnp.where(holds(candidate), candidate, value)
+    def add_digit(i, bound):
+        # Keys are made anew for every digit: behind the barrier, or XLA would make
+        # them once before the loop, and they would take as much memory as the weights.
+        inputs_now, bound = lax.optimization_barrier((inputs, bound))
+        shift = jnp.maximum(num_bits - _DIGIT * (i + 1), 0).astype(dtype)
+        steps = [jnp.array(digit, dtype) << shift for digit in range(1, 2**_DIGIT)]
+        counts = [
+            _counts.stack(_counts.count_each([key < bound + step for step in steps]))
+            for key in keys(*inputs_now)
+        ]
+        num_below = _counts.total(_counts.stack(counts))
+        digit = jnp.sum(_counts.less(num_below, k), dtype=dtype)
+        return bound + (digit << shift)
 
-    return lax.fori_loop(0, num_bits, set_bit, jnp.zeros([], dtype))
+    num_digits = jnp.where(skip, 0, -(-num_bits // _DIGIT))
+    start = jnp.where(skip, jnp.asarray(otherwise, dtype), 0)
+    return lax.fori_loop(0, num_digits, add_digit, start)
 
 
 def _first(ties: jax.Array, n: Count, num_ties: Count) -> jax.Array:
-    """The first `n` true elements of `ties` in row-major order."""
-
-    def split():
-        # Their end is found one coordinate after the other, by counting again.
-        before = jnp.zeros_like(ties)  # rows that are taken whole
-        here = jnp.ones_like(ties)  # the row in which the end lies
-        for axis, size in enumerate(ties.shape):
-            index = lax.broadcasted_iota(
-                jnp.uint32, ties.shape, axis, out_sharding=jax.typeof(ties).sharding
-            )
-            last = jnp.uint32(size if axis == ties.ndim - 1 else max(size - 1, 0))
-
-            def fits(end, before=before, here=here, index=index, last=last):
-                taken = ties & (before | (here & (index < end)))
-                return (end <= last) & ~_counts.less(n, _counts.count_true(taken))
-
-            end = _largest(size.bit_length(), jnp.uint32, fits)
-            before, here = before | (here & (index < end)), here & (index == end)
-        return ties & before
-
-    # Weights seldom tie across the bound, and then there is nothing to split.
+    """The first `n` of the `num_ties` true elements of `ties`, in row-major order."""
     none, every = _counts.is_zero(n), ~_counts.less(n, num_ties)
-    return lax.cond(none | every, lambda: ties & ~none, split)
+    first, here = jnp.zeros_like(ties), ties & ~none
+    # Up to that of the last in index, or to its row and then to that within the row.
+    for axes in _counts.axes_within_words(ties.shape):
+
+        def keys(here, axes=axes):
+            return [jnp.where(here, _index(here, axes), ~jnp.uint32(0))]
+
+        size = math.prod(ties.shape[axis] for axis in axes)
+        num_bits = size.bit_length()
+        skip = none | every  # as it is for all arrays but one at most
+        last = _kth_smallest(keys, (here,), n, num_bits, skip, otherwise=size)
+        before = here & (_index(here, axes) < last)
+        n = _counts.subtract(n, _counts.count_true(before))
+        first, here = first | before, here & (_index(here, axes) == last)
+    return first | here
+
+
+def _index(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The row-major index of every element of `x` along the given axes."""
+    index = jnp.zeros_like(x, jnp.uint32)
+    for axis in axes:
+        along = lax.broadcasted_iota(
+            jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
+        )
+        index = index * jnp.uint32(x.shape[axis]) + along
+    return index

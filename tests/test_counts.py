@@ -2,12 +2,14 @@
 
 import fractions
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
+from jax import lax
 
 from sparse_optax import _counts
 
@@ -138,16 +140,17 @@ def test_true_elements_are_counted(shape):
     assert integer(_counts.count_true(jnp.asarray(x))) == x.sum()
 
 
-@pytest.mark.parametrize("word", [2, 5, 16])
-def test_a_large_array_is_counted_by_rows(monkeypatch, word):
+@pytest.mark.parametrize("limit", [2, 5, 16])
+def test_a_large_array_is_counted_by_rows(monkeypatch, limit):
     x = np.random.default_rng(1).random((3, 2, 4, 2)) < 0.5
-    monkeypatch.setattr(_counts, "_WORD", word)
+    monkeypatch.setattr(_counts, "_WORD", limit)
     result = _counts.count_true(jnp.asarray(x))
     monkeypatch.undo()
     assert integer(result) == x.sum()
 
 
-# XLA folds the sum of a constant array: nothing of this size is ever stored.
+# On a mesh counts are plain sums, and XLA folds that of a constant array: nothing of
+# this size is ever stored. How axes are summed apart is the same without a mesh.
 @pytest.mark.parametrize(
     "shape",
     [
@@ -163,5 +166,26 @@ def test_a_large_array_is_counted_by_rows(monkeypatch, word):
 )
 def test_counts_beyond_a_word_are_exact(shape):
     size = functools.reduce(lambda a, b: a * b, shape)
-    result = jax.jit(lambda: _counts.count_true(jnp.ones(shape, bool)))()
+    mesh = jax.make_mesh((1,), ("x",), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        result = jax.jit(lambda: _counts.count_each([jnp.ones(shape, bool)])[0])()
     assert integer(result) == size
+
+
+@pytest.mark.parametrize("shape", [(2**26 + 1,), (2**12, 2**15), (3, 2**14, 2**16)])
+def test_counts_of_large_arrays_are_exact_without_a_mesh(shape):
+    @jax.jit
+    def count(n):
+        index = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)  # not stored
+        return _counts.count_each([index < n, index >= n])
+
+    n, size = shape[-1] - 5, math.prod(shape)
+    few, rest = (integer(c) for c in count(jnp.uint32(n)))
+    assert few == size // shape[-1] * n and few + rest == size
+
+
+@given(st.lists(NUMBERS.map(lambda n: n // 64), min_size=1, max_size=50))
+@example([WORD - 1] * 50)
+def test_totals_are_those_of_integers(numbers):
+    words = [np.array(w, np.uint32) for w in zip(*map(count, numbers), strict=True)]
+    assert integer(_counts.total(_counts.Count(*words))) == sum(numbers)

@@ -93,6 +93,25 @@ def test_ties_are_split_in_the_order_of_leaves():
         assert_drops_the_smallest(weights, masks, k)
 
 
+@pytest.mark.parametrize("limit", [2, 4, 12])
+def test_ties_in_large_arrays_are_split_by_row_and_then_within_it(monkeypatch, limit):
+    monkeypatch.setattr(_counts, "_WORD", limit)
+    jax.clear_caches()
+    weights = [np.ones((2, 3, 4), np.float32), np.ones((4, 3), np.float32)]
+    masks = [np.ones(w.shape, bool) for w in weights]
+    for k in range(37):
+        assert_drops_the_smallest(weights, masks, k)
+    jax.clear_caches()
+
+
+def test_constant_weights_compile_in_no_time():
+    # Of constants XLA would make the counts while compiling, weight by weight.
+    weights, masks = [jnp.ones((4000, 1000))], [jnp.ones((4000, 1000), bool)]
+    k = _counts.constant(10**6)
+    (result,) = jax.jit(lambda: _selection.drop_smallest(weights, masks, k))()
+    assert jnp.sum(result) == 3 * 10**6 and not result[:1000].any()
+
+
 def test_eager_and_compiled_agree():
     rng = np.random.default_rng(3)
     shapes = [(3, 4), (5,)]
