@@ -1,0 +1,175 @@
+"""A transformer laid out over eight devices as it is in practice.
+
+Given the same weights and gradients, a step and a prune do what they do on one device,
+bit for bit, and what devices tell one another does not grow with the network.
+"""
+
+import functools
+import math
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import find_states, make_step, num_kept, random_tree
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import sparse_optax
+from sparse_optax import PruneState
+
+LAYER = {
+    "attention": {"qkv": P(None, "model"), "out": P("model", None)},
+    "mlp": {"up": P(None, "model"), "bias": P("model"), "down": P("model", None)},
+    "norm": {"scale": P()},
+}
+TENSOR = {"embedding": P("model", None), "layers": [LAYER]}
+
+
+def is_spec(x):
+    return isinstance(x, P)
+
+
+def fully_sharded(spec):
+    """Over all devices along the last axis."""
+    return P(*(None,) * (len(spec) - 1), ("data", "model")) if spec else P()
+
+
+LAYOUTS = {
+    "data-parallel": jax.tree.map(lambda _: P(), TENSOR, is_leaf=is_spec),
+    "fsdp": jax.tree.map(fully_sharded, TENSOR, is_leaf=is_spec),
+    "tensor-parallel": TENSOR,
+}
+
+
+def shapes(width):
+    layer = {
+        "attention": {"qkv": (width, 3 * width), "out": (width, width)},
+        "mlp": {"up": (width, 64), "bias": (64,), "down": (64, width)},
+        "norm": {"scale": (width,)},
+    }
+    return {"embedding": (10 * width, width), "layers": [layer]}
+
+
+def mesh_of(kind):
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+
+
+def shardings(layout, mesh):
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), LAYOUTS[layout], is_leaf=is_spec
+    )
+
+
+def transformer(seed, width=16):
+    """Weights of few digits, so that many tie and a prune has to cut through them."""
+    tree = random_tree(seed, shapes=shapes(width))
+    return jax.tree.map(lambda w: jnp.round(8 * w) / 8, tree)
+
+
+def on_host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+TX = sparse_optax.relevance_pruning(optax.adam(2.0**-7), 2.0**-9, 0.5, 0.4)
+
+
+def train(params, grads):
+    step = jax.jit(make_step(TX))
+    state = jax.jit(TX.init)(params)
+    params, state = sparse_optax.prune(params, state, 0.3)
+    for prune in (False, True):
+        params, state = step(params, state, grads, prune=jnp.array(prune))
+    return params, state
+
+
+@functools.cache
+def on_one_device():
+    return on_host(train(transformer(0), transformer(1)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("kind", "within_mesh"),
+    [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, True)],
+    ids=["auto", "auto without set_mesh", "explicit"],
+)
+def test_a_step_and_a_prune_are_those_of_one_device(kind, layout, within_mesh):
+    mesh = mesh_of(kind)
+    params, grads = (
+        jax.device_put(transformer(seed), shardings(layout, mesh)) for seed in range(2)
+    )
+    if within_mesh:
+        with jax.set_mesh(mesh):
+            result = train(params, grads)
+    else:
+        result = train(params, grads)
+    chex.assert_trees_all_equal(on_host(result), on_one_device())
+
+    (pruning,) = find_states(result[1], PruneState)
+    assert (
+        0
+        < num_kept(pruning.masks)
+        < 0.43 * sum(w.size for w in jax.tree.leaves(params))
+    )
+    for mask, weight in zip(
+        jax.tree.leaves(pruning.masks), jax.tree.leaves(result[0]), strict=True
+    ):
+        assert mask.sharding.is_equivalent_to(weight.sharding, weight.ndim)
+
+
+def communication(compiled):
+    """The words that devices exchange, in all, by kind of exchange."""
+    exchanged = {}
+    pattern = r"= (\S+|\(.*?\)) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\("
+    for line in compiled.as_text().splitlines():
+        found = re.search(pattern, line)
+        if found:
+            words = re.findall(r"\w+\[([\d,]*)\]", found[1])
+            number = sum(math.prod(map(int, filter(None, w.split(",")))) for w in words)
+            exchanged[found[2]] = exchanged.get(found[2], 0) + number
+    return exchanged
+
+
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name
+)
+@pytest.mark.parametrize(
+    ("layout", "what"), [("fsdp", "prune"), ("tensor-parallel", "step")]
+)
+def test_what_devices_exchange_does_not_grow_with_the_network(kind, layout, what):
+    mesh = mesh_of(kind)
+
+    def exchanged(width):
+        with jax.set_mesh(mesh):
+            params = jax.device_put(transformer(0, width), shardings(layout, mesh))
+            state = jax.jit(TX.init)(params)
+            if what == "prune":
+                lowered = jax.jit(sparse_optax.prune).lower(params, state, 0.3)
+            else:
+                lowered = jax.jit(make_step(TX)).lower(
+                    params, state, params, prune=jnp.array(True)
+                )
+            return communication(lowered.compile())
+
+    small, large = exchanged(16), exchanged(64)
+    assert small == large
+    assert set(small) == {"all-reduce"}
+    num_leaves = len(jax.tree.leaves(TENSOR, is_leaf=is_spec))
+    assert small["all-reduce"] <= 20 * num_leaves
+
+
+def test_masks_can_be_told_to_lie_like_weights():
+    """On an automatic mesh, `jit` of `init` decides by itself unless it is told."""
+    mesh = mesh_of(AxisType.Auto)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(transformer(0), shardings("fsdp", mesh))
+        tx = sparse_optax.prune_by_magnitude(0.1)
+        like = PruneState(shardings("fsdp", mesh), NamedSharding(mesh, P()))
+        state = jax.jit(tx.init, out_shardings=like)(params)
+    for mask, weight in zip(
+        jax.tree.leaves(state.masks), jax.tree.leaves(params), strict=True
+    ):
+        assert mask.sharding.is_equivalent_to(weight.sharding, weight.ndim)
