@@ -6,16 +6,23 @@ import sys
 import tyro
 
 from experiments import digits, grid, lenet5_fashion, lenet300_mnist
-from experiments.config import Config, ExperimentError
+from experiments.config import Benchmark, Config, ExperimentError
 from experiments.grid import Sweep
 from experiments.trials import Study
 
 EXPERIMENTS = (digits, lenet300_mnist, lenet5_fashion)
 
 
-def parse(arguments: list[str]) -> Config | Sweep | Study:
+def parse(arguments: list[str]) -> Config | Sweep | Study | Benchmark:
     """Returns the settings of the run or the sweep that the command line asks for."""
     command = "python -m experiments"
+    if arguments[:1] == ["benchmark"]:
+        return tyro.cli(
+            Benchmark,
+            prog=f"{command} benchmark",
+            description=Benchmark.__doc__,
+            args=arguments[1:],
+        )
     if arguments[:2] == ["sweep", "study"]:
         return tyro.cli(
             Study,
@@ -41,7 +48,8 @@ def parse(arguments: list[str]) -> Config | Sweep | Study:
         },
         prog=command,
         description="Trains a network, prunes it, and reports both. "
-        f"`{command} sweep --help` tells how to make many such runs at once.",
+        f"`{command} sweep --help` tells how to make many such runs at once, "
+        f"and `{command} benchmark --help` how to measure what the method costs.",
         args=arguments,
         config=(tyro.conf.SuppressFixed,),
     )
@@ -62,6 +70,10 @@ def main(arguments: list[str]) -> None:
             from experiments.study import study
 
             study(settings, command)
+        elif isinstance(settings, Benchmark):
+            from experiments.benchmark import benchmark
+
+            benchmark(settings)
         else:
             from experiments.run import run
 

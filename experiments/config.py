@@ -177,3 +177,28 @@ def check(name: str, value: object, condition: bool, wanted: str) -> None:
     if not condition:
         flag = "--" + name.replace("_", "-")
         raise ExperimentError(f"{flag} must be {wanted}; got {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Measures what the method costs, and writes it into the README.
+
+    It takes a quarter of an hour on two cores, and a few GB of memory.
+    """
+
+    size: int = 10_000_000
+    """Weights of which an update and a prune are measured, in 30 matrices."""
+    growth: tuple[int, ...] = (1_000_000, 10_000_000, 100_000_000, 300_000_000)
+    """Numbers of weights at which a prune is compared with the first."""
+    leaves: tuple[int, ...] = (30, 100, 300)
+    """Numbers of matrices for which a prune is compiled."""
+    turns: int = 21
+    """How often times are compared."""
+
+    def validate(self) -> None:
+        """Raises an `ExperimentError` where a number makes no sense."""
+        check("size", self.size, self.size >= 1000, "1000 or more")
+        check("turns", self.turns, self.turns >= 1, "1 or more")
+        for name in ("growth", "leaves"):
+            numbers = getattr(self, name)
+            check(name, numbers, min(numbers, default=0) >= 1, "numbers of 1 or more")

@@ -22,6 +22,8 @@ from PIL import Image
 
 import sparse_optax
 from experiments import (
+    benchmark,
+    costs,
     data,
     lenet300_mnist,
     networks,
@@ -29,6 +31,7 @@ from experiments import (
     regularizers,
     results,
     speed,
+    timing,
     training,
 )
 from experiments.__main__ import EXPERIMENTS, main
@@ -581,39 +584,68 @@ def test_relevant_shares():
     assert jnp.isnan(by_leaf["b"])
 
 
-SPEEDS = ROOT / "experiments" / "results" / "speed"
+BENCHMARKS = ROOT / "experiments" / "results" / "benchmark"
 
 
-def test_speed_measures_ratios():
+def test_benchmark_measures_stores_and_tabulates(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- benchmark: begin --><!-- benchmark: end -->")
+    monkeypatch.setattr(benchmark, "README", readme)
+    monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark")
+    costs = [("this to that", 1.5, "1.6"), ("another", 2.0, "")]
+    monkeypatch.setattr(benchmark, "rows_of", lambda _: costs)
+    for backend in ("gpu", "cpu", "gpu"):
+        where = {
+            "backend": backend,
+            "hardware": f"1 x {backend}",
+            "commit": "012345678",
+        }
+        monkeypatch.setattr(benchmark, "environment", lambda where=where: where)
+        main(["benchmark"])
+    cpu, gpu = (
+        f"On 1 x {backend}, 01234567:\n\n| measured | value | target |\n"
+        "| --- | --- | --- |\n| this to that | 1.50 | 1.6 |\n| another | 2.00 |  |\n"
+        for backend in ("cpu", "gpu")
+    )
+    assert f"{cpu}\n{gpu}" in readme.read_text()
+
+
+def test_costs_are_measured():
+    updates = costs.measure_updates(2000, 2, turns=1)
+    assert all(found["time"] > 0 for found in updates.values())
+    plain, chain, *_ = (found["moved"] for found in updates.values())
+    assert plain < chain < plain + 2
+    assert min(costs.measure_prune(2000, 2, turns=1).values()) > 0
+    assert list(costs.measure_growth([10_000, 20_000], turns=1)) == [10_000, 20_000]
+
+
+def test_speed_is_measured():
     step = speed.measure_step(lenet300_mnist.CONFIG, num_steps=2, num_turns=1)
-    assert step > 0
+    assert min(step.values()) > 0
     assert speed.measure_at_once(CONFIG, 8, num_runs=2, num_turns=1) > 0
 
 
-def test_speed_is_stored_by_hardware_and_tabulated(tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- speed: begin --><!-- speed: end -->")
-    monkeypatch.setattr(speed, "README", readme)
-    monkeypatch.setattr(speed, "STORE", tmp_path / "speed")
-    for backend, ratio in (("gpu", 1.25), ("cpu", 1.5), ("gpu", 1.125)):
-        measured = {
-            **{"ratios": {"this to that": ratio}, "backend": backend},
-            **{"hardware": f"1 x {backend}", "commit": "0123456789"},
-        }
-        monkeypatch.setattr(speed, "measure_all", lambda measured=measured: measured)
-        speed.main()
-    assert (
-        "| time of | 1 x cpu, 01234567 | 1 x gpu, 01234567 |\n"
-        "| --- | --- | --- |\n"
-        "| this to that | 1.50 | 1.12 |\n"
-    ) in readme.read_text()
+def test_ratios_are_of_what_was_timed_by_turns(monkeypatch):
+    durations = {"reference": [9.0, 1.0, 2.0, 4.0], "other": [9.0, 3.0, 2.0, 8.0]}
+    monkeypatch.setattr(timing, "seconds", lambda name: durations[name].pop(0))
+    assert timing.ratios({"a": "other"}, "reference", turns=3) == {"a": 2.0}
 
 
-def test_speed_in_the_readme_is_what_is_stored():
-    measured = [json.loads(path.read_text()) for path in sorted(SPEEDS.glob("*.json"))]
+@pytest.mark.parametrize(
+    "flags", [["--size", "10"], ["--turns", "0"], ["--growth", "0"], ["--leaves", "-1"]]
+)
+def test_benchmark_refuses_numbers_that_make_no_sense(flags):
+    with pytest.raises(SystemExit, match=f"error: {flags[0]} must be"):
+        main(["benchmark", *flags])
+
+
+def test_benchmark_in_the_readme_is_what_is_stored():
+    paths = sorted(BENCHMARKS.glob("*.json"))
+    measured = [json.loads(path.read_text()) for path in paths]
     readme = (ROOT / "README.md").read_text()
     assert measured
-    assert results.insert(readme, "speed", speed.table(measured)) == readme
+    table = benchmark.table(measured)
+    assert results.insert(readme, "benchmark", table) == readme
 
 
 # -------------------------------------------------------------------- results table
@@ -656,5 +688,5 @@ def test_results_need_the_markers():
 
 
 def test_readme_has_the_markers():
-    for name in ("results", "speed", "study"):
+    for name in ("results", "benchmark", "study"):
         assert results.insert((ROOT / "README.md").read_text(), name, "table\n")
