@@ -31,7 +31,8 @@ def rows_of(settings: Benchmark) -> list[Row]:
         rows.append((f"an update by {name}, to one by {plain}", found["time"], target))
         if "again" not in name:
             rows.append((f"bytes moved for a weight by {name}", found["moved"], ""))
-    prune = costs.measure_prune(size, 30, turns)
+    # Of many small parts, a prune is disturbed for longer, and takes more turns.
+    prune = costs.measure_prune(size, 30, 5 * turns)
     whole = f"`prune` of {size:,} weights"
     rows += [
         (f"{whole}, to an update of Adam", prune["adam"], "6"),
@@ -39,7 +40,7 @@ def rows_of(settings: Benchmark) -> list[Row]:
         (f"bytes of temporaries for a weight of {whole}", prune["temporaries"], "5"),
     ]
     first = settings.growth[0]
-    for number, value in costs.measure_growth(list(settings.growth), few).items():
+    for number, value in costs.measure_growth(list(settings.growth), turns).items():
         what = f"time for a weight of `prune`, {number:,} weights to {first:,}"
         rows.append((what, value, ""))
     for number in settings.leaves:
@@ -65,7 +66,9 @@ def table(measured: list[dict[str, Any]]) -> str:
     """Returns a Markdown table for each backend."""
     parts = []
     for one in measured:
-        lines = [f"On {one['hardware']}, {str(one['commit'])[:8]}:\n"]
+        head, *dirty = str(one["commit"]).split("-")
+        commit = "-".join([head[:8], *dirty])
+        lines = [f"On {one['hardware']}, {commit}:\n"]
         lines += ["| measured | value | target |", "| --- | --- | --- |"]
         lines += [f"| {what} | {value:.2f} | {at} |" for what, value, at in one["rows"]]
         parts.append("\n".join(lines) + "\n")

@@ -102,7 +102,7 @@ def measure_prune(size: int, number: int, turns: int) -> dict[str, float]:
     compilation = time.perf_counter() - start
     return {
         "adam": ratios({"prune": prune}, adam, turns)["prune"],
-        "sort": ratios({"sort": lambda: sort(params)}, prune, max(turns // 5, 1))[
+        "sort": ratios({"sort": lambda: sort(params)}, prune, max(turns // 20, 1))[
             "sort"
         ],
         "temporaries": temporaries_of(compiled) / sum(w.size for w in params),
