@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from helpers import find_states, make_step, num_kept, random_tree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -173,3 +174,44 @@ def test_masks_can_be_told_to_lie_like_weights():
         jax.tree.leaves(state.masks), jax.tree.leaves(params), strict=True
     ):
         assert mask.sharding.is_equivalent_to(weight.sharding, weight.ndim)
+
+
+def test_a_run_goes_on_with_fewer_devices(tmp_path):
+    """From a checkpoint of eight devices on two, and from that on one."""
+    step = jax.jit(make_step(TX))
+    grads = transformer(1)
+
+    def go_on(run):
+        params, state = run
+        here = jax.tree.map(lambda g, w: jax.device_put(g, w.sharding), grads, params)
+        params, state = step(params, state, here, prune=jnp.array(True))
+        return step(params, state, here, prune=jnp.array(False))
+
+    def on(num_devices):
+        """A run, as it lies on that many devices: what a checkpoint is restored to."""
+        mesh = jax.make_mesh(
+            (num_devices, 1),
+            ("data", "model"),
+            axis_types=(AxisType.Auto,) * 2,
+            devices=jax.devices()[:num_devices],
+        )
+        params = jax.device_put(transformer(0), shardings("fsdp", mesh))
+        with jax.set_mesh(mesh):  # so that counts, too, lie on all of its devices
+            return params, jax.jit(TX.init)(params)
+
+    expected = on(1)
+    run = on(8)
+    with ocp.StandardCheckpointer() as checkpointer:
+        for number, num_devices in enumerate((2, 1)):
+            expected, run = go_on(expected), go_on(run)
+            checkpointer.save(tmp_path / str(number), run)
+            checkpointer.wait_until_finished()
+            like = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                on(num_devices),
+            )
+            run = checkpointer.restore(tmp_path / str(number), like)
+            for weight in jax.tree.leaves(run[0]):
+                assert len(weight.sharding.device_set) == num_devices
+            chex.assert_trees_all_equal(on_host(run), on_host(expected))
+    chex.assert_trees_all_equal(on_host(go_on(run)), on_host(go_on(expected)))
