@@ -99,7 +99,7 @@ def _kth_smallest(
         keys: returns arrays of integers, of one dtype, made of the `inputs`.
         inputs: anything that takes memory already.
         k: at most as many as there are keys of `num_bits` bits.
-        num_bits: of the number, less than the dtype has.
+        num_bits: of the number.
         skip: whether to search nothing and to return `otherwise`.
         otherwise: an integer.
     """
