@@ -11,79 +11,26 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import find_states, make_step, num_kept, random_tree
+from helpers import find_states, make_step, num_kept
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from transformer import (
+    LAYOUTS,
+    NUM_LEAVES,
+    TX,
+    on_host,
+    shardings,
+    train,
+    transformer,
+)
 
 import sparse_optax
 from sparse_optax import PruneState
 
-LAYER = {
-    "attention": {"qkv": P(None, "model"), "out": P("model", None)},
-    "mlp": {"up": P(None, "model"), "bias": P("model"), "down": P("model", None)},
-    "norm": {"scale": P()},
-}
-TENSOR = {"embedding": P("model", None), "layers": [LAYER]}
-
-
-def is_spec(x):
-    return isinstance(x, P)
-
-
-def fully_sharded(spec):
-    """Over all devices along the last axis."""
-    return P(*(None,) * (len(spec) - 1), ("data", "model")) if spec else P()
-
-
-LAYOUTS = {
-    "data-parallel": jax.tree.map(lambda _: P(), TENSOR, is_leaf=is_spec),
-    "fsdp": jax.tree.map(fully_sharded, TENSOR, is_leaf=is_spec),
-    "tensor-parallel": TENSOR,
-}
-
-
-def shapes(width):
-    layer = {
-        "attention": {"qkv": (width, 3 * width), "out": (width, width)},
-        "mlp": {"up": (width, 64), "bias": (64,), "down": (64, width)},
-        "norm": {"scale": (width,)},
-    }
-    return {"embedding": (10 * width, width), "layers": [layer]}
-
 
 def mesh_of(kind):
     return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
-
-
-def shardings(layout, mesh):
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), LAYOUTS[layout], is_leaf=is_spec
-    )
-
-
-def transformer(seed, width=16):
-    """Weights of few digits, so that many tie and a prune has to cut through them."""
-    tree = random_tree(seed, shapes=shapes(width))
-    return jax.tree.map(lambda w: jnp.round(8 * w) / 8, tree)
-
-
-def on_host(tree):
-    return jax.tree.map(np.asarray, tree)
-
-
-TX = sparse_optax.relevance_pruning(optax.adam(2.0**-7), 2.0**-9, 0.5, 0.4)
-
-
-def train(params, grads):
-    step = jax.jit(make_step(TX))
-    state = jax.jit(TX.init)(params)
-    params, state = sparse_optax.prune(params, state, 0.3)
-    for prune in (False, True):
-        params, state = step(params, state, grads, prune=jnp.array(prune))
-    return params, state
 
 
 @functools.cache
@@ -158,8 +105,7 @@ def test_what_devices_exchange_does_not_grow_with_the_network(kind, layout, what
     small, large = exchanged(16), exchanged(64)
     assert small == large
     assert set(small) == {"all-reduce"}
-    num_leaves = len(jax.tree.leaves(TENSOR, is_leaf=is_spec))
-    assert small["all-reduce"] <= 20 * num_leaves
+    assert small["all-reduce"] <= 20 * NUM_LEAVES
 
 
 def test_masks_can_be_told_to_lie_like_weights():
