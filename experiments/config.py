@@ -11,8 +11,9 @@ import tyro
 
 from experiments.forms import Form
 
-# They say where a run finds and leaves things, and change nothing in its results.
-PLACES = ("out", "data_dir", "checkpoint_every")
+# They say where a run computes, finds and leaves things, and change nothing in its
+# results but, where many devices add up parts of a sum, their rounding.
+PLACES = ("out", "data_dir", "checkpoint_every", "data_parallel")
 
 Regularizer = Literal["relevance", "l2", "l1", "none"]
 
@@ -45,6 +46,9 @@ class Config:
     ~/tensorflow_datasets. The digits need none."""
     checkpoint_every: int = 25
     """Rounds of training between two checkpoints."""
+    data_parallel: bool = False
+    """Whether to use all devices there are, dividing every batch among them, and not
+    one of them alone."""
 
     regularizer: Regularizer = "relevance"
     """What drives weights to zero between the prunes: the method's penalty on

@@ -5,6 +5,7 @@ all three, and leaves it to others to drive them: `run` round by round from Pyth
 checkpoints between; `sweep` as one compiled program.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import sparse_optax
 from experiments import forms, optimizers, training
 from experiments.config import Config, ExperimentError
 from experiments.data import Split
+from experiments.devices import Devices
 from experiments.networks import NETWORKS
 
 
@@ -28,10 +30,12 @@ class NumRounds(NamedTuple):
 class Phases:
     """The parts of the run that a configuration describes.
 
-    The data, the seed and the strength, scale, fraction and bound may be traced.
+    Its states lie on the devices that the run is to use. The data, the seed and the
+    strength, scale, fraction and bound may be traced.
 
     Raises:
-      ExperimentError: the batch is larger than the training set.
+      ExperimentError: the batch is larger than the training set, or cannot be divided
+        among the devices.
     """
 
     def __init__(self, config: Config, train: Split, validation: Split, white: int):
@@ -40,6 +44,12 @@ class Phases:
             raise ExperimentError(
                 f"--batch-size must be {num_train} or less, the size of the training "
                 f"set; got {config.batch_size}."
+            )
+        self.devices = Devices.choose(config.data_parallel)
+        if config.batch_size % self.devices.number:
+            raise ExperimentError(
+                f"--batch-size must be a multiple of {self.devices.number}, the number "
+                f"of devices; got {config.batch_size}."
             )
         self.config = config
         self.network, self.params = training.init_network(
@@ -76,18 +86,21 @@ class Phases:
                 seed=config.seed,
                 scale=config.scale,
                 per_example=per_example,
+                devices=self.devices,
             )
 
         self.train_dense = make_train(self.dense_optimizer, per_example=False)
         self.train_sparse = make_train(self.pruning_optimizer, per_example)
         self.finetune = make_train(optimizers.finetuning_optimizer(config), per_example)
-        self.count_correct = training.make_count_correct(self.network, validation)
+        self.count_correct = self.make_count_correct(validation)
         self.num_validation = len(validation.labels)
 
     def start_dense(self) -> training.TrainState:
         """Returns the state before the first update."""
-        return training.init_state(
-            self.params, self.dense_optimizer, jnp.zeros([], jnp.int32)
+        return self.devices.replicate(
+            training.init_state(
+                self.params, self.dense_optimizer, jnp.zeros([], jnp.int32)
+            )
         )
 
     def start_pruning(
@@ -95,7 +108,11 @@ class Phases:
     ) -> sparse_optax.IterativePruningState:
         """Returns the state before the first round of the iterative algorithm."""
         state = training.init_state(dense.params, self.pruning_optimizer, dense.step)
-        return sparse_optax.IterativePruningState.start(state)
+        return self.devices.replicate(sparse_optax.IterativePruningState.start(state))
+
+    def make_count_correct(self, data: Split) -> Callable[[Any], jax.Array]:
+        """Returns the function from params to how many of `data` they get right."""
+        return training.make_count_correct(self.network, data, self.devices)
 
     def accuracy(self, params: Any) -> jax.Array:
         """Returns the validation accuracy, a float32."""

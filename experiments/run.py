@@ -129,7 +129,7 @@ class Run:
         """Measures both networks on the test set, and sums the run up."""
         best = self.pruning.best
         phases, test = self.phases, self.dataset.read_test()
-        test_correct = training.make_count_correct(phases.network, test)
+        test_correct = phases.make_count_correct(test)
 
         def accuracies(params):
             return {

@@ -184,7 +184,7 @@ def test_accuracies(
     """Measures both networks of R runs on the test set, read once for all of them."""
     test = dataset.read_test()
     phases = Phases(config, dataset.train, dataset.validation, dataset.white)
-    correct = jax.vmap(training.make_count_correct(phases.network, test))
+    correct = jax.vmap(phases.make_count_correct(test))
     return {
         name: [int(count) / len(test.labels) for count in correct(params)]
         for name, params in (

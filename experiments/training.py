@@ -10,6 +10,7 @@ from flax import nnx
 
 import sparse_optax
 from experiments.data import Split
+from experiments.devices import ONE, Devices
 
 
 class Progress(NamedTuple):
@@ -76,6 +77,7 @@ def make_train(
     seed: int | jax.Array,
     scale: float | jax.Array,
     per_example: bool = False,
+    devices: Devices = ONE,
 ) -> Callable[[TrainState], TrainState]:
     """Returns the function that makes `num_steps` updates in one compiled call.
 
@@ -92,9 +94,10 @@ def make_train(
       scale: relevance is reported for this scale.
       per_example: whether the sizes of the gradients, which the chain is told as
         `abs_grads`, are means of those of the single examples' gradients.
+      devices: what trains; the state that the function is given has to lie there.
     """
     optimizer = optax.with_extra_args_support(optimizer)
-    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    everything = devices.replicate((jnp.asarray(data.images), jnp.asarray(data.labels)))
     steps_per_epoch = len(data.labels) // batch_size
     # A call may begin and end in the middle of an epoch.
     num_epochs = -(-num_steps // steps_per_epoch) + 1
@@ -106,7 +109,7 @@ def make_train(
 
     # The data are arguments, because constants would be copied into the program.
     @jax.jit
-    def train(state, images, labels):
+    def train(state, everything):
         first = state.step // steps_per_epoch
         orders = jax.vmap(shuffle)(first + jnp.arange(num_epochs))
 
@@ -114,12 +117,13 @@ def make_train(
             epoch, index = step // steps_per_epoch, step % steps_per_epoch
             start = (epoch - first, index * batch_size)
             batch = jax.lax.dynamic_slice(orders, start, (1, batch_size))[0]
+            images, labels = devices.split(tuple(x[batch] for x in everything))
             value_and_grad = jax.value_and_grad(network.loss)
             if not per_example:
-                loss, grads = value_and_grad(params, images[batch], labels[batch])
+                loss, grads = value_and_grad(params, images, labels)
                 return loss, grads, jax.tree.map(jnp.abs, grads)
             losses, examples = jax.vmap(value_and_grad, in_axes=(None, 0, 0))(
-                params, images[batch][:, None], labels[batch][:, None]
+                params, images[:, None], labels[:, None]
             )
             grads = jax.tree.map(lambda g: g.mean(0), examples)
             return (
@@ -143,7 +147,7 @@ def make_train(
         relevant = relevant_shares(params, grads, scale)
         return TrainState(params, opt_state, step, Progress(losses.mean(), *relevant))
 
-    return lambda state: train(state, images, labels)
+    return lambda state: train(state, everything)
 
 
 def sizes(state: TrainState) -> dict[str, Any]:
@@ -183,17 +187,29 @@ def relevant_shares(
     return total, jax.tree.map(jnp.divide, relevant, remaining)
 
 
-def make_count_correct(network: Network, data: Split) -> Callable[[Any], jax.Array]:
+def make_count_correct(
+    network: Network, data: Split, devices: Devices = ONE
+) -> Callable[[Any], jax.Array]:
     """Returns the function from params to how many of `data` they get right."""
-    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    # Piecewise, because the patches of a convolution are many times its images.
+    size = min(500, len(data.labels))
+    size += -size % devices.number
+    missing = -len(data.labels) % size
+
+    def pieces(x, fill):
+        padding = [(0, missing), *[(0, 0)] * (x.ndim - 1)]
+        x = jnp.pad(x, padding, constant_values=fill)
+        return x.reshape(-1, size, *x.shape[1:])
+
+    # No logit has the label -1, so what is filled up is never right.
+    filled = devices.replicate((pieces(data.images, 0), pieces(data.labels, -1)))
 
     @jax.jit
-    def count_correct(params, images, labels):
-        def correct(example):
-            image, label = example
-            return network.logits(params, image[None])[0].argmax() == label
+    def count_correct(params, filled):
+        def count(piece):
+            images, labels = devices.split(piece)
+            return jnp.sum(network.logits(params, images).argmax(-1) == labels)
 
-        # Piecewise, because the patches of a convolution are many times its images.
-        return jax.lax.map(correct, (images, labels), batch_size=500).sum()
+        return jax.lax.map(count, filled).sum()
 
-    return lambda params: count_correct(params, images, labels)
+    return lambda params: count_correct(params, filled)
