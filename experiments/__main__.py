@@ -6,30 +6,29 @@ import sys
 import tyro
 
 from experiments import digits, grid, lenet5_fashion, lenet300_mnist
-from experiments.config import Benchmark, Config, ExperimentError
+from experiments.config import Benchmark, Config, ExperimentError, Footprint
 from experiments.grid import Sweep
 from experiments.trials import Study
 
 EXPERIMENTS = (digits, lenet300_mnist, lenet5_fashion)
 
 
-def parse(arguments: list[str]) -> Config | Sweep | Study | Benchmark:
+def parse(arguments: list[str]) -> Config | Sweep | Study | Benchmark | Footprint:
     """Returns the settings of the run or the sweep that the command line asks for."""
     command = "python -m experiments"
-    if arguments[:1] == ["benchmark"]:
-        return tyro.cli(
-            Benchmark,
-            prog=f"{command} benchmark",
-            description=Benchmark.__doc__,
-            args=arguments[1:],
-        )
-    if arguments[:2] == ["sweep", "study"]:
-        return tyro.cli(
-            Study,
-            prog=f"{command} sweep study",
-            description=Study.__doc__,
-            args=arguments[2:],
-        )
+    for name, settings in (
+        ("benchmark", Benchmark),
+        ("footprint", Footprint),
+        ("sweep study", Study),
+    ):
+        words = name.split()
+        if arguments[: len(words)] == words:
+            return tyro.cli(
+                settings,
+                prog=f"{command} {name}",
+                description=settings.__doc__,
+                args=arguments[len(words) :],
+            )
     if arguments[:1] == ["sweep"]:
         return tyro.extras.overridable_config_cli(
             {
@@ -49,7 +48,8 @@ def parse(arguments: list[str]) -> Config | Sweep | Study | Benchmark:
         prog=command,
         description="Trains a network, prunes it, and reports both. "
         f"`{command} sweep --help` tells how to make many such runs at once, "
-        f"and `{command} benchmark --help` how to measure what the method costs.",
+        f"`{command} benchmark --help` how to measure what the method costs, and "
+        f"`{command} footprint --help` how to tell what it would take of many devices.",
         args=arguments,
         config=(tyro.conf.SuppressFixed,),
     )
@@ -74,6 +74,10 @@ def main(arguments: list[str]) -> None:
             from experiments.benchmark import benchmark
 
             benchmark(settings)
+        elif isinstance(settings, Footprint):
+            from experiments.footprint import footprint
+
+            footprint(settings)
         else:
             from experiments.run import run
 

@@ -206,3 +206,22 @@ class Benchmark:
         for name in ("growth", "leaves"):
             numbers = getattr(self, name)
             check(name, numbers, min(numbers, default=0) >= 1, "numbers of 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Tells what a prune of large networks would take of many devices.
+
+    It compiles the programs, and writes what XLA says of them into the README.
+    """
+
+    devices: tuple[int, ...] = (8, 512)
+    """Numbers of devices."""
+
+    def validate(self) -> None:
+        """Raises an `ExperimentError` where a number makes no sense."""
+        numbers = self.devices
+        sound = bool(numbers) and all(
+            n in (1, 2, 4, 8) or (n % 8 == 0 and n <= 2048) for n in numbers
+        )
+        check("devices", numbers, sound, "2048 or less, and parts or multiples of 8")

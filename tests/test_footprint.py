@@ -1,0 +1,61 @@
+"""What a prune would take of many devices, told without them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import footprint, results
+from experiments.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+SMALL = footprint.Decoder(layers=3, width=64, keys=32, hidden=128, vocabulary=512)
+WEIGHTS = 2 * 512 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_memory_is_divided_among_devices(num_devices):
+    found = footprint.measure(SMALL, num_devices)
+    assert found["weights"] == WEIGHTS
+    assert found["kinds"] == (["all-reduce"] if num_devices > 1 else [])
+    # Four bytes each for a weight and its two moments, one for its mask, and counters.
+    assert 0 <= found["given"] - 13 * WEIGHTS / num_devices < 100
+    assert found["temporaries"] < 5 * WEIGHTS / num_devices
+
+
+def test_what_is_exchanged_is_counted_in_bytes():
+    program = """
+      %a = u32[80]{0} all-reduce(%x), replica_groups={}
+      %b = (f32[2,3]{1,0}, /*index=1*/u32[], pred[7]) all-reduce-start(%y, %z)
+      ROOT %c = bf16[4] all-gather(%a)
+      %d = u32[80]{0} add(%all-reduce, %all-gather)
+    """
+    assert footprint.exchanged(program) == {
+        "all-reduce": 4 * 80 + 4 * 6 + 4 + 7,
+        "all-gather": 8,
+    }
+
+
+def test_command_stores_and_tabulates(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- footprint: begin --><!-- footprint: end -->")
+    monkeypatch.setattr(footprint, "README", readme)
+    monkeypatch.setattr(footprint, "STORE", tmp_path / "footprint.json")
+    monkeypatch.setattr(footprint, "DECODERS", {"small": SMALL})
+    main(["footprint", "--devices", "8"])
+    (row,) = json.loads((tmp_path / "footprint.json").read_text())["rows"]
+    assert row == footprint.measure(SMALL, 8)
+    assert "| 0.0B | 8 | 0.00 GB | 0.00 GB |" in readme.read_text()
+
+
+@pytest.mark.parametrize("flag", ["0", "12", "4096"])
+def test_numbers_that_make_no_sense_are_refused(flag):
+    with pytest.raises(SystemExit, match="error: --devices must be"):
+        main(["footprint", "--devices", flag])
+
+
+def test_readme_has_what_is_stored():
+    rows = json.loads(footprint.STORE.read_text())["rows"]
+    readme = (ROOT / "README.md").read_text()
+    assert results.insert(readme, "footprint", footprint.table(rows)) == readme
+    assert [row["kinds"] for row in rows] == [["all-reduce"]] * 4
