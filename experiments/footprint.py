@@ -140,8 +140,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = (
             f"{row['weights'] / 1e9:.1f}B",
             str(row["devices"]),
-            f"{row['given'] / 1e9:,.2f} GB",
-            f"{row['temporaries'] / 1e9:,.2f} GB",
+            f"{row['given'] / 1e6:,.0f} MB",
+            f"{row['temporaries'] / 1e6:,.0f} MB",
             f"{row['exchanged'] / 1e3:,.1f} kB",
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -45,7 +45,7 @@ def test_command_stores_and_tabulates(tmp_path, monkeypatch):
     main(["footprint", "--devices", "8"])
     (row,) = json.loads((tmp_path / "footprint.json").read_text())["rows"]
     assert row == footprint.measure(SMALL, 8)
-    assert "| 0.0B | 8 | 0.00 GB | 0.00 GB |" in readme.read_text()
+    assert "| 0.0B | 8 | 0 MB | 0 MB |" in readme.read_text()
 
 
 @pytest.mark.parametrize("flag", ["0", "12", "4096"])
