@@ -148,10 +148,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def pretend(num_devices: int) -> None:
+    """Has JAX, before it is first asked, take this machine for so many devices."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", num_devices)
+
+
 def footprint(settings: Footprint) -> None:
     """Compiles and stores, and writes what came out into the README."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max(settings.devices))
+    pretend(max(settings.devices))
     rows = [
         measure(decoder, number)
         for decoder in DECODERS.values()

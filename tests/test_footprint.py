@@ -42,6 +42,7 @@ def test_command_stores_and_tabulates(tmp_path, monkeypatch):
     monkeypatch.setattr(footprint, "README", readme)
     monkeypatch.setattr(footprint, "STORE", tmp_path / "footprint.json")
     monkeypatch.setattr(footprint, "DECODERS", {"small": SMALL})
+    monkeypatch.setattr(footprint, "pretend", lambda number: None)  # they are there
     main(["footprint", "--devices", "8"])
     (row,) = json.loads((tmp_path / "footprint.json").read_text())["rows"]
     assert row == footprint.measure(SMALL, 8)
