@@ -222,6 +222,6 @@ class Footprint:
         """Raises an `ExperimentError` where a number makes no sense."""
         numbers = self.devices
         sound = bool(numbers) and all(
-            n in (1, 2, 4, 8) or (n % 8 == 0 and n <= 2048) for n in numbers
+            n in (1, 2, 4) or (n % 8 == 0 and 0 < n <= 2048) for n in numbers
         )
         check("devices", numbers, sound, "2048 or less, and parts or multiples of 8")
