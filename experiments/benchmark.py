@@ -3,63 +3,133 @@
     python -m experiments benchmark
 
 Times are ratios to something that was measured by turns with it, medians. They are
-stored in experiments/results/benchmark, a file for each backend, and take about ten
-minutes on two cores.
+stored in experiments/results/benchmark, a file for each backend. On a GPU, larger ones
+are of interest:
+
+    python -m experiments benchmark --sizes 10000000 1000000000 \
+        --dtypes float32 bfloat16 --rivals 1000000 10000000 100000000 1000000000
 """
 
 import json
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments import costs, digits, lenet5_fashion, lenet300_mnist, speed
+import jax
+import optax
+
+import sparse_optax
+from experiments import costs, digits, lenet300_mnist, speed, torch_lenet5
 from experiments.config import Benchmark
 from experiments.environment import environment
 from experiments.records import write_json
 from experiments.results import README, insert
 
 STORE = Path(__file__).parent / "results" / "benchmark"
-Row = tuple[str, float, str]  # what was measured, its value, and the target or nothing
 
 
-def rows_of(settings: Benchmark) -> list[Row]:
-    """Measures everything."""
-    size, turns, few = settings.size, settings.turns, max(settings.turns // 3, 1)
-    rows: list[Row] = []
-    plain = f"`chain(add_decayed_weights, adam)`, {size:,} weights"
-    for name, found in costs.measure_updates(size, 30, turns).items():
-        target = "1.3" if "chain" in name else ""
-        rows.append((f"an update by {name}, to one by {plain}", found["time"], target))
-        if "again" not in name:
-            rows.append((f"bytes moved for a weight by {name}", found["moved"], ""))
-    # Of many small parts, a prune is disturbed for longer, and takes more turns.
-    prune = costs.measure_prune(size, 30, 5 * turns)
-    whole = f"`prune` of {size:,} weights"
-    rows += [
-        (f"{whole}, to an update of Adam", prune["adam"], "6"),
-        (f"`jnp.sort` of them, to {whole}", prune["sort"], "30, at least"),
-        (f"bytes of temporaries for a weight of {whole}", prune["temporaries"], "5"),
-    ]
+class Row(NamedTuple):
+    """What was measured, in what units, the value, and what is aimed at or nothing."""
+
+    what: str
+    unit: str
+    value: float
+    target: str = ""
+
+
+class Targets(NamedTuple):
+    """What the method is meant to cost."""
+
+    chain: dict[str, str]  # an update, by dtype
+    prune: str
+    sort: str
+    training: str
+
+
+CPU = Targets({"float32": "1.3"}, "6", "30, at least", "1.05")
+GPU = Targets({"float32": "1.06", "bfloat16": "1.10"}, "10", "1, at least", "1.03")
+
+
+def update_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
+    """Measures updates."""
+    adam = optax.adam(1e-3)
+    plain = "`chain(add_decayed_weights, adam)`"
+    chain = "`chain(add_relevance_decay, adam, prune_by_magnitude)`"
+    optimizers = {
+        plain: costs.PLAIN,
+        chain: costs.CHAIN,
+        "`relevance_pruning(adam)`": sparse_optax.relevance_pruning(adam, 1e-4),
+        "`relevance_pruning(adam, decoupled=True)`": sparse_optax.relevance_pruning(
+            adam, 1e-4, decoupled=True
+        ),
+    }
+    for size in settings.sizes:
+        for dtype in settings.dtypes:
+            which = f"{size:,} weights, {dtype}"
+            for name, tx in optimizers.items():
+                found = costs.measure_update(tx, size, dtype, 30, settings.turns)
+                target = targets.chain.get(dtype, "") if name == chain else ""
+                what = f"update by {name}, {which}"
+                yield Row(what, f"updates by {plain}", found["time"], target)
+                yield Row("its reads and writes", "bytes a weight", found["moved"])
+                yield Row("its temporaries", "bytes a weight", found["temporaries"])
+
+
+def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
+    """Measures prunes."""
+    turns = settings.turns
+    for size in settings.sizes:
+        # Of many small parts, a prune is disturbed for longer, and takes more turns.
+        found = costs.measure_prune(size, 30, 5 * turns)
+        what = f"`prune`, {size:,} weights"
+        yield Row(what, "updates by `adam`", found["adam"], targets.prune)
+        yield Row("its temporaries", "bytes a weight", found["temporaries"], "5")
+    for size in settings.rivals:
+        found = costs.measure_rivals(size, max(turns // 7, 1))
+        unit = "prunes of them"
+        yield Row(f"`jnp.sort`, {size:,} weights", unit, found["sort"], targets.sort)
+        yield Row(f"`lax.top_k`, {size:,} weights", unit, found["top_k"], "1, at least")
     first = settings.growth[0]
-    for number, value in costs.measure_growth(list(settings.growth), turns).items():
-        what = f"time for a weight of `prune`, {number:,} weights to {first:,}"
-        rows.append((what, value, ""))
+    for size, value in costs.measure_growth(list(settings.growth), turns).items():
+        what = f"`prune`, time for each of {size:,} weights"
+        yield Row(what, f"that for each of {first:,}", value)
     for number in settings.leaves:
-        seconds = costs.measure_prune(number * 1000, number, 1)["compilation"]
-        rows.append((f"seconds to compile `prune` of {number} matrices", seconds, ""))
-    for config, num_steps in (
-        (lenet300_mnist.CONFIG, 500),
-        (lenet5_fashion.CONFIG, 50),
-    ):
-        found = speed.measure_step(config, num_steps, few)
-        what = f"training {config.network}, batch {speed.BATCH_SIZE}"
-        rows.append((f"{what}, to the same with plain Adam", found["method"], "1.05"))
-        rows.append((f"{what} with plain Adam, to the same again", found["again"], ""))
+        seconds = costs.measure_compilation(number)
+        yield Row(f"compilation of `prune`, {number} matrices", "seconds", seconds)
+
+
+def training_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
+    """Measures training."""
+    few = max(settings.turns // 3, 1)
+    for name, make_task in speed.TASKS.items():
+        task = make_task()
+        found = speed.measure_training(task, few)
+        what = f"training of {name}, batch {task.batch_size}"
+        unit = "that with plain Adam"
+        yield Row(what, unit, found["method"], targets.training)
+        yield Row("the same without the method", unit, found["again"])
+    if jax.default_backend() == "cpu" and torch_lenet5.has_torch():
+        value = speed.measure_beside_torch(few)
+        unit = "that by PyTorch, two backward passes"
+        yield Row("training of LeNet-5, batch 100", unit, value, "0.7")
     for config, side in ((digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)):
         for number in (2, 8):
             value = speed.measure_at_once(config, side, number, min(few, 5))
-            runs = f"{number} runs of {config.network} on {side}x{side} images"
-            rows.append((f"{runs} one by one, to the same at once", value, ""))
-    return rows
+            what = f"{number} runs of {config.network} on {side}x{side} images, in turn"
+            yield Row(what, "all of them at once", value)
+
+
+def rows_of(settings: Benchmark) -> Iterator[Row]:
+    """Measures everything."""
+    targets = CPU if jax.default_backend() == "cpu" else GPU
+    for rows in (update_rows, prune_rows, training_rows):
+        yield from rows(settings, targets)
+
+
+def line(row: Row) -> str:
+    """Returns a line of a Markdown table."""
+    return f"| {row.what} | {row.unit} | {row.value:.2f} | {row.target} |"
 
 
 def table(measured: list[dict[str, Any]]) -> str:
@@ -67,17 +137,25 @@ def table(measured: list[dict[str, Any]]) -> str:
     parts = []
     for one in measured:
         head, *dirty = str(one["commit"]).split("-")
-        commit = "-".join([head[:8], *dirty])
-        lines = [f"On {one['hardware']}, {commit}:\n"]
-        lines += ["| measured | value | target |", "| --- | --- | --- |"]
-        lines += [f"| {what} | {value:.2f} | {at} |" for what, value, at in one["rows"]]
+        versions = [f"{name} {number}" for name, number in one["versions"].items()]
+        where = [one["hardware"], *versions, "commit " + "-".join([head[:8], *dirty])]
+        lines = [f"On {', '.join(where)}:\n"]
+        lines += ["| measured | in units of | value | target |"]
+        lines += ["| --- | --- | --- | --- |"]
+        lines += [line(Row(*row)) for row in one["rows"]]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
 def benchmark(settings: Benchmark) -> None:
-    """Measures and stores, and writes all that is stored into the README."""
-    found = {**environment(), "rows": rows_of(settings)}  # the code as it starts
+    """Measures, prints and stores, and writes all that is stored into the README."""
+    found = environment()  # of the code as it starts
+    if torch_lenet5.has_torch():
+        found["versions"]["torch"] = metadata.version("torch")
+    found["rows"] = []
+    for row in rows_of(settings):
+        print(line(row), flush=True)
+        found["rows"].append(row)
     STORE.mkdir(exist_ok=True)
     write_json(STORE / f"{found['backend']}.json", found)
     measured = [json.loads(path.read_text()) for path in sorted(STORE.glob("*.json"))]

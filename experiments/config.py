@@ -187,11 +187,15 @@ def check(name: str, value: object, condition: bool, wanted: str) -> None:
 class Benchmark:
     """Measures what the method costs, and writes it into the README.
 
-    It takes a quarter of an hour on two cores, and a few GB of memory.
+    It takes half an hour on two cores, and a few GB of memory.
     """
 
-    size: int = 10_000_000
-    """Weights of which an update and a prune are measured, in 30 matrices."""
+    sizes: tuple[int, ...] = (10_000_000,)
+    """Numbers of weights, in 30 matrices, of which an update and a prune are timed."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    """Types of weights and gradients for which an update is measured."""
+    rivals: tuple[int, ...] = (1_000_000, 10_000_000)
+    """Numbers of weights at which a prune is compared with a sort and with a top_k."""
     growth: tuple[int, ...] = (1_000_000, 10_000_000, 100_000_000, 300_000_000)
     """Numbers of weights at which a prune is compared with the first."""
     leaves: tuple[int, ...] = (30, 100, 300)
@@ -201,11 +205,17 @@ class Benchmark:
 
     def validate(self) -> None:
         """Raises an `ExperimentError` where a number makes no sense."""
-        check("size", self.size, self.size >= 1000, "1000 or more")
         check("turns", self.turns, self.turns >= 1, "1 or more")
-        for name in ("growth", "leaves"):
+        for name, least in (
+            ("sizes", 1000),
+            ("rivals", 10),
+            ("growth", 10),
+            ("leaves", 1),
+        ):
             numbers = getattr(self, name)
-            check(name, numbers, min(numbers, default=0) >= 1, "numbers of 1 or more")
+            sound = min(numbers, default=0) >= least
+            check(name, numbers, sound, f"numbers of {least} or more")
+        check("dtypes", self.dtypes, bool(self.dtypes), "one or more")
 
 
 @dataclasses.dataclass(frozen=True)

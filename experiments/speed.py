@@ -1,26 +1,37 @@
 """Training: the method beside plain Adam, and runs one by one beside runs at once.
 
-No time depends on the data, which is random images.
+No time depends on the data, which is random.
 """
 
 import dataclasses
 import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
-from experiments import optimizers, training
+from experiments import costs, timed_networks, torch_lenet5, training
 from experiments.config import Config
 from experiments.data import Split
-from experiments.networks import NETWORKS
+from experiments.networks import LeNet5, LeNet300
 from experiments.sweep import Numbers, runs_at_once
 from experiments.timing import ratios, seconds
 
-BATCH_SIZE, NUM_IMAGES = 100, 10_000
+NUM_EXAMPLES = 10_000
+
+
+class Task(NamedTuple):
+    """What is trained when training is timed."""
+
+    network: Any  # has `loss`
+    params: Any
+    data: Split
+    batch_size: int
+    num_steps: int  # of one call
 
 
 def random_images(number: int, size: int) -> Split:
@@ -30,32 +41,80 @@ def random_images(number: int, size: int) -> Split:
     return Split(images, rng.integers(0, 10, number, np.int32))
 
 
-def measure_step(config: Config, num_steps: int, num_turns: int) -> dict[str, float]:
-    """Returns how many times longer an update takes than with plain Adam.
+def lenet300() -> Task:
+    """LeNet-300-100 on images like those of MNIST."""
+    network, params = training.init_network(LeNet300, (28, 28, 1), white=255, seed=0)
+    return Task(network, params, random_images(NUM_EXAMPLES, 28), 100, 500)
+
+
+def lenet5() -> Task:
+    """LeNet-5 on images like those of MNIST."""
+    network, params = training.init_network(LeNet5, (28, 28, 1), white=255, seed=0)
+    return Task(network, params, random_images(NUM_EXAMPLES, 28), 100, 50)
+
+
+def resnet32() -> Task:
+    """ResNet-32 on images like those of CIFAR."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((1_000, 32, 32, 3), np.float32)
+    data = Split(images, rng.integers(0, 10, len(images), np.int32))
+    network, params = timed_networks.split(timed_networks.ResNet32(nnx.Rngs(0)))
+    return Task(network, params, data, 100, 2)
+
+
+def transformer() -> Task:
+    """A language model of two layers on sentences of 32 tokens."""
+    rng = np.random.default_rng(0)
+    words = timed_networks.LanguageModel.VOCABULARY
+    tokens = rng.integers(0, words, (NUM_EXAMPLES, 33), np.int32)
+    network, params = timed_networks.split(timed_networks.LanguageModel(nnx.Rngs(0)))
+    return Task(network, params, Split(tokens[:, :-1], tokens[:, 1:]), 32, 10)
+
+
+TASKS = {
+    "LeNet-300-100": lenet300,
+    "LeNet-5": lenet5,
+    "ResNet-32": resnet32,
+    "a 2-layer transformer": transformer,
+}
+
+
+def trainer(
+    task: Task, optimizer: optax.GradientTransformationExtraArgs
+) -> Callable[[], Any]:
+    """Returns the function that trains from the start."""
+    train = training.make_train(
+        *(task.network, optimizer, task.data),
+        batch_size=task.batch_size,
+        num_steps=task.num_steps,
+        seed=0,
+        scale=1.0,
+    )
+    state = training.init_state(task.params, optimizer, jnp.zeros([], jnp.int32))
+    return lambda: train(state)
+
+
+def measure_training(task: Task, turns: int) -> dict[str, float]:
+    """Returns the times of training to that of training with plain Adam.
 
     With the method, and with plain Adam again.
     """
-    data = random_images(NUM_IMAGES, 28)
-    network, params = training.init_network(
-        NETWORKS[config.network], (28, 28, 1), white=255, seed=0
+    adam = optax.adam(1e-3)
+    functions = {"method": trainer(task, costs.CHAIN), "again": trainer(task, adam)}
+    return ratios(functions, trainer(task, adam), turns)
+
+
+def measure_beside_torch(turns: int) -> float:
+    """Returns the time of training LeNet-5, to that of PyTorch, a median."""
+    task = lenet5()
+    theirs = torch_lenet5.make_train(
+        task.data,
+        batch_size=task.batch_size,
+        num_steps=task.num_steps,
+        strength=1e-4,
+        scale=1.0,
     )
-
-    def train(optimizer: optax.GradientTransformationExtraArgs) -> Callable[[], Any]:
-        steps = training.make_train(
-            network,
-            optimizer,
-            data,
-            batch_size=BATCH_SIZE,
-            num_steps=num_steps,
-            seed=0,
-            scale=config.scale,
-        )
-        state = training.init_state(params, optimizer, jnp.zeros([], jnp.int32))
-        return lambda: steps(state)
-
-    method = optimizers.pruning_optimizer(config, num_steps, NUM_IMAGES // BATCH_SIZE)
-    functions = {"method": train(method), "again": train(optax.adam(1e-3))}
-    return ratios(functions, train(optax.adam(1e-3)), num_turns)
+    return ratios({"ours": trainer(task, costs.CHAIN)}, theirs, turns)["ours"]
 
 
 def measure_at_once(config: Config, size: int, num_runs: int, num_turns: int) -> float:

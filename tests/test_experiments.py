@@ -32,11 +32,12 @@ from experiments import (
     results,
     speed,
     timing,
+    torch_lenet5,
     training,
 )
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.checkpoint import Checkpoints
-from experiments.config import Config, ExperimentError
+from experiments.config import Benchmark, Config, ExperimentError
 from experiments.digits import CONFIG
 from experiments.forms import Form
 
@@ -441,13 +442,14 @@ def test_parameter_counts(name, shape, count):
     assert network.logits(params, images).shape == (2, 10)
 
 
-def test_patches_conv_is_the_convolution():
+@pytest.mark.parametrize(("strides", "shape"), [(1, (5, 6)), (2, (3, 3))])
+def test_patches_conv_is_the_convolution(strides, shape):
     keys = jax.random.split(jax.random.key(0))
     images = jax.random.normal(keys[0], (3, 9, 8, 2))
 
     def outcome(conv):
         layer = nnx.Conv(
-            *(2, 4, (5, 3)),
+            *(2, 4, (5, 3), strides),
             padding="VALID",
             rngs=nnx.Rngs(1),
             conv_general_dilated=conv,
@@ -460,7 +462,7 @@ def test_patches_conv_is_the_convolution():
 
     ours = outcome(networks.patches_conv)
     theirs = outcome(jax.lax.conv_general_dilated)
-    assert ours[0].shape == (3, 5, 6, 4)
+    assert ours[0].shape == (3, *shape, 4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         *(ours, theirs),
@@ -469,8 +471,6 @@ def test_patches_conv_is_the_convolution():
 
 def test_patches_conv_refuses_what_it_does_not_know():
     arguments = jnp.zeros((1, 5, 5, 1)), jnp.zeros((3, 3, 1, 1))
-    with pytest.raises(ValueError, match="strides"):
-        networks.patches_conv(*arguments, (2, 2), "VALID")
     with pytest.raises(ValueError, match="SAME"):
         networks.patches_conv(*arguments, (1, 1), "SAME")
 
@@ -592,37 +592,103 @@ def test_benchmark_measures_stores_and_tabulates(tmp_path, monkeypatch):
     readme.write_text("<!-- benchmark: begin --><!-- benchmark: end -->")
     monkeypatch.setattr(benchmark, "README", readme)
     monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark")
-    costs = [("this to that", 1.5, "1.6"), ("another", 2.0, "")]
+    costs = [benchmark.Row("this", "that", 1.5, "1.6"), benchmark.Row("a", "b", 2.0)]
     monkeypatch.setattr(benchmark, "rows_of", lambda _: costs)
+    monkeypatch.setattr(torch_lenet5, "has_torch", lambda: False)
     for backend in ("gpu", "cpu", "gpu"):
         where = {
             "backend": backend,
             "hardware": f"1 x {backend}",
+            "versions": {"jax": "1.0"},
             "commit": "012345678",
         }
         monkeypatch.setattr(benchmark, "environment", lambda where=where: where)
         main(["benchmark"])
     cpu, gpu = (
-        f"On 1 x {backend}, 01234567:\n\n| measured | value | target |\n"
-        "| --- | --- | --- |\n| this to that | 1.50 | 1.6 |\n| another | 2.00 |  |\n"
+        f"On 1 x {backend}, jax 1.0, commit 01234567:\n\n"
+        "| measured | in units of | value | target |\n| --- | --- | --- | --- |\n"
+        "| this | that | 1.50 | 1.6 |\n| a | b | 2.00 |  |\n"
         for backend in ("cpu", "gpu")
     )
     assert f"{cpu}\n{gpu}" in readme.read_text()
 
 
 def test_costs_are_measured():
-    updates = costs.measure_updates(2000, 2, turns=1)
-    assert all(found["time"] > 0 for found in updates.values())
-    plain, chain, *_ = (found["moved"] for found in updates.values())
-    assert plain < chain < plain + 2
-    assert min(costs.measure_prune(2000, 2, turns=1).values()) > 0
+    plain, chain = (
+        costs.measure_update(tx, 2000, "bfloat16", 2, turns=1)
+        for tx in (costs.PLAIN, costs.CHAIN)
+    )
+    assert plain["time"] > 0 and chain["time"] > 0
+    assert plain["moved"] < chain["moved"] < plain["moved"] + 2
+    prune = costs.measure_prune(2000, 2, turns=1)
+    assert prune["adam"] > 0 and prune["temporaries"] > 0
+    assert min(costs.measure_rivals(10_000, turns=1).values()) > 0
+    assert costs.measure_compilation(2) > 0
     assert list(costs.measure_growth([10_000, 20_000], turns=1)) == [10_000, 20_000]
 
 
 def test_speed_is_measured():
-    step = speed.measure_step(lenet300_mnist.CONFIG, num_steps=2, num_turns=1)
-    assert min(step.values()) > 0
+    task = speed.lenet300()._replace(num_steps=2)
+    assert min(speed.measure_training(task, turns=1).values()) > 0
     assert speed.measure_at_once(CONFIG, 8, num_runs=2, num_turns=1) > 0
+
+
+@pytest.mark.parametrize(
+    ("make_task", "number"), [(speed.resnet32, 464_154), (speed.transformer, 3_627_520)]
+)
+def test_networks_that_are_timed_learn(make_task, number):
+    task = make_task()
+    few = task.data._replace(images=task.data.images[:8], labels=task.data.labels[:8])
+    task = task._replace(data=few, batch_size=4, num_steps=2)
+    assert sum(w.size for w in jax.tree.leaves(task.params)) == number
+    before, after = (
+        task.network.loss(params, *few)
+        for params in (task.params, speed.trainer(task, optax.adam(1e-3))().params)
+    )
+    assert after < before
+
+
+def test_rows_of_the_benchmark(monkeypatch):
+    """All of them, of as little as can be."""
+
+    def little():
+        images = speed.random_images(8, 28)
+        return speed.lenet300()._replace(data=images, batch_size=4, num_steps=1)
+
+    monkeypatch.setattr(speed, "TASKS", {"LeNet": little})
+    monkeypatch.setattr(speed, "measure_at_once", lambda *_: 1.5)
+    monkeypatch.setattr(speed, "measure_beside_torch", lambda turns: 0.5)
+    monkeypatch.setattr(torch_lenet5, "has_torch", lambda: True)
+    settings = Benchmark(
+        sizes=(30_000,), rivals=(1000,), growth=(1000, 2000), leaves=(1,), turns=1
+    )
+    rows = {row.what: row for row in benchmark.rows_of(settings)}
+    assert all(row.value >= 0 for row in rows.values())
+    assert {what: row.target for what, row in rows.items() if row.target} == {
+        "update by `chain(add_relevance_decay, adam, prune_by_magnitude)`, "
+        "30,000 weights, float32": "1.3",
+        "`prune`, 30,000 weights": "6",
+        "its temporaries": "5",
+        "`jnp.sort`, 1,000 weights": "30, at least",
+        "`lax.top_k`, 1,000 weights": "1, at least",
+        "training of LeNet, batch 4": "1.05",
+        "training of LeNet-5, batch 100": "0.7",
+    }
+
+
+@pytest.mark.skipif(
+    not torch_lenet5.has_torch(), reason="PyTorch, to compare with, is not installed"
+)
+def test_torch_shrinks_irrelevant_weights():
+    data = speed.random_images(80, 28)
+
+    def size(strength):
+        train = torch_lenet5.make_train(
+            data, batch_size=4, num_steps=20, strength=strength, scale=1.0
+        )
+        return sum(float(w.detach().square().sum()) for w in train())
+
+    assert size(strength=1.0) < 0.7 * size(strength=0.0)
 
 
 def test_ratios_are_of_what_was_timed_by_turns(monkeypatch):
@@ -632,7 +698,8 @@ def test_ratios_are_of_what_was_timed_by_turns(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--size", "10"], ["--turns", "0"], ["--growth", "0"], ["--leaves", "-1"]]
+    "flags",
+    [["--sizes", "10"], ["--turns", "0"], ["--growth", "0"], ["--leaves", "-1"]],
 )
 def test_benchmark_refuses_numbers_that_make_no_sense(flags):
     with pytest.raises(SystemExit, match=f"error: {flags[0]} must be"):
