@@ -106,8 +106,9 @@ class LeNet5(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits `[B, 10]` of `images`, `[B, H, W, C]`."""
-        x = max_pool(nnx.relu(self.conv1(images)))
-        x = max_pool(nnx.relu(self.conv2(x)))
+        # ReLU and maximum commute, and the smaller image is the cheaper one to clip.
+        x = nnx.relu(max_pool(self.conv1(images)))
+        x = nnx.relu(max_pool(self.conv2(x)))
         x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
         return self.output(x)
 

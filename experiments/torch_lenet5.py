@@ -29,8 +29,8 @@ def make_train(
     torch: Any = importlib.import_module("torch")
     nn = torch.nn
     network = nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Conv2d(1, 20, 5), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(20, 50, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()),
         *(nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10)),
     )
     weights = list(network.parameters())
