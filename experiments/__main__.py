@@ -6,7 +6,8 @@ import sys
 import tyro
 
 from experiments import digits, grid, lenet5_fashion, lenet300_mnist
-from experiments.config import Benchmark, Config, ExperimentError, Footprint
+from experiments.config import Config, ExperimentError
+from experiments.cost.settings import Benchmark, Footprint
 from experiments.grid import Sweep
 from experiments.trials import Study
 
@@ -71,11 +72,11 @@ def main(arguments: list[str]) -> None:
 
             study(settings, command)
         elif isinstance(settings, Benchmark):
-            from experiments.benchmark import benchmark
+            from experiments.cost.benchmark import benchmark
 
             benchmark(settings)
         elif isinstance(settings, Footprint):
-            from experiments.footprint import footprint
+            from experiments.cost.footprint import footprint
 
             footprint(settings)
         else:

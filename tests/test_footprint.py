@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import footprint, results
+from experiments import results
 from experiments.__main__ import main
+from experiments.cost import footprint
 
 ROOT = Path(__file__).parent.parent
 SMALL = footprint.Decoder(layers=3, width=64, keys=32, hidden=128, vocabulary=512)

@@ -24,7 +24,7 @@ from transformer import (
 )
 
 import sparse_optax
-from experiments import footprint
+from experiments.cost import footprint
 from sparse_optax import PruneState
 
 

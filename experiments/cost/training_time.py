@@ -14,12 +14,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import costs, timed_networks, torch_lenet5, training
+from experiments import training
 from experiments.config import Config
+from experiments.cost import timed_networks, torch_lenet5
+from experiments.cost.timing import ratios, seconds
+from experiments.cost.updates import CHAIN
 from experiments.data import Split
 from experiments.networks import LeNet5, LeNet300
 from experiments.sweep import Numbers, runs_at_once
-from experiments.timing import ratios, seconds
 
 NUM_EXAMPLES = 10_000
 
@@ -100,7 +102,7 @@ def measure_training(task: Task, turns: int) -> dict[str, float]:
     With the method, and with plain Adam again.
     """
     adam = optax.adam(1e-3)
-    functions = {"method": trainer(task, costs.CHAIN), "again": trainer(task, adam)}
+    functions = {"method": trainer(task, CHAIN), "again": trainer(task, adam)}
     return ratios(functions, trainer(task, adam), turns)
 
 
@@ -114,7 +116,7 @@ def measure_beside_torch(turns: int) -> float:
         strength=1e-4,
         scale=1.0,
     )
-    return ratios({"ours": trainer(task, costs.CHAIN)}, theirs, turns)["ours"]
+    return ratios({"ours": trainer(task, CHAIN)}, theirs, turns)["ours"]
 
 
 def measure_at_once(config: Config, size: int, num_runs: int, num_turns: int) -> float:

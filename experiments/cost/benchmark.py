@@ -13,20 +13,20 @@ are of interest:
 import json
 from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 import sparse_optax
-from experiments import costs, digits, lenet300_mnist, speed, torch_lenet5
-from experiments.config import Benchmark
+from experiments import digits, lenet300_mnist
+from experiments.cost import prunes, torch_lenet5, training_time, updates
+from experiments.cost.settings import Benchmark
 from experiments.environment import environment
 from experiments.records import write_json
-from experiments.results import README, insert
+from experiments.results import README, STORE as RESULTS, insert
 
-STORE = Path(__file__).parent / "results" / "benchmark"
+STORE = RESULTS / "benchmark"
 
 
 class Row(NamedTuple):
@@ -57,8 +57,8 @@ def update_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
     plain = "`chain(add_decayed_weights, adam)`"
     chain = "`chain(add_relevance_decay, adam, prune_by_magnitude)`"
     optimizers = {
-        plain: costs.PLAIN,
-        chain: costs.CHAIN,
+        plain: updates.PLAIN,
+        chain: updates.CHAIN,
         "`relevance_pruning(adam)`": sparse_optax.relevance_pruning(adam, 1e-4),
         "`relevance_pruning(adam, decoupled=True)`": sparse_optax.relevance_pruning(
             adam, 1e-4, decoupled=True
@@ -68,7 +68,7 @@ def update_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
         for dtype in settings.dtypes:
             which = f"{size:,} weights, {dtype}"
             for name, tx in optimizers.items():
-                found = costs.measure_update(tx, size, dtype, 30, settings.turns)
+                found = updates.measure_update(tx, size, dtype, 30, settings.turns)
                 target = targets.chain.get(dtype, "") if name == chain else ""
                 what = f"update by {name}, {which}"
                 yield Row(what, f"updates by {plain}", found["time"], target)
@@ -81,41 +81,41 @@ def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
     turns = settings.turns
     for size in settings.sizes:
         # Of many small parts, a prune is disturbed for longer, and takes more turns.
-        found = costs.measure_prune(size, 30, 5 * turns)
+        found = prunes.measure_prune(size, 30, 5 * turns)
         what = f"`prune`, {size:,} weights"
         yield Row(what, "updates by `adam`", found["adam"], targets.prune)
         yield Row("its temporaries", "bytes a weight", found["temporaries"], "5")
     for size in settings.rivals:
-        found = costs.measure_rivals(size, max(turns // 7, 1))
+        found = prunes.measure_rivals(size, max(turns // 7, 1))
         unit = "prunes of them"
         yield Row(f"`jnp.sort`, {size:,} weights", unit, found["sort"], targets.sort)
         yield Row(f"`lax.top_k`, {size:,} weights", unit, found["top_k"], "1, at least")
     first = settings.growth[0]
-    for size, value in costs.measure_growth(list(settings.growth), turns).items():
+    for size, value in prunes.measure_growth(list(settings.growth), turns).items():
         what = f"`prune`, time for each of {size:,} weights"
         yield Row(what, f"that for each of {first:,}", value)
     for number in settings.leaves:
-        seconds = costs.measure_compilation(number)
+        seconds = prunes.measure_compilation(number)
         yield Row(f"compilation of `prune`, {number} matrices", "seconds", seconds)
 
 
 def training_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
     """Measures training."""
     few = max(settings.turns // 3, 1)
-    for name, make_task in speed.TASKS.items():
+    for name, make_task in training_time.TASKS.items():
         task = make_task()
-        found = speed.measure_training(task, few)
+        found = training_time.measure_training(task, few)
         what = f"training of {name}, batch {task.batch_size}"
         unit = "that with plain Adam"
         yield Row(what, unit, found["method"], targets.training)
         yield Row("the same without the method", unit, found["again"])
     if jax.default_backend() == "cpu" and torch_lenet5.has_torch():
-        value = speed.measure_beside_torch(few)
+        value = training_time.measure_beside_torch(few)
         unit = "that by PyTorch, two backward passes"
         yield Row("training of LeNet-5, batch 100", unit, value, "0.7")
     for config, side in ((digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)):
         for number in (2, 8):
-            value = speed.measure_at_once(config, side, number, min(few, 5))
+            value = training_time.measure_at_once(config, side, number, min(few, 5))
             what = f"{number} runs of {config.network} on {side}x{side} images, in turn"
             yield Row(what, "all of them at once", value)
 

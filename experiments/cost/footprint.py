@@ -8,7 +8,6 @@ compiles the program that each of them would run, and nothing is allocated.
 
 import math
 import re
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -17,12 +16,12 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import sparse_optax
-from experiments.config import Footprint
+from experiments.cost.settings import Footprint
 from experiments.environment import environment
 from experiments.records import write_json
-from experiments.results import README, insert
+from experiments.results import README, STORE as RESULTS, insert
 
-STORE = Path(__file__).parent / "results" / "footprint.json"
+STORE = RESULTS / "footprint.json"
 OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)
 # Of any loop in a prune: it finds a number of up to 32 bits, two in a pass.
 MOST_PASSES = 16

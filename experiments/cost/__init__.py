@@ -1,0 +1,1 @@
+"""What the method costs: time, memory, and what devices tell one another."""

@@ -1,0 +1,79 @@
+"""What a prune costs, of random matrices: beside updates, sorts and smaller ones."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+import sparse_optax
+from experiments.cost.timing import ratios
+from experiments.cost.updates import (
+    UPDATES_A_CALL,
+    matrices,
+    repeated,
+    temporaries_of,
+)
+
+PRUNABLE = sparse_optax.prune_by_magnitude(0.1)  # has masks, and nothing else
+
+
+def measure_prune(size: int, number: int, turns: int) -> dict[str, float]:
+    """Returns the time of a prune, in updates of Adam, and its temporaries a weight."""
+    params, grads = matrices(size, number), matrices(size, number, seed=1)
+    state = PRUNABLE.init(params)
+    adam = repeated(optax.adam(1e-3), params, grads)
+    times = ratios(
+        {"prune": lambda: sparse_optax.prune(params, state, 0.1)}, adam, turns
+    )
+    compiled = jax.jit(sparse_optax.prune).lower(params, state, 0.1).compile()
+    return {
+        "adam": times["prune"] * UPDATES_A_CALL,
+        "temporaries": temporaries_of(compiled) / sum(w.size for w in params),
+    }
+
+
+def measure_compilation(number: int) -> float:
+    """Returns the seconds in which a prune of that many small matrices compiles."""
+    params = matrices(number * 1000, number)
+    state = PRUNABLE.init(params)
+    start = time.perf_counter()
+    jax.jit(sparse_optax.prune).lower(params, state, 0.1).compile()
+    return time.perf_counter() - start
+
+
+def measure_rivals(size: int, turns: int) -> dict[str, float]:
+    """Returns the times of `jnp.sort` and of `lax.top_k`, to that of a prune of 10 %.
+
+    Both only look for the weights to be dropped, and drop none.
+    """
+    params = matrices(size, 10)
+    state = PRUNABLE.init(params)
+
+    def magnitudes(weights: list[jax.Array]) -> jax.Array:
+        return jnp.concatenate([jnp.abs(w).ravel() for w in weights])
+
+    sort = jax.jit(lambda weights: jnp.sort(magnitudes(weights)))
+    top_k = jax.jit(lambda weights: lax.top_k(-magnitudes(weights), size // 10))
+    return ratios(
+        {"sort": lambda: sort(params), "top_k": lambda: top_k(params)},
+        lambda: sparse_optax.prune(params, state, 0.1),
+        turns,
+    )
+
+
+def measure_growth(sizes: list[int], turns: int) -> dict[int, float]:
+    """Returns the time of a prune by size, to that of the first and to the size."""
+    found = {}
+    first = matrices(sizes[0], 10)
+    first_state = PRUNABLE.init(first)
+    for size in sizes:
+        params = matrices(size, 10)
+        state = PRUNABLE.init(params)
+        found[size] = ratios(
+            {"prune": lambda p=params, s=state: sparse_optax.prune(p, s, 0.1)},
+            lambda: sparse_optax.prune(first, first_state, 0.1),
+            turns,
+        )["prune"] * (sizes[0] / size)
+    return found
