@@ -4,16 +4,18 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import pytest
 
+import sparse_optax
 from experiments import results
 from experiments.__main__ import main
 from experiments.cost import (
     benchmark,
     prunes,
     timing,
-    torch_lenet5,
+    torch_rivals,
     training_time,
     updates,
 )
@@ -21,6 +23,9 @@ from experiments.cost.settings import Benchmark
 from experiments.digits import CONFIG
 
 ROOT = Path(__file__).parent.parent
+needs_torch = pytest.mark.skipif(
+    not torch_rivals.has_torch(), reason="PyTorch, to compare with, is not installed"
+)
 
 
 def test_benchmark_measures_stores_and_tabulates(tmp_path, monkeypatch):
@@ -30,7 +35,7 @@ def test_benchmark_measures_stores_and_tabulates(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark")
     costs = [benchmark.Row("this", "that", 1.5, "1.6"), benchmark.Row("a", "b", 2.0)]
     monkeypatch.setattr(benchmark, "rows_of", lambda _: costs)
-    monkeypatch.setattr(torch_lenet5, "has_torch", lambda: False)
+    monkeypatch.setattr(torch_rivals, "has_torch", lambda: False)
     for backend in ("gpu", "cpu", "gpu"):
         where = {
             "backend": backend,
@@ -97,8 +102,11 @@ def test_rows_of_the_benchmark(monkeypatch):
 
     monkeypatch.setattr(training_time, "TASKS", {"LeNet": little})
     monkeypatch.setattr(training_time, "measure_at_once", lambda *_: 1.5)
-    monkeypatch.setattr(training_time, "measure_beside_torch", lambda turns: 0.5)
-    monkeypatch.setattr(torch_lenet5, "has_torch", lambda: True)
+    beside = {"ours": 0.5, "theirs": 1.8}
+    monkeypatch.setattr(training_time, "measure_beside_torch", lambda turns: beside)
+    rivals = {"`jnp.sort`": 40.0, "PyTorch": 9.0}
+    monkeypatch.setattr(prunes, "measure_rivals", lambda size, turns: rivals)
+    monkeypatch.setattr(torch_rivals, "has_torch", lambda: True)
     settings = Benchmark(
         sizes=(30_000,), rivals=(1000,), growth=(1000, 2000), leaves=(1,), turns=1
     )
@@ -110,25 +118,34 @@ def test_rows_of_the_benchmark(monkeypatch):
         "`prune`, 30,000 weights": "6",
         "its temporaries": "5",
         "`jnp.sort`, 1,000 weights": "30, at least",
-        "`lax.top_k`, 1,000 weights": "1, at least",
+        "PyTorch, 1,000 weights": "1, at least",
         "training of LeNet, batch 4": "1.05",
         "training of LeNet-5, batch 100": "0.7",
     }
 
 
-@pytest.mark.skipif(
-    not torch_lenet5.has_torch(), reason="PyTorch, to compare with, is not installed"
-)
+@needs_torch
 def test_torch_shrinks_irrelevant_weights():
     data = training_time.random_images(80, 28)
 
     def size(strength):
-        train = torch_lenet5.make_train(
+        train = torch_rivals.make_train(
             data, batch_size=4, num_steps=20, strength=strength, scale=1.0
         )
         return sum(float(w.detach().square().sum()) for w in train())
 
-    assert size(strength=1.0) < 0.7 * size(strength=0.0)
+    assert size(strength=1.0) < 0.7 * size(strength=None)
+
+
+@needs_torch
+def test_torch_prunes_what_we_do():
+    weights = updates.matrices(3000, 3)
+    tx = sparse_optax.prune_by_magnitude(0.1)
+    ours, _ = sparse_optax.prune(weights, tx.init(weights), 0.3)
+    prune = torch_rivals.make_prune(weights, 0.3)
+    for theirs in (prune(), prune()):
+        for left, right in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(left, right.detach().numpy())
 
 
 def test_ratios_are_of_what_was_timed_by_turns(monkeypatch):

@@ -20,7 +20,7 @@ import optax
 
 import sparse_optax
 from experiments import digits, lenet300_mnist
-from experiments.cost import prunes, torch_lenet5, training_time, updates
+from experiments.cost import prunes, torch_rivals, training_time, updates
 from experiments.cost.settings import Benchmark
 from experiments.environment import environment
 from experiments.records import write_json
@@ -87,9 +87,9 @@ def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
         yield Row("its temporaries", "bytes a weight", found["temporaries"], "5")
     for size in settings.rivals:
         found = prunes.measure_rivals(size, max(turns // 7, 1))
-        unit = "prunes of them"
-        yield Row(f"`jnp.sort`, {size:,} weights", unit, found["sort"], targets.sort)
-        yield Row(f"`lax.top_k`, {size:,} weights", unit, found["top_k"], "1, at least")
+        for name, value in found.items():
+            target = targets.sort if name == "`jnp.sort`" else "1, at least"
+            yield Row(f"{name}, {size:,} weights", "prunes of them", value, target)
     first = settings.growth[0]
     for size, value in prunes.measure_growth(list(settings.growth), turns).items():
         what = f"`prune`, time for each of {size:,} weights"
@@ -109,10 +109,12 @@ def training_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
         unit = "that with plain Adam"
         yield Row(what, unit, found["method"], targets.training)
         yield Row("the same without the method", unit, found["again"])
-    if jax.default_backend() == "cpu" and torch_lenet5.has_torch():
-        value = training_time.measure_beside_torch(few)
-        unit = "that by PyTorch, two backward passes"
-        yield Row("training of LeNet-5, batch 100", unit, value, "0.7")
+    if jax.default_backend() == "cpu" and torch_rivals.has_torch():
+        found = training_time.measure_beside_torch(few)
+        what = "training of LeNet-5, batch 100"
+        yield Row(what, "that by PyTorch, two backward passes", found["ours"], "0.7")
+        what += ", by PyTorch, two backward passes"
+        yield Row(what, "that by PyTorch with plain Adam", found["theirs"])
     for config, side in ((digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)):
         for number in (2, 8):
             value = training_time.measure_at_once(config, side, number, min(few, 5))
@@ -150,7 +152,7 @@ def table(measured: list[dict[str, Any]]) -> str:
 def benchmark(settings: Benchmark) -> None:
     """Measures, prints and stores, and writes all that is stored into the README."""
     found = environment()  # of the code as it starts
-    if torch_lenet5.has_torch():
+    if torch_rivals.has_torch():
         found["versions"]["torch"] = metadata.version("torch")
     found["rows"] = []
     for row in rows_of(settings):

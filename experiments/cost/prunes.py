@@ -8,6 +8,7 @@ import optax
 from jax import lax
 
 import sparse_optax
+from experiments.cost import torch_rivals
 from experiments.cost.timing import ratios
 from experiments.cost.updates import (
     UPDATES_A_CALL,
@@ -44,9 +45,10 @@ def measure_compilation(number: int) -> float:
 
 
 def measure_rivals(size: int, turns: int) -> dict[str, float]:
-    """Returns the times of `jnp.sort` and of `lax.top_k`, to that of a prune of 10 %.
+    """Returns the times of others, to that of a prune of 10 %, by name.
 
-    Both only look for the weights to be dropped, and drop none.
+    Those of JAX only look for the weights to be dropped, and drop none. That of PyTorch
+    is there where PyTorch is, and JAX computes on CPU as it does.
     """
     params = matrices(size, 10)
     state = PRUNABLE.init(params)
@@ -56,8 +58,14 @@ def measure_rivals(size: int, turns: int) -> dict[str, float]:
 
     sort = jax.jit(lambda weights: jnp.sort(magnitudes(weights)))
     top_k = jax.jit(lambda weights: lax.top_k(-magnitudes(weights), size // 10))
+    rivals = {
+        "`jnp.sort`": lambda: sort(params),
+        "`lax.top_k`": lambda: top_k(params),
+    }
+    if jax.default_backend() == "cpu" and torch_rivals.has_torch():
+        rivals["PyTorch's `global_unstructured`"] = torch_rivals.make_prune(params, 0.1)
     return ratios(
-        {"sort": lambda: sort(params), "top_k": lambda: top_k(params)},
+        rivals,
         lambda: sparse_optax.prune(params, state, 0.1),
         turns,
     )

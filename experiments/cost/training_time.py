@@ -16,7 +16,7 @@ from flax import nnx
 
 from experiments import training
 from experiments.config import Config
-from experiments.cost import timed_networks, torch_lenet5
+from experiments.cost import timed_networks, torch_rivals
 from experiments.cost.timing import ratios, seconds
 from experiments.cost.updates import CHAIN
 from experiments.data import Split
@@ -106,17 +106,24 @@ def measure_training(task: Task, turns: int) -> dict[str, float]:
     return ratios(functions, trainer(task, adam), turns)
 
 
-def measure_beside_torch(turns: int) -> float:
-    """Returns the time of training LeNet-5, to that of PyTorch, a median."""
+def measure_beside_torch(turns: int) -> dict[str, float]:
+    """Returns the times of regularized training of LeNet-5, medians.
+
+    Ours to that of PyTorch, and that of PyTorch to its own plain one.
+    """
     task = lenet5()
-    theirs = torch_lenet5.make_train(
-        task.data,
-        batch_size=task.batch_size,
-        num_steps=task.num_steps,
-        strength=1e-4,
-        scale=1.0,
-    )
-    return ratios({"ours": trainer(task, CHAIN)}, theirs, turns)["ours"]
+
+    def theirs(strength: float | None) -> Callable[[], Any]:
+        return torch_rivals.make_train(
+            task.data,
+            batch_size=task.batch_size,
+            num_steps=task.num_steps,
+            strength=strength,
+        )
+
+    regularized = theirs(1e-4)
+    ours = ratios({"ours": trainer(task, CHAIN)}, regularized, turns)
+    return {**ours, **ratios({"theirs": regularized}, theirs(None), turns)}
 
 
 def measure_at_once(config: Config, size: int, num_runs: int, num_turns: int) -> float:
