@@ -86,8 +86,10 @@ def main(arguments: list[str]) -> None:
     except ExperimentError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        resumes = not isinstance(settings, Benchmark | Footprint)
         print(
-            "\ninterrupted; the same command goes on from what is stored, if any is",
+            "\ninterrupted; the same command "
+            + ("goes on from what is stored, if any is" if resumes else "starts again"),
             file=sys.stderr,
             flush=True,
         )

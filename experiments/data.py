@@ -131,7 +131,13 @@ def prepared_builder(name: str, data_dir: Path | None, command: str) -> Any:
 
     # It logs an error for every file whose records are compressed in groups.
     logging.set_verbosity(logging.FATAL)
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except Exception as error:  # again, what it trips over are the files
+        raise ExperimentError(
+            f"TFDS cannot read what {data_dir or 'its own folder'} holds of {name}: "
+            f"{first_line(error)}"
+        ) from error
     if not builder.is_prepared():
         if not has_tensorflow():
             raise ExperimentError(

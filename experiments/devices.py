@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
+from experiments.config import Config, ExperimentError
+
 AXIS = "data"
 
 
@@ -18,11 +20,20 @@ class Devices(NamedTuple):
     mesh: Mesh | None
 
     @classmethod
-    def choose(cls, data_parallel: bool) -> "Devices":
-        """Returns all devices there are, or one."""
-        if not data_parallel:
+    def choose(cls, config: Config) -> "Devices":
+        """Returns all devices there are, or one, as the run wants it.
+
+        Raises:
+          ExperimentError: a batch cannot be divided among them.
+        """
+        if not config.data_parallel:
             return ONE
         number = jax.device_count()
+        if config.batch_size % number:
+            raise ExperimentError(
+                f"--batch-size must be a multiple of {number}, the number of devices; "
+                f"got {config.batch_size}."
+            )
         return cls(jax.make_mesh((number,), (AXIS,), axis_types=(AxisType.Auto,)))
 
     @property

@@ -45,12 +45,7 @@ class Phases:
                 f"--batch-size must be {num_train} or less, the size of the training "
                 f"set; got {config.batch_size}."
             )
-        self.devices = Devices.choose(config.data_parallel)
-        if config.batch_size % self.devices.number:
-            raise ExperimentError(
-                f"--batch-size must be a multiple of {self.devices.number}, the number "
-                f"of devices; got {config.batch_size}."
-            )
+        self.devices = Devices.choose(config)
         self.config = config
         self.network, self.params = training.init_network(
             NETWORKS[config.network], train.images.shape[1:], white, config.seed

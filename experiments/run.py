@@ -1,5 +1,6 @@
 """A run of an experiment: dense training, iterative pruning, fine-tuning, the test."""
 
+import math
 import time
 from typing import Any
 
@@ -10,7 +11,8 @@ from rich.console import Console
 import sparse_optax
 from experiments import data, figures, report, training
 from experiments.checkpoint import Checkpoints
-from experiments.config import Config
+from experiments.config import Config, ExperimentError
+from experiments.devices import Devices
 from experiments.environment import environment
 from experiments.phases import Phases
 from experiments.records import RunFolder
@@ -24,7 +26,8 @@ def run(config: Config, command: str) -> None:
       command: what the user typed, for messages to repeat.
 
     Raises:
-      ExperimentError: the output folder or the data set cannot be used.
+      ExperimentError: the output folder or the data set cannot be used, or the
+        training diverges.
     """
     console = Console(highlight=False)
     folder = RunFolder(config.folder)
@@ -34,6 +37,9 @@ def run(config: Config, command: str) -> None:
         console.print(f"{folder.path} holds this run, finished:", soft_wrap=True)
         report.print_summary(console, summary)
         return
+    devices = Devices.choose(config)
+    if config.data_parallel:
+        console.print(f"Devices: {devices.number}.")
     dataset = data.load(config, command)
     summary = Run(config, folder, dataset, console).finish()
     report.print_summary(console, summary)
@@ -146,6 +152,7 @@ class Run:
             **accuracies(best.params),
             "validation_bound": float(phases.bound(self.dense_params)),
             **training.sizes(best),
+            "devices": phases.devices.number,  # of them that `hardware` lists
             **environment(),
         }
 
@@ -154,6 +161,12 @@ class Run:
     ) -> None:
         """Adds a row to the metrics."""
         progress = state.progress
+        loss = float(progress.loss)
+        if not math.isfinite(loss):
+            raise ExperimentError(
+                f"the training diverged: at update {int(state.step)} the loss is "
+                f"{loss}; a lower learning rate may help."
+            )
         by_leaf = {
             jax.tree_util.keystr(path, simple=True, separator="/"): number(share)
             for path, share in jax.tree.leaves_with_path(progress.relevant_by_leaf)
@@ -163,7 +176,7 @@ class Run:
                 **what,
                 **outcome,
                 "step": int(state.step),
-                "loss": number(progress.loss),
+                "loss": loss,
                 "relevant": number(progress.relevant),
                 "relevant_by_leaf": by_leaf,
             }

@@ -18,6 +18,7 @@ import sparse_optax
 from experiments import data, figures, report, training
 from experiments.config import Config, ExperimentError
 from experiments.data import Split
+from experiments.devices import Devices
 from experiments.environment import environment
 from experiments.grid import Sweep
 from experiments.phases import Phases
@@ -268,6 +269,7 @@ def sweep(settings: Sweep, command: str) -> None:
     """
     console = Console(highlight=False)
     folder = settings.folder
+    Devices.choose(settings.base)  # or an error, before anything is loaded
     runs = complete(
         settings.runs(),
         folder,

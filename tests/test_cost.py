@@ -19,6 +19,7 @@ from experiments.cost import (
     training_time,
     updates,
 )
+from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
 from experiments.digits import CONFIG
 
@@ -31,8 +32,8 @@ needs_torch = pytest.mark.skipif(
 def test_benchmark_measures_stores_and_tabulates(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- benchmark: begin --><!-- benchmark: end -->")
-    monkeypatch.setattr(benchmark, "README", readme)
-    monkeypatch.setattr(benchmark, "STORE", tmp_path / "benchmark")
+    monkeypatch.setattr(results, "README", readme)
+    monkeypatch.setattr(results, "STORE", tmp_path)
     costs = [benchmark.Row("this", "that", 1.5, "1.6"), benchmark.Row("a", "b", 2.0)]
     monkeypatch.setattr(benchmark, "rows_of", lambda _: costs)
     monkeypatch.setattr(torch_rivals, "has_torch", lambda: False)
@@ -52,6 +53,27 @@ def test_benchmark_measures_stores_and_tabulates(tmp_path, monkeypatch):
         for backend in ("cpu", "gpu")
     )
     assert f"{cpu}\n{gpu}" in readme.read_text()
+
+    readme.write_text("no markers")
+    main(["benchmark", "--out", str(tmp_path / "else" / "where")])
+    elsewhere = json.loads((tmp_path / "else" / "where" / "gpu.json").read_text())
+    assert elsewhere["rows"] == [list(row) for row in costs]
+    assert readme.read_text() == "no markers"
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "rows_of", lambda _: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"error: cannot use .*file"):
+        main(["benchmark", "--out", str(tmp_path / "file")])
+    readme = tmp_path / "README.md"
+    monkeypatch.setattr(results, "STORE", tmp_path)
+    monkeypatch.setattr(results, "README", readme)
+    with pytest.raises(SystemExit, match=r"error: cannot use .*README\.md"):
+        main(["benchmark"])
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match=r"error: README\.md needs"):
+        main(["benchmark"])
 
 
 def test_costs_are_measured():
@@ -164,8 +186,7 @@ def test_benchmark_refuses_numbers_that_make_no_sense(flags):
 
 
 def test_benchmark_in_the_readme_is_what_is_stored():
-    paths = sorted(benchmark.STORE.glob("*.json"))
-    measured = [json.loads(path.read_text()) for path in paths]
+    measured = Place("benchmark", None).stored()
     readme = (ROOT / "README.md").read_text()
     assert measured
     table = benchmark.table(measured)

@@ -316,6 +316,7 @@ def test_image_sets_for_a_few_steps(module, tmp_path, monkeypatch):
     )
     summary = read_summary(tmp_path)
     assert summary["dataset"] == config.dataset
+    assert summary["devices"] == 1
     assert summary["network"] == config.network
     assert 0 < summary["sparsity"] <= config.fraction + 1e-6
     # 10,000 test images, and no other set, give accuracies in such steps.
@@ -379,21 +380,29 @@ def test_row_30_missing_data_set(experiment, capsys, tmp_path, monkeypatch):
 
 
 @needs_data
-@pytest.mark.parametrize("damage", ["no shard", "half a shard", "no metadata"])
+@pytest.mark.parametrize(
+    "damage", ["no shard", "half a shard", "no metadata", "half the metadata"]
+)
 def test_row_30_damaged_data_set(damage, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "has_tensorflow", lambda: False)
     shutil.copytree(DATA_DIR / "mnist", tmp_path / "mnist")
-    if damage == "no metadata":
+    if "metadata" in damage:
         (broken,) = tmp_path.rglob("dataset_info.json")
     else:
         (broken,) = tmp_path.rglob("mnist-train*")
     content = broken.read_bytes()
     broken.unlink()
-    if damage == "half a shard":
+    if "half" in damage:
         broken.write_bytes(content[: len(content) // 2])
     arguments = ["lenet300-mnist", "--out", str(tmp_path / "run")]
     message = error_line(capsys, [*arguments, "--data-dir", str(tmp_path)])
-    assert str(tmp_path / "mnist") in message
+    assert str(tmp_path) in message and "mnist" in message
+
+
+def test_training_that_diverges_is_an_error(capsys, tmp_path):
+    message = error_line(capsys, digits(tmp_path, "--dense-learning-rate", "1e30"))
+    assert "the training diverged: at update" in message
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_help_documents_every_setting(capsys):
@@ -618,6 +627,10 @@ def test_results_need_the_markers():
         results.insert("no markers", "results", "table")
 
 
-def test_readme_has_the_markers():
-    for name in ("results", "benchmark", "study"):
-        assert results.insert((ROOT / "README.md").read_text(), name, "table\n")
+def test_results_in_the_readme_are_what_is_stored(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    text = (ROOT / "README.md").read_text()
+    readme.write_text(text)
+    monkeypatch.setattr(results, "README", readme)
+    results.main([])
+    assert readme.read_text() == text

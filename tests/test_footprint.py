@@ -8,6 +8,7 @@ import pytest
 from experiments import results
 from experiments.__main__ import main
 from experiments.cost import footprint
+from experiments.cost.place import Place
 
 ROOT = Path(__file__).parent.parent
 SMALL = footprint.Decoder(layers=3, width=64, keys=32, hidden=128, vocabulary=512)
@@ -40,12 +41,12 @@ def test_what_is_exchanged_is_counted_in_bytes():
 def test_command_stores_and_tabulates(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- footprint: begin --><!-- footprint: end -->")
-    monkeypatch.setattr(footprint, "README", readme)
-    monkeypatch.setattr(footprint, "STORE", tmp_path / "footprint.json")
+    monkeypatch.setattr(results, "README", readme)
+    monkeypatch.setattr(results, "STORE", tmp_path)
     monkeypatch.setattr(footprint, "DECODERS", {"small": SMALL})
     monkeypatch.setattr(footprint, "pretend", lambda number: None)  # they are there
     main(["footprint", "--devices", "8"])
-    (row,) = json.loads((tmp_path / "footprint.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "footprint/cpu.json").read_text())["rows"]
     assert row == footprint.measure(SMALL, 8)
     assert "| 0.0B | 8 | 0 MB | 0 MB |" in readme.read_text()
 
@@ -57,7 +58,9 @@ def test_numbers_that_make_no_sense_are_refused(flag):
 
 
 def test_readme_has_what_is_stored():
-    rows = json.loads(footprint.STORE.read_text())["rows"]
+    stored = Place("footprint", None).stored()
     readme = (ROOT / "README.md").read_text()
-    assert results.insert(readme, "footprint", footprint.table(rows)) == readme
-    assert [row["kinds"] for row in rows] == [["all-reduce"]] * 4
+    assert results.insert(readme, "footprint", footprint.table(stored)) == readme
+    assert [row["kinds"] for one in stored for row in one["rows"]] == [
+        ["all-reduce"]
+    ] * 4

@@ -3,14 +3,13 @@
     python -m experiments benchmark
 
 Times are ratios to something that was measured by turns with it, medians. They are
-stored in experiments/results/benchmark, a file for each backend. On a GPU, larger ones
-are of interest:
+stored in experiments/results/benchmark, a file for each backend; what was measured to
+try something out, with --out elsewhere. On a GPU, larger networks are of interest:
 
     python -m experiments benchmark --sizes 10000000 1000000000 \
         --dtypes float32 bfloat16 --rivals 1000000 10000000 100000000 1000000000
 """
 
-import json
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -21,12 +20,9 @@ import optax
 import sparse_optax
 from experiments import digits, lenet300_mnist
 from experiments.cost import prunes, torch_rivals, training_time, updates
+from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
 from experiments.environment import environment
-from experiments.records import write_json
-from experiments.results import README, STORE as RESULTS, insert
-
-STORE = RESULTS / "benchmark"
 
 
 class Row(NamedTuple):
@@ -138,7 +134,7 @@ def table(measured: list[dict[str, Any]]) -> str:
     """Returns a Markdown table for each backend."""
     parts = []
     for one in measured:
-        head, *dirty = str(one["commit"]).split("-")
+        head, *dirty = (one["commit"] or "unknown").split("-")
         versions = [f"{name} {number}" for name, number in one["versions"].items()]
         where = [one["hardware"], *versions, "commit " + "-".join([head[:8], *dirty])]
         lines = [f"On {', '.join(where)}:\n"]
@@ -151,14 +147,14 @@ def table(measured: list[dict[str, Any]]) -> str:
 
 def benchmark(settings: Benchmark) -> None:
     """Measures, prints and stores, and writes all that is stored into the README."""
+    place = Place("benchmark", settings.out)
     found = environment()  # of the code as it starts
     if torch_rivals.has_torch():
         found["versions"]["torch"] = metadata.version("torch")
+    else:
+        print("PyTorch is not installed, and nothing is compared with it.")
     found["rows"] = []
     for row in rows_of(settings):
         print(line(row), flush=True)
         found["rows"].append(row)
-    STORE.mkdir(exist_ok=True)
-    write_json(STORE / f"{found['backend']}.json", found)
-    measured = [json.loads(path.read_text()) for path in sorted(STORE.glob("*.json"))]
-    README.write_text(insert(README.read_text(), "benchmark", table(measured)))
+    place.write(found, table)

@@ -16,12 +16,10 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import sparse_optax
+from experiments.cost.place import Place
 from experiments.cost.settings import Footprint
 from experiments.environment import environment
-from experiments.records import write_json
-from experiments.results import README, STORE as RESULTS, insert
 
-STORE = RESULTS / "footprint.json"
 OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)
 # Of any loop in a prune: it finds a number of up to 32 bits, two in a pass.
 MOST_PASSES = 16
@@ -129,13 +127,13 @@ def measure(decoder: Decoder, num_devices: int) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(measured: list[dict[str, Any]]) -> str:
     """Returns a Markdown table."""
     lines = [
         "| weights | devices | weights, moments, masks | temporaries | exchanged |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for row in rows:
+    for row in (row for one in measured for row in one["rows"]):
         cells = (
             f"{row['weights'] / 1e9:.1f}B",
             str(row["devices"]),
@@ -155,12 +153,13 @@ def pretend(num_devices: int) -> None:
 
 def footprint(settings: Footprint) -> None:
     """Compiles and stores, and writes what came out into the README."""
+    place = Place("footprint", settings.out)
     pretend(max(settings.devices))
     rows = [
         measure(decoder, number)
         for decoder in DECODERS.values()
         for number in settings.devices
     ]
-    write_json(STORE, {**environment(), "rows": rows})
-    README.write_text(insert(README.read_text(), "footprint", table(rows)))
-    print(table(rows))
+    found = {**environment(), "rows": rows}
+    print(table([found]))
+    place.write(found, table)

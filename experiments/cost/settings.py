@@ -1,6 +1,7 @@
 """What can be asked of the measurements of cost."""
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from experiments.config import check
@@ -10,7 +11,7 @@ from experiments.config import check
 class Benchmark:
     """Measures what the method costs, and writes it into the README.
 
-    It takes half an hour on two cores, and a few GB of memory.
+    It takes some fifteen minutes on two cores, and a few GB of memory.
     """
 
     sizes: tuple[int, ...] = (10_000_000,)
@@ -25,6 +26,9 @@ class Benchmark:
     """Numbers of matrices for which a prune is compiled."""
     turns: int = 21
     """How often times are compared."""
+    out: Path | None = None
+    """Folder for what is measured; by default that of the repository, which its README
+    shows."""
 
     def validate(self) -> None:
         """Raises an `ExperimentError` where a number makes no sense."""
@@ -50,6 +54,9 @@ class Footprint:
 
     devices: tuple[int, ...] = (8, 512)
     """Numbers of devices."""
+    out: Path | None = None
+    """Folder for what is found; by default that of the repository, which its README
+    shows."""
 
     def validate(self) -> None:
         """Raises an `ExperimentError` where a number makes no sense."""
@@ -57,4 +64,4 @@ class Footprint:
         sound = bool(numbers) and all(
             n in (1, 2, 4) or (n % 8 == 0 and 0 < n <= 2048) for n in numbers
         )
-        check("devices", numbers, sound, "2048 or less, and parts or multiples of 8")
+        check("devices", numbers, sound, "1, 2, 4 or multiples of 8, up to 2048")

@@ -1,0 +1,56 @@
+"""Where measurements go: into the repository and its README, or elsewhere."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments import results
+from experiments.config import ExperimentError
+from experiments.records import write_json
+
+Table = Callable[[list[dict[str, Any]]], str]
+
+
+class Place:
+    """A folder for measurements, a file for each backend.
+
+    Made before anything is measured, so that nothing is measured in vain.
+
+    Args:
+      name: of what is measured; the README has markers of that name.
+      out: the folder, or None for that of the repository, which the README shows.
+
+    Raises:
+      ExperimentError: the folder cannot be made, or the README has no such markers.
+    """
+
+    def __init__(self, name: str, out: Path | None):
+        self._name = name
+        self._readme = results.README if out is None else None
+        self._folder = results.STORE / name if out is None else out
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if self._readme:
+                results.insert(self._readme.read_text(), name, "")
+        except OSError as error:
+            raise ExperimentError(
+                f"cannot use {error.filename}: {error.strerror}"
+            ) from error
+
+    def stored(self) -> list[dict[str, Any]]:
+        """Returns what the folder holds, in the order of the backends' names."""
+        paths = sorted(self._folder.glob("*.json"))
+        return [json.loads(path.read_text()) for path in paths]
+
+    def write(self, found: dict[str, Any], table: Table) -> None:
+        """Stores what was found, and shows all that is stored in the README."""
+        path = self._folder / f"{found['backend']}.json"
+        write_json(path, found)
+        print(f"Written: {path}")
+        if self._readme:
+            text = self._readme.read_text()
+            self._readme.write_text(
+                results.insert(text, self._name, table(self.stored()))
+            )
+            print(f"Written: {self._readme}")
