@@ -4,6 +4,7 @@ Given the same weights and gradients, a step and a prune do what they do on one 
 bit for bit, and what devices tell one another does not grow with the network.
 """
 
+import contextlib
 import functools
 
 import chex
@@ -27,6 +28,12 @@ import sparse_optax
 from experiments.cost import footprint
 from sparse_optax import PruneState
 
+MESHES = pytest.mark.parametrize(
+    ("kind", "within_mesh"),
+    [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, True)],
+    ids=["auto", "auto without set_mesh", "explicit"],
+)
+
 
 def mesh_of(kind):
     return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
@@ -38,20 +45,13 @@ def on_one_device():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("kind", "within_mesh"),
-    [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, True)],
-    ids=["auto", "auto without set_mesh", "explicit"],
-)
+@MESHES
 def test_a_step_and_a_prune_are_those_of_one_device(kind, layout, within_mesh):
     mesh = mesh_of(kind)
     params, grads = (
         jax.device_put(transformer(seed), shardings(layout, mesh)) for seed in range(2)
     )
-    if within_mesh:
-        with jax.set_mesh(mesh):
-            result = train(params, grads)
-    else:
+    with jax.set_mesh(mesh) if within_mesh else contextlib.nullcontext():
         result = train(params, grads)
     chex.assert_trees_all_equal(on_host(result), on_one_device())
 
@@ -67,19 +67,19 @@ def test_a_step_and_a_prune_are_those_of_one_device(kind, layout, within_mesh):
         assert mask.sharding.is_equivalent_to(weight.sharding, weight.ndim)
 
 
-@pytest.mark.parametrize(
-    "kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name
-)
+@MESHES
 @pytest.mark.parametrize(
     ("layout", "what"), [("fsdp", "prune"), ("tensor-parallel", "step")]
 )
-def test_what_devices_exchange_does_not_grow_with_the_network(kind, layout, what):
+def test_what_devices_exchange_does_not_grow_with_the_network(
+    kind, within_mesh, layout, what
+):
     mesh = mesh_of(kind)
 
     def exchanged(width):
-        with jax.set_mesh(mesh):
-            params = jax.device_put(transformer(0, width), shardings(layout, mesh))
-            state = jax.jit(TX.init)(params)
+        params = jax.device_put(transformer(0, width), shardings(layout, mesh))
+        with jax.set_mesh(mesh) if within_mesh else contextlib.nullcontext():
+            state = TX.init(params)
             if what == "prune":
                 lowered = jax.jit(sparse_optax.prune).lower(params, state, 0.3)
             else:
