@@ -14,7 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import get_abstract_mesh
 
+_LONG = 16  # weights in a row
 _HALF = 0xFFFF  # the lower 16 bits of a word
 _WORD = 1 << 32
 
@@ -67,57 +69,94 @@ def as_float(a: Count) -> jax.Array:
 
 def count_true(x: jax.Array) -> Count:
     """How many elements of the boolean array `x` are true."""
-    x = lax.optimization_barrier(x)  # a constant XLA would count while it compiles
-    return count_each([x, ~x])[0]
+    return count_true_in([x])
 
 
-def count_each(arrays: Sequence[jax.Array]) -> list[Count]:
-    """How many elements of each of these boolean arrays, of one shape, are true."""
-    *rows, axes = axes_within_words(arrays[0].shape)
-    if jax.typeof(arrays[0]).sharding.mesh.empty:
-        # All in one pass, rows first, which XLA shares out between the cores of a CPU.
-        # The barrier keeps the counts that nobody wants: what is left of a pass with
-        # one count alone is made into windows on CPU, and takes 15 times as long.
-        words = _sum_each(_sum_each(arrays, axes[1:]), axes[:1])
-        words = lax.optimization_barrier(words)
-    else:  # sums, of which devices exchange but one number: of a pass they gather all
-        words = [jnp.sum(x, axis=axes, dtype=jnp.uint32) for x in arrays]
-    return [sum_words(w) if rows else Count(jnp.uint32(0), w) for w in words]
+def count_true_in(leaves: Iterable[jax.Array]) -> Count:
+    """How many elements of all these boolean arrays are true."""
+    # A constant XLA would count while it compiles, but for the barrier.
+    leaves = [lax.optimization_barrier(x) for x in leaves]
+    if not leaves:
+        return constant(0)
+    # Of both kinds, because a pass with one count alone is slow: see `_words`.
+    return unstack(count_all([x, ~x] for x in leaves))[0]
 
 
-def _sum_each(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
-    return lax.reduce(
+def count_all(leaves: Iterable[Sequence[jax.Array]]) -> Count:
+    """How many are true, over all leaves: a `Count` with an element for each kind.
+
+    Args:
+        leaves: each a number of boolean arrays of one shape: one of every kind.
+    """
+    words = [_words(arrays) for arrays in leaves]
+    of_each_kind = [jnp.concatenate(kind) for kind in zip(*words, strict=True)]
+    return stack([sum_words(kind) for kind in of_each_kind])
+
+
+def count_each(leaves: Iterable[Sequence[jax.Array]]) -> list[Count]:
+    """The same leaf by leaf: for each kind, a `Count` with an element for each leaf."""
+
+    def of_leaf(arrays):
+        if arrays[0].size >= _WORD:
+            return [sum_words(w) for w in _words(arrays)]
+        words = [jnp.sum(w, dtype=jnp.uint32) for w in _words(arrays)]
+        return [Count(jnp.uint32(0), w) for w in words]
+
+    return [stack(kind) for kind in zip(*map(of_leaf, leaves), strict=True)]
+
+
+def _words(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """How many are true of each of the arrays, of one shape: as words to be summed."""
+    shape = arrays[0].shape
+    axes = _axes_within_a_word(shape)
+    if _may_be_sharded(arrays[0]):
+        # Sums, of which devices exchange but one number; of a single pass, all of them.
+        return [jnp.sum(x, axis=axes, dtype=jnp.uint32).ravel() for x in arrays]
+    # All in one pass over the weights, and that by rows, which XLA shares out between
+    # the cores of a CPU: unless they are so short that their counts would take memory.
+    if axes[:1] == (0,) and math.prod(shape[1:]) >= _LONG:
+        axes = axes[1:]
+    words = lax.reduce(
         [x.astype(jnp.uint32) for x in arrays],
         [jnp.uint32(0)] * len(arrays),
         lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
         axes,
     )
+    # The barrier keeps the counts that nobody wants: what is left of a pass with one
+    # count alone is made into windows on CPU, and takes 15 times as long.
+    return [w.ravel() for w in lax.optimization_barrier(words)]
 
 
-def axes_within_words(shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """All axes; of arrays of 2^32 elements or more the leading ones apart.
+def _may_be_sharded(x: jax.Array) -> bool:
+    """Whether devices might each have a part of it, as its type or the context says."""
+    return not (jax.typeof(x).sharding.mesh.empty and get_abstract_mesh().empty)
 
-    Along those of the last part there are fewer.
-    """
+
+def _axes_within_a_word(shape: Sequence[int]) -> tuple[int, ...]:
+    """Axes along which a count of what is true is below 2^32: the longest ones."""
+    chosen: list[int] = []
+    size = 1
+    for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
+        if size * shape[axis] < _WORD:
+            size *= shape[axis]
+            chosen.append(axis)
+    return tuple(sorted(chosen))
+
+
+def rows_and_columns(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes in two: leading ones, and the rest with less than 2^32 elements."""
     axis = 0
     while math.prod(shape[axis:]) >= _WORD:
         axis += 1
     axes = tuple(range(len(shape)))
-    return [axes[:axis], axes[axis:]] if axis else [axes]
-
-
-def count_true_in(leaves: Iterable[jax.Array]) -> Count:
-    """How many elements of all these boolean arrays are true."""
-    return total(stack([constant(0), *map(count_true, leaves)]))
+    return axes[:axis], axes[axis:]
 
 
 def sum_words(words: jax.Array) -> Count:
-    """The sum of at most 2^24 `uint32` numbers."""
+    """The sum of a vector of `uint32` numbers."""
     if words.size > 1 << 24:
-        raise ValueError(
-            f"cannot count a leaf of {words.size} rows of up to 2^32 weights: its "
-            "leading axes are too long"
-        )
+        half = words.size // 2
+        return add(sum_words(words[:half]), sum_words(words[half:]))
     result = constant(0)
     for shift in (0, 8, 16, 24):  # byte by byte, of which sums do not overflow
         part = jnp.sum((words >> shift) & 0xFF, dtype=jnp.uint32)

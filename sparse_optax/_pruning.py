@@ -56,6 +56,11 @@ def prune_by_magnitude(
     when hardly any are left, cannot be made zero by adding to it; `sparse_optax.prune`
     and `apply_masks` do.
 
+    `prune` may be a Python boolean or a traced one. By a traced one, every update is
+    written out for the prune that might follow, and takes some third longer; in steps
+    with `prune=False` (static, for `jit`), or with none and `sparse_optax.prune`
+    between them, the link costs a byte of mask for each weight.
+
     Args:
         fraction: of the remaining weights, in [0, 1], or an optax schedule of the
             number of prunes so far. Used as a `float32`.
@@ -136,6 +141,9 @@ def prune_to_sparsity(
 
     are gone, with t = 0 at the first update. It never revives weights: where the
     schedule falls, or stays, nothing is done and no prune is counted.
+
+    Every update is written out for the prune that might follow, as by a traced flag of
+    `prune_by_magnitude`.
 
     Args:
         schedule: the sparsity in [0, 1] as a function of the number of updates before

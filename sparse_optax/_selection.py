@@ -40,49 +40,38 @@ def drop_smallest(
     """
     if not weights:
         return []
-    dtype = _key_dtype(weights)
-    num_bits = jnp.iinfo(dtype).bits - 1  # the sign bit is never set
+    wide = jnp.float64 if any(w.dtype == jnp.float64 for w in weights) else jnp.float32
+    # Those of narrower floats end in zeros, which need not be searched.
+    num_zeros = jnp.finfo(wide).nmant - max(jnp.finfo(w.dtype).nmant for w in weights)
+    num_bits = jnp.finfo(wide).bits - 1 - num_zeros  # the sign bit is never set
 
     def keys(weights, masks):
         pairs = zip(weights, masks, strict=True)
-        return [_magnitude_key(w, m, dtype) for w, m in pairs]
+        return [_magnitude_key(w, m, wide, num_zeros) for w, m in pairs]
 
     bound = _kth_smallest(keys, (weights, masks), k, num_bits)
-    counts = [
-        _counts.count_each([key < bound, key == bound]) for key in keys(weights, masks)
-    ]
-    num_below, num_ties = (_counts.stack(n) for n in zip(*counts, strict=True))
+    below = [key < bound for key in keys(weights, masks)]
+    ties = [key == bound for key in keys(weights, masks)]
+    num_below, num_ties = _counts.count_each(zip(below, ties, strict=True))
     tied = _counts.subtract(k, _counts.total(num_below))  # to be dropped of the ties
-
-    def take(tied, num_ties):
-        n = _counts.minimum(tied, num_ties)
-        return _counts.subtract(tied, n), n
-
-    # By a loop, because of a chain of 64-bit numbers XLA makes exponentially many.
-    _, num_dropped = lax.scan(take, tied, num_ties)
-    result = []
-    for key, mask, n, (_, num_ties) in zip(
-        keys(weights, masks), masks, _counts.unstack(num_dropped), counts, strict=True
-    ):
-        dropped = (key < bound) | _first(key == bound, n, num_ties)
-        result.append(mask & ~dropped)
-    return result
+    dropped = _first(ties, tied, num_ties)
+    return [m & ~(b | d) for m, b, d in zip(masks, below, dropped, strict=True)]
 
 
-def _key_dtype(weights: Sequence[jax.Array]) -> jnp.dtype:
-    """The integer wide enough for every weight's bit pattern."""
-    widest = max(jnp.finfo(w.dtype).bits for w in weights)
-    return jnp.dtype(jnp.int64 if widest > 32 else jnp.int32)
+def _magnitude_key(
+    weight: jax.Array, mask: jax.Array, wide: jax.typing.DTypeLike, num_zeros: int
+) -> jax.Array:
+    """Integers that order as |weight| does; pruned weights come last.
 
-
-def _magnitude_key(weight: jax.Array, mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Integers that order as |weight| does; pruned weights come last."""
-    # Narrower floats convert without loss, so that all dtypes can be compared.
-    wide = jnp.float64 if dtype == jnp.int64 else jnp.float32
+    They are the bit patterns in the float `wide`, to which all convert without loss,
+    but for the last `num_zeros` bits.
+    """
+    dtype = jnp.int64 if wide == jnp.float64 else jnp.int32
     largest = jnp.array(jnp.iinfo(dtype).max, dtype)
     bits = lax.bitcast_convert_type(weight.astype(wide), dtype) & largest
     infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, wide), dtype)
-    return jnp.where(mask, jnp.minimum(bits, infinity + 1), largest)  # NaNs are alike
+    nan = (infinity >> num_zeros) + 1  # all of them alike
+    return jnp.where(mask, jnp.minimum(bits >> num_zeros, nan), largest)
 
 
 def _kth_smallest(
@@ -90,8 +79,6 @@ def _kth_smallest(
     inputs: tuple,
     k: Count,
     num_bits: int,
-    skip: jax.Array | bool = False,
-    otherwise: int = 0,
 ) -> jax.Array:
     """The largest number with fewer than `k` keys below it, or 0 if `k` is 0.
 
@@ -100,8 +87,6 @@ def _kth_smallest(
         inputs: anything that takes memory already.
         k: at most as many as there are keys of `num_bits` bits.
         num_bits: of the number.
-        skip: whether to search nothing and to return `otherwise`.
-        otherwise: an integer.
     """
     dtype = jax.eval_shape(keys, *inputs)[0].dtype
 
@@ -111,37 +96,56 @@ def _kth_smallest(
         inputs_now, bound = lax.optimization_barrier((inputs, bound))
         shift = jnp.maximum(num_bits - _DIGIT * (i + 1), 0).astype(dtype)
         steps = [jnp.array(digit, dtype) << shift for digit in range(1, 2**_DIGIT)]
-        counts = [
-            _counts.stack(_counts.count_each([key < bound + step for step in steps]))
-            for key in keys(*inputs_now)
-        ]
-        num_below = _counts.total(_counts.stack(counts))
+        num_below = _counts.count_all(
+            [key < bound + step for step in steps] for key in keys(*inputs_now)
+        )
         digit = jnp.sum(_counts.less(num_below, k), dtype=dtype)
         return bound + (digit << shift)
 
-    num_digits = jnp.where(skip, 0, -(-num_bits // _DIGIT))
-    start = jnp.where(skip, jnp.asarray(otherwise, dtype), 0)
+    # Nothing is searched for 0 of them, as among ties that are dropped all or none.
+    num_digits = jnp.where(_counts.is_zero(k), 0, -(-num_bits // _DIGIT))
+    start = 0 * k.low.astype(dtype)  # which varies between devices where `k` does
     return lax.fori_loop(0, num_digits, add_digit, start)
 
 
-def _first(ties: jax.Array, n: Count, num_ties: Count) -> jax.Array:
-    """The first `n` of the `num_ties` true elements of `ties`, in row-major order."""
-    none, every = _counts.is_zero(n), ~_counts.less(n, num_ties)
-    first, here = jnp.zeros_like(ties), ties & ~none
-    # Up to that of the last in index, or to its row and then to that within the row.
-    for axes in _counts.axes_within_words(ties.shape):
+def _first(arrays: Sequence[jax.Array], n: Count, num_true: Count) -> list[jax.Array]:
+    """The first `n` of the true elements, array by array and in row-major order.
 
-        def keys(here, axes=axes):
-            return [jnp.where(here, _index(here, axes), ~jnp.uint32(0))]
+    Args:
+        arrays: boolean.
+        n: at most as many as there are true elements.
+        num_true: of each array.
+    """
+    up_to_here = lax.associative_scan(_counts.add, num_true)
+    before_here = _counts.subtract(up_to_here, num_true)
+    taken = _counts.minimum(_counts.subtract(n, before_here), num_true)
+    whole = ~_counts.less(taken, num_true)
+    cut = ~whole & ~_counts.is_zero(taken)  # which one array is at the most
+    n = _counts.total(Count(*(jnp.where(cut, word, 0) for word in taken)))
 
-        size = math.prod(ties.shape[axis] for axis in axes)
-        num_bits = size.bit_length()
-        skip = none | every  # as it is for all arrays but one at most
-        last = _kth_smallest(keys, (here,), n, num_bits, skip, otherwise=size)
-        before = here & (_index(here, axes) < last)
-        n = _counts.subtract(n, _counts.count_true(before))
-        first, here = first | before, here & (_index(here, axes) == last)
-    return first | here
+    # In the array that is cut, up to the last of them: its row, then within the row.
+    here = [x & is_cut for x, is_cut in zip(arrays, cut, strict=True)]
+    first = [x & all_of_it for x, all_of_it in zip(arrays, whole, strict=True)]
+    for level in zip(*(_counts.rows_and_columns(x.shape) for x in arrays), strict=True):
+        if not any(level):
+            continue
+
+        def keys(here, level=level):
+            return [
+                jnp.where(x, _index(x, axes), ~jnp.uint32(0))
+                for x, axes in zip(here, level, strict=True)
+            ]
+
+        sizes = [
+            math.prod(x.shape[axis] for axis in axes)
+            for x, axes in zip(here, level, strict=True)
+        ]
+        last = _kth_smallest(keys, (here,), n, max(sizes).bit_length())
+        before = [x & (key < last) for x, key in zip(here, keys(here), strict=True)]
+        here = [x & (key == last) for x, key in zip(here, keys(here), strict=True)]
+        n = _counts.subtract(n, _counts.count_true_in(before))
+        first = [x | b for x, b in zip(first, before, strict=True)]
+    return [x | last_one for x, last_one in zip(first, here, strict=True)]
 
 
 def _index(x: jax.Array, axes: Sequence[int]) -> jax.Array:

@@ -83,11 +83,24 @@ def test_costs_are_measured():
     )
     assert plain["time"] > 0 and chain["time"] > 0
     assert plain["moved"] < chain["moved"] < plain["moved"] + 2
-    prune = prunes.measure_prune(2000, 2, turns=1)
+    traced = jax.numpy.array(False)
+    flagged = updates.measure_update(
+        updates.CHAIN, 2000, "float32", 2, turns=1, prune=traced
+    )
+    assert flagged["temporaries"] > chain["temporaries"]
+    prune = prunes.measure_prune(prunes.PRUNABLE, 2000, "bfloat16", 2, turns=1)
     assert prune["adam"] > 0 and prune["temporaries"] > 0
     assert min(prunes.measure_rivals(10_000, turns=1).values()) > 0
     assert prunes.measure_compilation(2) > 0
-    assert list(prunes.measure_growth([10_000, 20_000], turns=1)) == [10_000, 20_000]
+
+
+def test_a_prune_is_measured_of_what_the_last_one_has_left():
+    params = updates.matrices(2000, 2)
+    prune = prunes.pruned_again(prunes.PRUNABLE, params)
+    for number in (2000 - 20, 2000 - 20 - 20):
+        masks = sparse_optax.get_masks(prune()[1])
+        assert sum(int(mask.sum()) for mask in masks) == number
+    assert all(jax.numpy.all(w != 0) for w in params)
 
 
 def test_speed_is_measured():
@@ -137,7 +150,11 @@ def test_rows_of_the_benchmark(monkeypatch):
     assert {what: row.target for what, row in rows.items() if row.target} == {
         "update by `chain(add_relevance_decay, adam, prune_by_magnitude)`, "
         "30,000 weights, float32": "1.3",
-        "`prune`, 30,000 weights": "6",
+        "`prune`, 30,000 weights, float32": "6",
+        "`prune`, 30,000 weights, bfloat16": "6",
+        "`prune` of a state of `relevance_pruning(adam)`, 30,000 weights, float32": "6",
+        "`prune`, 1,000 weights in 10 matrices": "6",
+        "`prune`, 2,000 weights in 10 matrices": "6",
         "its temporaries": "5",
         "`jnp.sort`, 1,000 weights": "30, at least",
         "PyTorch, 1,000 weights": "1, at least",

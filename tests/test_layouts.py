@@ -10,6 +10,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from helpers import find_states, make_step, num_kept
@@ -92,6 +93,35 @@ def test_what_devices_exchange_does_not_grow_with_the_network(
     assert small == large
     assert set(small) == {"all-reduce"}
     assert 0 < small["all-reduce"] <= 80 * NUM_LEAVES  # bytes
+
+
+def test_arrays_without_a_sharding_of_their_own_are_not_gathered_either():
+    """Where only `jit` says how arguments lie, and the mesh is that of the context."""
+    mesh = mesh_of(AxisType.Auto)
+
+    def exchanged(width):
+        params = transformer(0, width)
+        state = TX.init(params)
+        of_params = shardings("fsdp", mesh)
+        of_state = optax.tree.map_params(
+            *(TX, lambda _, s: s, state, of_params),
+            transform_non_params=lambda _: NamedSharding(mesh, P()),
+        )
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, state)
+        )
+        with jax.set_mesh(mesh):
+            program = jax.jit(
+                sparse_optax.prune,
+                in_shardings=(of_params, of_state, None),
+                out_shardings=(of_params, of_state),
+            )
+            compiled = program.lower(*abstract, 0.3).compile()
+        return footprint.exchanged(compiled.as_text())
+
+    small, large = exchanged(16), exchanged(64)
+    assert small == large
+    assert set(small) == {"all-reduce"}
 
 
 def test_masks_can_be_told_to_lie_like_weights():

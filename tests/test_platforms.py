@@ -55,6 +55,37 @@ def test_a_step_lowers_for_every_platform(name):
         assert "stablehlo.sort" not in module and "stablehlo.scatter" not in module
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+def test_a_prune_lowers_for_every_platform(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        params = {
+            name: jax.ShapeDtypeStruct(w.shape, dtype) for name, w in PARAMS.items()
+        }
+        state = jax.eval_shape(CHAIN.init, params)
+        modules = exported(sparse_optax.prune, params, state, 0.1)
+    for module in modules.values():
+        assert "stablehlo.while" in module and "stablehlo.reduce" in module
+        assert "stablehlo.sort" not in module and "stablehlo.scatter" not in module
+
+
+def test_a_step_on_many_devices_lowers_for_every_platform():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        rows, everywhere = (jax.NamedSharding(mesh, jax.P(*a)) for a in (("data",), ()))
+        params = {
+            "kernel": jax.ShapeDtypeStruct((40, 30), jnp.float32, sharding=rows),
+            "bias": jax.ShapeDtypeStruct((30,), jnp.float32, sharding=everywhere),
+        }
+        state = jax.eval_shape(CHAIN.init, params)
+        step = make_step(CHAIN)
+        modules = exported(
+            lambda params, state, grads: step(params, state, grads, prune=True),
+            *(params, state, params),
+        )
+    for module in modules.values():
+        assert "num_partitions = 8" in module
+
+
 def test_one_program_lowers_for_all_platforms_at_once():
     step = make_step(CHAIN)
 

@@ -240,3 +240,26 @@ def test_masks_helpers_work_on_sharded_arrays():
         marked = sparse_optax.masks_from_zeros(pruned, tx.init(params))
         assert types(marked) == types(state)
         chex.assert_trees_all_equal(on_host(marked.masks), on_host(masks))
+
+
+def test_devices_can_prune_networks_of_their_own():
+    """Inside `shard_map`, where every device has another member of an ensemble."""
+    tx = sparse_optax.prune_by_magnitude(0.5)
+    mesh = jax.make_mesh((8,), ("member",), axis_types=(AUTO,))
+    members = [random_tree(seed, shapes=SHAPES) for seed in range(8)]
+
+    def prune(params):
+        return sparse_optax.prune(params, tx.init(params), 0.3)
+
+    def one(params):
+        pruned = prune(jax.tree.map(lambda x: x[0], params))
+        return jax.tree.map(lambda x: x[None], pruned)
+
+    pruned = jax.jit(
+        jax.shard_map(one, mesh=mesh, in_specs=P("member"), out_specs=P("member"))
+    )(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+    for index, params in enumerate(members):
+        chex.assert_trees_all_equal(
+            on_host(jax.tree.map(lambda x, i=index: x[i], pruned)),
+            on_host(prune(params)),
+        )

@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import sparse_optax
@@ -70,26 +71,40 @@ def update_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
                 yield Row(what, f"updates by {plain}", found["time"], target)
                 yield Row("its reads and writes", "bytes a weight", found["moved"])
                 yield Row("its temporaries", "bytes a weight", found["temporaries"])
+            # What is read and written is not told of it: it counts the prune as well.
+            found = updates.measure_update(
+                *(updates.CHAIN, size, dtype, 30, settings.turns),
+                prune=jnp.array(False),
+            )
+            what = f"update by {chain} with a traced `prune=False`, {which}"
+            yield Row(what, f"updates by {plain}", found["time"])
+            yield Row("its temporaries", "bytes a weight", found["temporaries"])
 
 
 def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
     """Measures prunes."""
     turns = settings.turns
+    whole = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)
     for size in settings.sizes:
-        # Of many small parts, a prune is disturbed for longer, and takes more turns.
-        found = prunes.measure_prune(size, 30, 5 * turns)
-        what = f"`prune`, {size:,} weights"
+        for what, tx, dtype in (
+            ("`prune`", prunes.PRUNABLE, "float32"),
+            ("`prune`", prunes.PRUNABLE, "bfloat16"),
+            ("`prune` of a state of `relevance_pruning(adam)`", whole, "float32"),
+        ):
+            # Of many small parts, it is disturbed for longer, and takes more turns.
+            found = prunes.measure_prune(tx, size, dtype, 30, 3 * turns)
+            what = f"{what}, {size:,} weights, {dtype}"
+            yield Row(what, "updates by `adam`", found["adam"], targets.prune)
+            yield Row("its temporaries", "bytes a weight", found["temporaries"], "5")
+    for size in settings.growth:
+        found = prunes.measure_prune(prunes.PRUNABLE, size, "float32", 10, turns)
+        what = f"`prune`, {size:,} weights in 10 matrices"
         yield Row(what, "updates by `adam`", found["adam"], targets.prune)
-        yield Row("its temporaries", "bytes a weight", found["temporaries"], "5")
     for size in settings.rivals:
         found = prunes.measure_rivals(size, max(turns // 7, 1))
         for name, value in found.items():
             target = targets.sort if name == "`jnp.sort`" else "1, at least"
             yield Row(f"{name}, {size:,} weights", "prunes of them", value, target)
-    first = settings.growth[0]
-    for size, value in prunes.measure_growth(list(settings.growth), turns).items():
-        what = f"`prune`, time for each of {size:,} weights"
-        yield Row(what, f"that for each of {first:,}", value)
     for number in settings.leaves:
         seconds = prunes.measure_compilation(number)
         yield Row(f"compilation of `prune`, {number} matrices", "seconds", seconds)

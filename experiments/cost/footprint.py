@@ -95,12 +95,14 @@ def compile_prune(decoder: Decoder, num_devices: int) -> jax.stages.Compiled:
 
 
 def exchanged(program: str) -> dict[str, int]:
-    """Returns the bytes that a device tells others, by kind of exchange.
+    """Returns the bytes that a device has to tell others, by kind of exchange.
 
-    Of a compiled program, each of whose loops is gone through once.
+    Those of the numbers themselves: how often they are sent on is for the network to
+    choose. Of a compiled program, each of whose loops is gone through once.
     """
     found: dict[str, int] = {}
-    pattern = r"= (\S+|\(.*?\)) (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\("
+    kinds = r"all-gather|all-reduce|all-to-all|reduce-scatter|collective-\w+"
+    pattern = rf"= (\S+|\(.*?\)) ((?:ragged-)?(?:{kinds}))(?:-start)?\("
     for line in program.splitlines():
         if match := re.search(pattern, line):
             # As in (u32[80], f32[2,3], pred[]), the last of which is of bytes.
@@ -121,6 +123,7 @@ def measure(decoder: Decoder, num_devices: int) -> dict[str, Any]:
         "weights": weights,
         "devices": num_devices,
         "given": memory.argument_size_in_bytes,
+        "returned": memory.output_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "kinds": sorted(told),
         "exchanged": sum(told.values()) * MOST_PASSES,
@@ -130,14 +133,16 @@ def measure(decoder: Decoder, num_devices: int) -> dict[str, Any]:
 def table(measured: list[dict[str, Any]]) -> str:
     """Returns a Markdown table."""
     lines = [
-        "| weights | devices | weights, moments, masks | temporaries | exchanged |",
-        "| --- | --- | --- | --- | --- |",
+        "| weights | devices | weights, moments, masks | the same, returned "
+        "| temporaries | exchanged |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in (row for one in measured for row in one["rows"]):
         cells = (
             f"{row['weights'] / 1e9:.1f}B",
             str(row["devices"]),
             f"{row['given'] / 1e6:,.0f} MB",
+            f"{row['returned'] / 1e6:,.0f} MB",
             f"{row['temporaries'] / 1e6:,.0f} MB",
             f"{row['exchanged'] / 1e3:,.1f} kB",
         )

@@ -1,6 +1,8 @@
 """What a prune costs, of random matrices: beside updates, sorts and smaller ones."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +22,32 @@ from experiments.cost.updates import (
 PRUNABLE = sparse_optax.prune_by_magnitude(0.1)  # has masks, and nothing else
 
 
-def measure_prune(size: int, number: int, turns: int) -> dict[str, float]:
+def pruned_again(tx: Any, params: Any) -> Callable[[], Any]:
+    """Returns a function that prunes, at each call, what the last one has left.
+
+    It overwrites what it is given, as a training loop would: memory that is asked for
+    anew takes longer to get than weights take to choose, if there are many.
+    """
+    prune = jax.jit(sparse_optax.prune, donate_argnums=(0, 1))
+    now = jax.tree.map(jnp.copy, params), tx.init(params)
+
+    def call() -> Any:
+        nonlocal now
+        now = prune(*now, 0.01)
+        return now
+
+    return call
+
+
+def measure_prune(
+    tx: Any, size: int, dtype: str, number: int, turns: int
+) -> dict[str, float]:
     """Returns the time of a prune, in updates of Adam, and its temporaries a weight."""
-    params, grads = matrices(size, number), matrices(size, number, seed=1)
-    state = PRUNABLE.init(params)
+    params = matrices(size, number, dtype)
+    grads = matrices(size, number, dtype, seed=1)
     adam = repeated(optax.adam(1e-3), params, grads)
-    times = ratios(
-        {"prune": lambda: sparse_optax.prune(params, state, 0.1)}, adam, turns
-    )
-    compiled = jax.jit(sparse_optax.prune).lower(params, state, 0.1).compile()
+    times = ratios({"prune": pruned_again(tx, params)}, adam, turns)
+    compiled = jax.jit(sparse_optax.prune).lower(params, tx.init(params), 0.1).compile()
     return {
         "adam": times["prune"] * UPDATES_A_CALL,
         "temporaries": temporaries_of(compiled) / sum(w.size for w in params),
@@ -37,7 +56,7 @@ def measure_prune(size: int, number: int, turns: int) -> dict[str, float]:
 
 def measure_compilation(number: int) -> float:
     """Returns the seconds in which a prune of that many small matrices compiles."""
-    params = matrices(number * 1000, number)
+    params = matrices(number * 40_000, number)
     state = PRUNABLE.init(params)
     start = time.perf_counter()
     jax.jit(sparse_optax.prune).lower(params, state, 0.1).compile()
@@ -69,19 +88,3 @@ def measure_rivals(size: int, turns: int) -> dict[str, float]:
         lambda: sparse_optax.prune(params, state, 0.1),
         turns,
     )
-
-
-def measure_growth(sizes: list[int], turns: int) -> dict[int, float]:
-    """Returns the time of a prune by size, to that of the first and to the size."""
-    found = {}
-    first = matrices(sizes[0], 10)
-    first_state = PRUNABLE.init(first)
-    for size in sizes:
-        params = matrices(size, 10)
-        state = PRUNABLE.init(params)
-        found[size] = ratios(
-            {"prune": lambda p=params, s=state: sparse_optax.prune(p, s, 0.1)},
-            lambda: sparse_optax.prune(first, first_state, 0.1),
-            turns,
-        )["prune"] * (sizes[0] / size)
-    return found

@@ -21,7 +21,7 @@ class Benchmark:
     rivals: tuple[int, ...] = (1_000_000, 10_000_000)
     """Numbers of weights at which a prune is compared with a sort and with a top_k."""
     growth: tuple[int, ...] = (1_000_000, 10_000_000, 100_000_000, 300_000_000)
-    """Numbers of weights at which a prune is compared with the first."""
+    """Numbers of weights, in 10 matrices, at which a prune is compared with updates."""
     leaves: tuple[int, ...] = (30, 100, 300)
     """Numbers of matrices for which a prune is compiled."""
     turns: int = 21

@@ -32,14 +32,14 @@ def matrices(
 def update(tx: Any) -> Any:
     """Returns the update of an optimizer, which overwrites what it is given."""
 
-    def step(params: Any, state: Any, grads: Any) -> Any:
-        updates, state = tx.update(grads, state, params)
+    def step(params: Any, state: Any, grads: Any, **extra: Any) -> Any:
+        updates, state = tx.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def repeated(tx: Any, params: Any, grads: Any) -> Callable[[], Any]:
+def repeated(tx: Any, params: Any, grads: Any, **extra: Any) -> Callable[[], Any]:
     """Returns a function that makes `UPDATES_A_CALL` updates, one after the other."""
     step = update(tx)
     now = jax.tree.map(jnp.copy, params), tx.init(params)
@@ -47,7 +47,7 @@ def repeated(tx: Any, params: Any, grads: Any) -> Callable[[], Any]:
     def call() -> Any:
         nonlocal now
         for _ in range(UPDATES_A_CALL):
-            now = step(*now, grads)
+            now = step(*now, grads, **extra)
         return now
 
     return call
@@ -59,18 +59,21 @@ def temporaries_of(compiled: jax.stages.Compiled) -> int:
 
 
 def measure_update(
-    tx: Any, size: int, dtype: str, number: int, turns: int
+    tx: Any, size: int, dtype: str, number: int, turns: int, **extra: Any
 ) -> dict[str, float]:
     """Returns an update's time, to that of plain weight decay, and bytes a weight.
 
-    Those are the bytes that it reads and writes, and those of its temporaries.
+    Those are the bytes that it reads and writes, and those of its temporaries. The
+    update is made with the arguments `extra`.
     """
     params = matrices(size, number, dtype)
     grads = matrices(size, number, dtype, seed=1)
     times = ratios(
-        {"update": repeated(tx, params, grads)}, repeated(PLAIN, params, grads), turns
+        {"update": repeated(tx, params, grads, **extra)},
+        repeated(PLAIN, params, grads),
+        turns,
     )
-    compiled = update(tx).lower(params, tx.init(params), params).compile()
+    compiled = update(tx).lower(params, tx.init(params), params, **extra).compile()
     weights = sum(w.size for w in params)
     return {
         "time": times["update"],
