@@ -56,10 +56,10 @@ def prune_by_magnitude(
     when hardly any are left, cannot be made zero by adding to it; `sparse_optax.prune`
     and `apply_masks` do.
 
-    `prune` may be a Python boolean or a traced one. By a traced one, every update is
-    written out for the prune that might follow, and takes some third longer; in steps
-    with `prune=False` (static, for `jit`), or with none and `sparse_optax.prune`
-    between them, the link costs a byte of mask for each weight.
+    `prune` may be a Python boolean or a traced one. For a traced one, every update is
+    written out for the prune that might follow, which on CPU takes some three times as
+    long; in steps with `prune=False` (static, for `jit`), or with none and
+    `sparse_optax.prune` between them, the link reads a byte of mask for each weight.
 
     Args:
         fraction: of the remaining weights, in [0, 1], or an optax schedule of the

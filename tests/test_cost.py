@@ -153,8 +153,6 @@ def test_rows_of_the_benchmark(monkeypatch):
         "`prune`, 30,000 weights, float32": "6",
         "`prune`, 30,000 weights, bfloat16": "6",
         "`prune` of a state of `relevance_pruning(adam)`, 30,000 weights, float32": "6",
-        "`prune`, 1,000 weights in 10 matrices": "6",
-        "`prune`, 2,000 weights in 10 matrices": "6",
         "its temporaries": "5",
         "`jnp.sort`, 1,000 weights": "30, at least",
         "PyTorch, 1,000 weights": "1, at least",

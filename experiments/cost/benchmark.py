@@ -99,7 +99,7 @@ def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
     for size in settings.growth:
         found = prunes.measure_prune(prunes.PRUNABLE, size, "float32", 10, turns)
         what = f"`prune`, {size:,} weights in 10 matrices"
-        yield Row(what, "updates by `adam`", found["adam"], targets.prune)
+        yield Row(what, "updates by `adam`", found["adam"])
     for size in settings.rivals:
         found = prunes.measure_rivals(size, max(turns // 7, 1))
         for name, value in found.items():
