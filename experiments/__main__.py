@@ -5,13 +5,26 @@ import sys
 
 import tyro
 
-from experiments import digits, grid, lenet5_fashion, lenet300_mnist
+from experiments import (
+    digits,
+    grid,
+    lenet5_fashion,
+    lenet5_mnist,
+    lenet300_mnist,
+    resnet32_cifar10,
+)
 from experiments.config import Config, ExperimentError
 from experiments.cost.settings import Benchmark, Footprint
 from experiments.grid import Sweep
 from experiments.trials import Study
 
-EXPERIMENTS = (digits, lenet300_mnist, lenet5_fashion)
+EXPERIMENTS = (
+    digits,
+    lenet300_mnist,
+    lenet5_mnist,
+    lenet5_fashion,
+    resnet32_cifar10,
+)
 
 
 def parse(arguments: list[str]) -> Config | Sweep | Study | Benchmark | Footprint:

@@ -15,7 +15,8 @@ from experiments.forms import Form
 # results but, where many devices add up parts of a sum, their rounding.
 PLACES = ("out", "data_dir", "checkpoint_every", "data_parallel")
 
-Regularizer = Literal["relevance", "l2", "l1", "none"]
+Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]
+Prune = Literal["gated", "gradual", "snip", "random"]
 
 
 class ExperimentError(Exception):
@@ -53,7 +54,8 @@ class Config:
     regularizer: Regularizer = "relevance"
     """What drives weights to zero between the prunes: the method's penalty on
     irrelevant weights, 2*strength*irrelevance*w; the same on all weights (l2,
-    2*strength*w); strength*sign(w) (l1); or nothing."""
+    2*strength*w); strength*sign(w) (l1); strength*max(0, 1-|g|)*w, taken from the
+    finished update and not scaled by the learning rate (lobster); or nothing."""
     strength: float = 1e-4
     """Coefficient of the regularizer right after a prune (gamma)."""
     scale: float = 1.0
@@ -67,8 +69,14 @@ class Config:
     """Whether the regularizer acts beside the preconditioning by the optimizer, as in
     AdamW, and not through it. The learning rate scales it in either case."""
 
+    prune: Prune = "gated"
+    """When weights go: whenever the validation accuracy allows it (gated); to a given
+    sparsity, along a cubic schedule of the updates (gradual); or all at once before the
+    training, those of least |g*w| for one batch (snip) or any (random)."""
+    target_sparsity: float = 0.9
+    """Share of the weights that gradual, snip and random remove."""
     fraction: float = 0.04
-    """Share of the remaining weights that one prune drops."""
+    """Share of the remaining weights that one gated prune drops."""
     scope: Literal["global", "leaf"] = "global"
     """Whether a prune ranks weights over the whole network or tensor by tensor."""
     bound: float = 0.98
@@ -91,13 +99,23 @@ class Config:
     label_noise: float = 0.0
     """Share of the training images that get a class drawn at random, the same for every
     seed."""
+    shift: int = 0
+    """Augmentation: training images are moved at random by up to so many pixels."""
+    mirror: bool = False
+    """Augmentation: training images are mirrored at random, left to right."""
+    bfloat16: bool = False
+    """Whether the network computes in bfloat16, with params in float32."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """What trains during pruning and fine-tuning; sgd has momentum 0.9."""
+    dense_optimizer: Literal["adam", "sgd"] = "adam"
+    """What trains the dense network."""
+    dense_strength: float = 0.0
+    """Coefficient of the l2 on the dense network in its training."""
     dense_epochs: int = 20
     """Epochs of dense training before the pruning, its learning rate falling to zero
     along a cosine."""
     dense_learning_rate: float = 1e-3
-    """Adam's initial learning rate in dense training."""
+    """The initial learning rate in dense training."""
     learning_rate: float = 1e-3
     """The (initial) learning rate during pruning."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -106,7 +124,9 @@ class Config:
     """Epochs of training after the pruning, from the sparsest network that met the
     bound, without regularizer and with nothing pruned."""
     finetune_learning_rate: float = 3e-4
-    """The learning rate in that."""
+    """The (initial) learning rate in that."""
+    finetune_schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate over the epochs of fine-tuning."""
 
     @property
     def folder(self) -> Path:
@@ -121,8 +141,14 @@ class Config:
 
     @property
     def config_id(self) -> str:
-        """Short hash that runs share when they differ in nothing but the seed."""
-        fields = {k: v for k, v in self.to_dict().items() if k != "seed"}
+        """Short hash that runs share when they differ in nothing but the seed.
+
+        It is made of what differs from the defaults, so that a setting that is new, and
+        left alone, leaves the names of earlier runs as they were.
+        """
+        fields = beyond_defaults(self)
+        for name in (*PLACES, "seed"):
+            fields.pop(name, None)
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -132,12 +158,14 @@ class Config:
             "seed": 0,
             "checkpoint_every": 1,
             "strength": 0,
+            "dense_strength": 0,
             "strength_decay_epochs": 0,
             "interval": 1,
             "epochs": 1,
             "batch_size": 1,
             "dense_epochs": 1,
             "finetune_epochs": 0,
+            "shift": 0,
         }
         above_zero = (
             "scale",
@@ -167,12 +195,37 @@ class Config:
             )
         check("seed", self.seed, self.seed < 2**31, "below 2**31")
         check("fraction", self.fraction, 0 < self.fraction < 1, "between 0 and 1")
+        target = self.target_sparsity
+        check("target_sparsity", target, 0 <= target < 1, "in [0, 1)")
+        if self.prune != "gated" and patience is not None:
+            raise ExperimentError(
+                f"--patience counts evaluations without a prune, which --prune "
+                f"{self.prune} does not wait for; got {patience}."
+            )
+        if self.regularizer == "lobster" and self.decoupled:
+            raise ExperimentError(
+                "--decoupled has no part in --regularizer lobster, which acts beside "
+                "the optimizer in any case."
+            )
         check("bound", self.bound, 0 <= self.bound < 1, "in [0, 1)")
+
+
+def beyond_defaults(settings: Any) -> dict[str, Any]:
+    """Returns what of a dataclass, and of those in it, is not the default."""
+    fields = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            if value := beyond_defaults(value):
+                fields[field.name] = value
+        elif value != field.default:
+            fields[field.name] = value
+    return fields
 
 
 def plays_part(name: str, regularizer: str) -> bool:
     """Whether a number, such as "scale", changes a run with the regularizer."""
-    having = {"strength": ("relevance", "l2", "l1"), "scale": ("relevance",)}
+    having = {"strength": ("relevance", "l2", "l1", "lobster"), "scale": ("relevance",)}
     return name not in having or regularizer in having[name]
 
 

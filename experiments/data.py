@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.config import Config, ExperimentError, check
 
+NUM_CLASSES = 10  # of every set
 # How many of the training images decide about prunes instead of being trained on.
 NUM_VALIDATION = 5_000
 
@@ -73,7 +74,7 @@ def load_whole(name: str, data_dir: Path | None, command: str) -> Dataset:
     """Returns the data set called `name`.
 
     Args:
-      name: "digits", or a set of 28x28 images in TFDS.
+      name: "digits", or a set of images in TFDS.
       data_dir: folder of the TFDS sets, or None for that of TFDS itself.
       command: what the user ran, for an error message to repeat.
 

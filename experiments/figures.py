@@ -42,17 +42,22 @@ def draw(rows: list[Row], summary: dict[str, Any], folder: Path) -> None:
     sparse_rows = [row for row in rows if row["phase"] != "dense"]
     with figure(folder / "accuracy", title) as axes:
         draw_accuracy(axes, sparse_rows, summary)
-    with figure(folder / "layers", title) as axes:
+    height = 0.2 * len(summary["layers"]) + 0.9
+    with figure(folder / "layers", title, max(3.4, height)) as axes:
         draw_layers(axes, summary)
     with figure(folder / "relevance", title) as axes:
         draw_relevance(axes, sparse_rows)
+    with figure(folder / "course", title) as axes:
+        draw_course(axes, sparse_rows, summary)
+    with figure(folder / "magnitudes", title) as axes:
+        draw_magnitudes(axes, summary["magnitudes"])
 
 
 @contextmanager
-def figure(path: Path, title: str) -> Iterator[Axes]:
-    """Gives axes to draw in, and writes them to `path` as PNG and PDF."""
+def figure(path: Path, title: str, height: float = 3.4) -> Iterator[Axes]:
+    """Gives axes to draw in, `height` inches, and writes them as PNG and PDF."""
     with mpl.rc_context(STYLE):
-        canvas = FigureCanvasAgg(Figure(figsize=(5.2, 3.4), layout="constrained"))
+        canvas = FigureCanvasAgg(Figure(figsize=(5.2, height), layout="constrained"))
         axes = canvas.figure.add_subplot()
         set_title(axes, title)
         yield axes
@@ -199,24 +204,63 @@ def draw_relevance(axes: Axes, rows: list[Row]) -> None:
 
     A share is that of one batch, and batches differ: the lines are running means.
     """
-    layers: dict[str, str] = {}
-    numbers = range(1, len(rows) + 1)
-    for path in rows[0]["relevant_by_leaf"]:
-        layer, _, kind = path.rpartition("/")
-        colour = layers.setdefault(layer, LAYER_COLOURS[len(layers)])
-        shares = [row["relevant_by_leaf"][path] for row in rows]
-        axes.plot(
-            numbers,
-            running_mean(shares),
-            color=colour,
-            linestyle=":" if kind == "bias" else "-",
-            label=path,
-        )
-    total = [row["relevant"] for row in rows]
-    axes.plot(numbers, running_mean(total), color=BLACK, linewidth=2, label="total")
-    axes.set_xlabel("round")
+    by_leaf = {
+        path: running_mean([row["relevant_by_leaf"][path] for row in rows])
+        for path in rows[0]["relevant_by_leaf"]
+    }
+    draw_leaves(axes, by_leaf, running_mean([row["relevant"] for row in rows]))
     axes.set_ylabel("relevant weights (% of those kept)")
     axes.set_ylim(bottom=0)
+
+
+def draw_course(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
+    """Draws which share of each tensor is kept after each round."""
+    sizes = {path: layer["size"] for path, layer in summary["layers"].items()}
+    by_leaf = {
+        path: np.asarray([100 * row["kept_by_leaf"][path] / size for row in rows])
+        for path, size in sizes.items()
+    }
+    kept = [sum(row["kept_by_leaf"].values()) for row in rows]
+    total = 100 * np.asarray(kept) / summary["total"]
+    draw_leaves(axes, by_leaf, total)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f"{share:g}"))
+    axes.set_ylabel("weights kept (%)")
+
+
+def draw_magnitudes(axes: Axes, magnitudes: dict[str, list[float]]) -> None:
+    """Draws how many weights there are of each magnitude, dense and sparse."""
+    for name, colour in (("dense", BLUE), ("sparse", VERMILION)):
+        axes.stairs(
+            magnitudes[name], magnitudes["edges"], color=colour, fill=True, alpha=0.25
+        )
+        axes.stairs(magnitudes[name], magnitudes["edges"], color=colour, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("magnitude of a weight that is not zero")
+    axes.set_ylabel("weights")
+    axes.legend()
+
+
+def draw_leaves(axes: Axes, by_leaf: dict[str, np.ndarray], total: np.ndarray) -> None:
+    """Draws a line for each tensor, round by round, and a thick one for all of them.
+
+    Where there are more layers than colours, all are grey.
+    """
+    numbers = range(1, len(total) + 1)
+    layers = list(dict.fromkeys(path.rpartition("/")[0] for path in by_leaf))
+    named = len(layers) <= len(LAYER_COLOURS)
+    for path, values in by_leaf.items():
+        layer, _, kind = path.rpartition("/")
+        axes.plot(
+            numbers,
+            values,
+            color=LAYER_COLOURS[layers.index(layer)] if named else "#bbbbbb",
+            linestyle=":" if kind == "bias" else "-",
+            label=path if named else None,
+        )
+    axes.plot(numbers, total, color=BLACK, linewidth=2, label="total")
+    axes.set_xlabel("round")
     axes.margins(x=0.02)
     axes.figure.legend(loc="outside lower center", ncols=4, columnspacing=1.2)
 

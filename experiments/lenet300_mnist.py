@@ -2,8 +2,8 @@
 
 python -m experiments lenet300-mnist --data-dir DATA
 
-Seed 0, on two cores in about two and a half minutes: 98.31 % sparse at 1.93 % test
-error, from a dense 1.87 %.
+Training images are moved by up to a pixel. Small prunes, and a fine-tuning at the end;
+settings chosen on the validation split, by runs that did not read the test set.
 """
 
 from experiments.config import Config
@@ -12,13 +12,17 @@ CONFIG = Config(
     experiment="lenet300-mnist",
     dataset="mnist",
     network="lenet300",
-    strength=1e-4,
+    shift=1,
+    strength=2e-4,
     scale=1.0,
-    fraction=0.04,
+    fraction=0.02,
     bound=0.98,
     interval=107,
-    epochs=200,
+    epochs=350,
     batch_size=256,
     learning_rate=2e-3,
     schedule="cosine",
+    finetune_epochs=50,
+    finetune_learning_rate=1e-3,
+    finetune_schedule="cosine",
 )

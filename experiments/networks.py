@@ -1,57 +1,12 @@
-"""The networks the experiments train: two LeNets and a small transformer."""
-
-from collections.abc import Sequence
+"""The networks the experiments train: two LeNets, a ResNet, a small transformer."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-NUM_CLASSES = 10
-
-
-def patches_conv(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    *,
-    precision: jax.lax.PrecisionLike = None,
-    **unused,
-) -> jax.Array:
-    """Convolves by one matrix product over all patches of the image.
-
-    Takes the arguments of `jax.lax.conv_general_dilated` that `nnx.Conv` passes, for
-    channels-last images without padding. Inside a `lax.scan` XLA's own convolution runs
-    about ten times slower than this on a CPU.
-
-    Args:
-      inputs: images, `[B, H, W, C]`.
-      kernel: weights, `[h, w, C, D]`.
-      strides: rows and columns between two patches.
-      padding: must be "VALID".
-      precision: that of the matrix product.
-      **unused: the arguments of `conv_general_dilated` that play no part here.
-
-    Returns:
-      The images' features, `[B, (H - h) // rows + 1, (W - w) // columns + 1, D]`.
-    """
-    del unused
-    if padding != "VALID":
-        raise ValueError(f"patches_conv knows no padding but VALID; got {padding!r}.")
-    height, width, channels, features = kernel.shape
-    down, right = strides
-    bottom = inputs.shape[1] - height + 1
-    end = inputs.shape[2] - width + 1
-    patches = jnp.concatenate(
-        [
-            inputs[:, i : i + bottom : down, j : j + end : right, :]
-            for i in range(height)
-            for j in range(width)
-        ],
-        axis=-1,
-    )
-    weights = kernel.reshape(height * width * channels, features)
-    return jnp.matmul(patches, weights, precision=precision)
+from experiments import convolution
+from experiments.data import NUM_CLASSES
+from experiments.resnet import ResNet32
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -93,7 +48,7 @@ class LeNet5(nnx.Module):
                 features,
                 kernel_size=(5, 5),
                 padding="VALID",
-                conv_general_dilated=patches_conv,
+                conv_general_dilated=convolution.conv,
                 rngs=rngs,
             )
 
@@ -147,5 +102,6 @@ class PixelTransformer(nnx.Module):
 NETWORKS = {
     "lenet300": LeNet300,
     "lenet5": LeNet5,
+    "resnet32": ResNet32,
     "pixel-transformer": PixelTransformer,
 }

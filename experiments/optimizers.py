@@ -1,18 +1,28 @@
 """The optimizer of each phase of a run."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 
 import sparse_optax
 from experiments.config import Config
 from experiments.regularizers import make_regularizer
 
+RAMP = 0.75
+
 
 def dense_optimizer(
     config: Config, num_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns plain Adam, its learning rate falling to zero over `num_steps`."""
-    return optax.adam(
-        optax.cosine_decay_schedule(config.dense_learning_rate, num_steps)
+    """Returns a plain optimizer, its learning rate falling to zero over `num_steps`."""
+    return optax.chain(
+        optax.add_decayed_weights(2 * config.dense_strength),
+        preconditioner(config.dense_optimizer),
+        optax.scale_by_learning_rate(
+            course(config.dense_learning_rate, "cosine", num_steps)
+        ),
     )
 
 
@@ -20,35 +30,89 @@ def pruning_optimizer(
     config: Config, num_steps: int, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the chain of the method, for `num_steps` at the most."""
-    learning_rate = optax.constant_schedule(config.learning_rate)
-    if config.schedule == "cosine":
-        learning_rate = optax.cosine_decay_schedule(config.learning_rate, num_steps)
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
-    regularizer = make_regularizer(config, config.strength, decay_steps)
-    return method(config, regularizer, learning_rate)
+    return method(
+        config,
+        make_regularizer(config, config.strength, decay_steps),
+        course(config.learning_rate, config.schedule, num_steps),
+        num_steps,
+    )
 
 
-def finetuning_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Returns the same chain without a penalty, which can go on from its state."""
-    regularizer = make_regularizer(config, 0.0, 0)
-    learning_rate = optax.constant_schedule(config.finetune_learning_rate)
-    return method(config, regularizer, learning_rate)
+def finetuning_optimizer(
+    config: Config, num_steps: int, num_pruning_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the same chain without a penalty, which can go on from its state.
+
+    That of the learning rate counts its own `num_steps`.
+    """
+    return method(
+        config,
+        make_regularizer(config, 0.0, 0),
+        course(config.finetune_learning_rate, config.finetune_schedule, num_steps),
+        num_pruning_steps,
+    )
+
+
+def preconditioner(name: str) -> optax.GradientTransformationExtraArgs:
+    """Returns Adam or momentum, without a learning rate."""
+    link = optax.scale_by_adam() if name == "adam" else optax.trace(0.9)
+    return optax.with_extra_args_support(link)
+
+
+def course(learning_rate: float, schedule: str, num_steps: int) -> optax.Schedule:
+    """Returns a learning rate that is constant, or falls to zero along a cosine."""
+    if schedule == "cosine":
+        return optax.cosine_decay_schedule(learning_rate, max(num_steps, 1))
+    return optax.constant_schedule(learning_rate)
 
 
 def method(
     config: Config,
     regularizer: optax.GradientTransformationExtraArgs,
     learning_rate: optax.Schedule,
+    num_pruning_steps: int,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns penalty, optimizer and prune in the order that the method needs."""
-    links = [
-        regularizer,
-        optax.scale_by_adam() if config.optimizer == "adam" else optax.trace(0.9),
-    ]
+    optimizer = preconditioner(config.optimizer)
+    links = [regularizer, optimizer, optax.scale_by_learning_rate(learning_rate)]
     if config.decoupled:
-        links.reverse()
-    return optax.chain(
-        *links,
-        optax.scale_by_learning_rate(learning_rate),
-        sparse_optax.prune_by_magnitude(config.fraction, scope=config.scope),
+        links = [optimizer, regularizer, links[2]]
+    if config.regularizer == "lobster":
+        links = [optimizer, links[2], regularizer]
+    return optax.chain(*links, pruning_link(config, num_pruning_steps))
+
+
+def pruning_link(
+    config: Config, num_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the last link, which prunes by itself only where that is gradual.
+
+    Then it does so at the end of every round, and is done before the training is, after
+    `RAMP` of its updates: what goes last has to be recovered from, too.
+    """
+    if config.prune != "gradual":
+        return sparse_optax.prune_by_magnitude(config.fraction, scope=config.scope)
+    cubic = optax.polynomial_schedule(
+        0.0, config.target_sparsity, power=3, transition_steps=round(RAMP * num_steps)
+    )
+    return sparse_optax.prune_to_sparsity(
+        cubic, every=config.interval, scope=config.scope
+    )
+
+
+def restart_schedule(opt_state: Any) -> Any:
+    """Returns a state from which the course of the learning rate begins anew."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: (
+            node._replace(count=jnp.zeros_like(node.count))
+            if is_schedule(node)
+            else node
+        ),
+        opt_state,
+        is_leaf=is_schedule,
     )

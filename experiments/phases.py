@@ -16,6 +16,8 @@ from experiments import forms, optimizers, training
 from experiments.config import Config, ExperimentError
 from experiments.data import Split
 from experiments.devices import Devices
+from experiments.functional import Variables, init_network
+from experiments.masks_at_init import random_scores, snip_scores
 from experiments.networks import NETWORKS
 
 
@@ -47,8 +49,13 @@ class Phases:
             )
         self.devices = Devices.choose(config)
         self.config = config
-        self.network, self.params = training.init_network(
-            NETWORKS[config.network], train.images.shape[1:], white, config.seed
+        self.train = train
+        self.network, self.variables = init_network(
+            NETWORKS[config.network],
+            train.images.shape[1:],
+            white,
+            config.seed,
+            jnp.bfloat16 if config.bfloat16 else jnp.float32,
         )
         steps_per_epoch = num_train // config.batch_size
         # At least one round of any epochs at all.
@@ -81,12 +88,19 @@ class Phases:
                 seed=config.seed,
                 scale=config.scale,
                 per_example=per_example,
+                shift=config.shift,
+                mirror=config.mirror,
                 devices=self.devices,
             )
 
         self.train_dense = make_train(self.dense_optimizer, per_example=False)
         self.train_sparse = make_train(self.pruning_optimizer, per_example)
-        self.finetune = make_train(optimizers.finetuning_optimizer(config), per_example)
+        self.finetune = make_train(
+            optimizers.finetuning_optimizer(
+                config, *(n * config.interval for n in reversed(self.num_rounds[1:]))
+            ),
+            per_example,
+        )
         self.count_correct = self.make_count_correct(validation)
         self.num_validation = len(validation.labels)
 
@@ -94,7 +108,7 @@ class Phases:
         """Returns the state before the first update."""
         return self.devices.replicate(
             training.init_state(
-                self.params, self.dense_optimizer, jnp.zeros([], jnp.int32)
+                self.variables, self.dense_optimizer, jnp.zeros([], jnp.int32)
             )
         )
 
@@ -102,31 +116,63 @@ class Phases:
         self, dense: training.TrainState
     ) -> sparse_optax.IterativePruningState:
         """Returns the state before the first round of the iterative algorithm."""
-        state = training.init_state(dense.params, self.pruning_optimizer, dense.step)
+        config, variables = self.config, dense.variables
+        if config.prune in ("snip", "random"):  # not what dense training has made
+            variables = self.variables
+        state = training.init_state(variables, self.pruning_optimizer, dense.step)
+        if config.prune == "snip":
+            scores = snip_scores(
+                self.network, variables, self.train, config.batch_size, config.seed
+            )
+            state = self.drop(state, scores, config.target_sparsity)
+        elif config.prune == "random":
+            scores = random_scores(variables.params, config.seed)
+            state = self.drop(state, scores, config.target_sparsity)
         return self.devices.replicate(sparse_optax.IterativePruningState.start(state))
 
+    def start_finetuning(
+        self, state: sparse_optax.IterativePruningState
+    ) -> sparse_optax.IterativePruningState:
+        """Returns the state before the first round of fine-tuning the best network."""
+        state = state.start_finetuning()
+        opt_state = optimizers.restart_schedule(state.current.opt_state)
+        return state._replace(current=state.current._replace(opt_state=opt_state))
+
     def make_count_correct(self, data: Split) -> Callable[[Any], jax.Array]:
-        """Returns the function from params to how many of `data` they get right."""
+        """Returns the function from variables to how many of `data` they get right."""
         return training.make_count_correct(self.network, data, self.devices)
 
-    def accuracy(self, params: Any) -> jax.Array:
+    def accuracy(self, variables: Variables) -> jax.Array:
         """Returns the validation accuracy, a float32."""
-        return self.count_correct(params) / self.num_validation
+        return self.count_correct(variables) / self.num_validation
 
-    def bound(self, dense_params: Any) -> jax.Array:
-        """Returns the validation accuracy above which a network is pruned."""
+    def bound(self, dense: Variables) -> jax.Array:
+        """Returns the validation accuracy above which a network may be the result.
+
+        And above which it is pruned, if that is what prunes.
+        """
         bound = jnp.asarray(self.config.bound, jnp.float32)
+        if self.config.prune != "gated":
+            return jnp.zeros_like(bound)
         if self.config.relative_bound:
-            return self.accuracy(dense_params) - bound
+            return self.accuracy(dense) - bound
         return bound
 
     def prune(self, state: training.TrainState) -> training.TrainState:
         """Drops a share of the remaining weights, between two rounds of training."""
+        if self.config.prune != "gated":
+            return state
         ranked = state.params
         if self.config.form.acts_on != "decay":
             ranked = forms.ranking_scores(state.params, state.opt_state)
+        return self.drop(state, ranked, self.config.fraction)
+
+    def drop(
+        self, state: training.TrainState, ranked: Any, fraction: float | jax.Array
+    ) -> training.TrainState:
+        """Drops the share of the remaining weights that is smallest by `ranked`."""
         _, opt_state = sparse_optax.prune(
-            ranked, state.opt_state, self.config.fraction, scope=self.config.scope
+            ranked, state.opt_state, fraction, scope=self.config.scope
         )
         params = sparse_optax.apply_masks(
             state.params, sparse_optax.get_masks(opt_state)

@@ -1,5 +1,6 @@
 """The folder of a run: what it is a run of, its measurements and its outcome."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -52,6 +53,9 @@ class RunFolder:
         if found is None:
             return
         wanted = config.to_dict()
+        # A setting that is newer than the run was not there to be changed.
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        found = {name: defaults[name] for name in wanted} | found
         differences = [
             f"{name} {found.get(name)!r} there, {wanted.get(name)!r} here"
             for name in sorted(found.keys() | wanted.keys())

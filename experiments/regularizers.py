@@ -49,6 +49,43 @@ def add_sign_decay(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def add_lobster(
+    strength: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    """Takes strength * max(0, 1 - |g|) * w from a finished update.
+
+    LOBSTER: what shrinks a weight is how insensitive the loss is to it, beside the
+    optimizer and its learning rate. `update` wants |g| as `abs_grads`. Its state is
+    that of `sparse_optax.add_relevance_decay`. Of the paper this is the regularizer;
+    its threshold, found by bisection where the validation loss no longer falls, is not.
+
+    Source: Tartaglione, Bragagnolo, Fiandrotti and Grangetto, `LOSS-Based SensiTivity
+    rEgulaRization <https://arxiv.org/abs/2011.09905>`_, 2020; `strength` is lambda.
+    """
+
+    def init_fn(params):
+        del params
+        return sparse_optax.RelevanceDecayState(
+            steps_since_prune=jnp.zeros([], jnp.int32)
+        )
+
+    def update_fn(updates, state, params=None, *, abs_grads=None, **extra_args):
+        del extra_args
+        if params is None or abs_grads is None:
+            raise ValueError("add_lobster needs params and abs_grads in update.")
+        steps = state.steps_since_prune
+        gamma = strength(steps) if callable(strength) else strength
+        updates = jax.tree.map(
+            lambda u, a, w: u - gamma * jnp.maximum(0, 1 - a) * w,
+            *(updates, abs_grads, params),
+        )
+        return updates, sparse_optax.RelevanceDecayState(
+            steps_since_prune=jnp.asarray(optax.safe_increment(steps))
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
 def make_regularizer(
     config: Config, strength: float | jax.Array, decay_steps: int
 ) -> optax.GradientTransformationExtraArgs:
@@ -61,12 +98,15 @@ def make_regularizer(
         it constant.
 
     Returns:
-      A link to put before the optimizer, or before its learning rate. Its `update`
-      wants the sizes of the gradients as `abs_grads`.
+      A link to put before the optimizer, or before its learning rate; or behind both,
+      if it is that of LOBSTER. Its `update` wants the sizes of the gradients as
+      `abs_grads`.
     """
     gamma = decayed(0.0 if config.regularizer == "none" else strength, decay_steps)
     if config.regularizer == "l1":
         return add_sign_decay(gamma)
+    if config.regularizer == "lobster":
+        return add_lobster(gamma)
     if config.regularizer == "l2":
         return sparse_optax.add_relevance_decay(
             gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad)

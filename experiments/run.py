@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -51,7 +52,7 @@ class Run:
 
     Every round of updates, of whatever phase, is one row of the metrics; the number of
     rows so far is the number of a checkpoint. A checkpoint holds the state of dense
-    training, or afterwards the dense params and the state of the iterative algorithm.
+    training, or afterwards the dense network and the state of the iterative algorithm.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class Run:
         # that could not start must not keep its folder from the next.
         folder.claim(config)
 
-        # Either `dense` or both `dense_params` and `pruning` are in use at a time.
+        # Either `dense` or both `dense_variables` and `pruning` are in use at a time.
         self.dense = self.phases.start_dense()
-        self.dense_params: Any = None
+        self.dense_variables: Any = None
         self.pruning: Any = None
         self.seconds_before = 0.0
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
@@ -96,7 +97,7 @@ class Run:
         """Trains the dense network to the end."""
         for index in range(len(self.folder.rows), self.phases.num_rounds.dense):
             self.dense = self.phases.train_dense(self.dense)
-            metric = float(self.phases.accuracy(self.dense.params))
+            metric = float(self.phases.accuracy(self.dense.variables))
             self.record(
                 {"phase": "dense", "round": index, "metric": metric},
                 {"sparsity": 0.0, "pruned": False},
@@ -104,23 +105,12 @@ class Run:
             )
             show("dense", 0.0, metric)
             self.save({"dense": self.dense}, "dense", only_if_due=True)
-        self.dense_params = self.dense.params
+        self.dense_variables = self.dense.variables
         self.pruning = self.phases.start_pruning(self.dense)
 
     def train_sparse(self, show: report.Show) -> None:
         """Prunes and fine-tunes to the end."""
-        phases = self.phases
-        for done in sparse_optax.iterative_pruning(
-            self.pruning,
-            train=phases.train_sparse,
-            evaluate=lambda state: phases.accuracy(state.params),
-            prune=phases.prune,
-            bound=phases.bound(self.dense_params),
-            max_rounds=phases.num_rounds.pruning,
-            patience=self.config.patience,
-            finetune=phases.finetune if phases.num_rounds.finetuning else None,
-            finetune_rounds=phases.num_rounds.finetuning,
-        ):
+        for done in self.sparse_rounds():
             self.pruning = done.state
             self.record(
                 {"phase": done.phase, "round": done.index, "metric": done.metric},
@@ -131,27 +121,51 @@ class Run:
             self.save(self.sparse_tree(), "sparse", only_if_due=True)
         self.save(self.sparse_tree(), "sparse")
 
+    def sparse_rounds(self) -> Iterator[sparse_optax.PruningRound]:
+        """Makes the rounds of pruning, then those of fine-tuning."""
+        phases = self.phases
+        settings: dict[str, Any] = dict(
+            train=phases.train_sparse,
+            evaluate=lambda state: phases.accuracy(state.variables),
+            prune=phases.prune,
+            bound=phases.bound(self.dense_variables),
+            max_rounds=phases.num_rounds.pruning,
+            patience=self.config.patience,
+        )
+        yield from sparse_optax.iterative_pruning(self.pruning, **settings)
+        if not phases.num_rounds.finetuning:
+            return
+        if not self.pruning.finetuning:
+            self.pruning = phases.start_finetuning(self.pruning)
+        yield from sparse_optax.iterative_pruning(
+            self.pruning,
+            **settings,
+            finetune=phases.finetune,
+            finetune_rounds=phases.num_rounds.finetuning,
+        )
+
     def test(self) -> dict[str, Any]:
         """Measures both networks on the test set, and sums the run up."""
         best = self.pruning.best
         phases, test = self.phases, self.dataset.read_test()
         test_correct = phases.make_count_correct(test)
 
-        def accuracies(params):
+        def accuracies(variables):
             return {
-                "test_accuracy": int(test_correct(params)) / len(test.labels),
-                "validation_accuracy": int(phases.count_correct(params))
+                "test_accuracy": int(test_correct(variables)) / len(test.labels),
+                "validation_accuracy": int(phases.count_correct(variables))
                 / phases.num_validation,
             }
 
-        dense = accuracies(self.dense_params)
+        dense = accuracies(self.dense_variables)
         return {
             **self.config.to_dict(),
             "config_id": self.config.config_id,
             **{f"dense_{name}": accuracy for name, accuracy in dense.items()},
-            **accuracies(best.params),
-            "validation_bound": float(phases.bound(self.dense_params)),
+            **accuracies(best.variables),
+            "validation_bound": float(phases.bound(self.dense_variables)),
             **training.sizes(best),
+            "magnitudes": training.magnitudes(self.dense_variables.params, best.params),
             "devices": phases.devices.number,  # of them that `hardware` lists
             **environment(),
         }
@@ -171,6 +185,7 @@ class Run:
             jax.tree_util.keystr(path, simple=True, separator="/"): number(share)
             for path, share in jax.tree.leaves_with_path(progress.relevant_by_leaf)
         }
+        kept = jax.device_get(jax.tree.leaves(training.num_kept(state.params)))
         self.folder.append(
             {
                 **what,
@@ -179,6 +194,7 @@ class Run:
                 "loss": loss,
                 "relevant": number(progress.relevant),
                 "relevant_by_leaf": by_leaf,
+                "kept_by_leaf": dict(zip(by_leaf, map(int, kept), strict=True)),
             }
         )
 
@@ -194,16 +210,16 @@ class Run:
             self.dense = self.checkpoints.restore(self.saved, target)["dense"]
         else:
             target = {
-                "dense": self.dense.params,
+                "dense": self.dense.variables,
                 "pruning": self.phases.start_pruning(self.dense),
             }
             restored = self.checkpoints.restore(self.saved, target)
-            self.dense_params, self.pruning = restored["dense"], restored["pruning"]
+            self.dense_variables, self.pruning = restored["dense"], restored["pruning"]
         self.console.print(f"Going on after {self.saved} rounds.")
 
     def sparse_tree(self) -> dict[str, Any]:
         """Returns what there is to save once the dense training is done."""
-        return {"dense": self.dense_params, "pruning": self.pruning}
+        return {"dense": self.dense_variables, "pruning": self.pruning}
 
     def save(
         self, tree: dict[str, Any], phase: str, *, only_if_due: bool = False

@@ -20,6 +20,7 @@ from experiments.config import Config, ExperimentError
 from experiments.data import Split
 from experiments.devices import Devices
 from experiments.environment import environment
+from experiments.functional import Variables
 from experiments.grid import Sweep
 from experiments.phases import Phases
 from experiments.records import read_json, write_json
@@ -32,6 +33,8 @@ class Numbers(NamedTuple):
     strength: jax.Array
     scale: jax.Array
     fraction: jax.Array
+    bound: jax.Array
+    target_sparsity: jax.Array
 
 
 class History(NamedTuple):
@@ -45,7 +48,7 @@ class History(NamedTuple):
 class Outcome(NamedTuple):
     """What a run leaves."""
 
-    dense: Any  # params
+    dense: Variables
     best: training.TrainState
     bound: jax.Array
     dense_correct: jax.Array  # of the validation split
@@ -72,7 +75,7 @@ def whole_run(
     def rounds_of(state, train_fn, prune, length):
         rounds = sparse_optax.pruning_rounds(
             train_fn,
-            lambda state: phases.accuracy(state.params),
+            lambda state: phases.accuracy(state.variables),
             prune,
             bound=bound,
             patience=config.patience if prune else None,
@@ -89,7 +92,7 @@ def whole_run(
         phases.start_dense(),
         length=phases.num_rounds.dense,
     )
-    bound = phases.bound(dense.params)
+    bound = phases.bound(dense.variables)
     state, pruning = rounds_of(
         phases.start_pruning(dense),
         phases.train_sparse,
@@ -97,14 +100,17 @@ def whole_run(
         phases.num_rounds.pruning,
     )
     state, finetuning = rounds_of(
-        state.start_finetuning(), phases.finetune, None, phases.num_rounds.finetuning
+        phases.start_finetuning(state),
+        phases.finetune,
+        None,
+        phases.num_rounds.finetuning,
     )
     return Outcome(
-        dense=dense.params,
+        dense=dense.variables,
         best=state.best,
         bound=bound,
-        dense_correct=phases.count_correct(dense.params),
-        best_correct=phases.count_correct(state.best.params),
+        dense_correct=phases.count_correct(dense.variables),
+        best_correct=phases.count_correct(state.best.variables),
         pruning=pruning,
         finetuning=finetuning,
     )
@@ -123,7 +129,7 @@ def runs_at_once(
 
 def without_numbers(config: Config) -> Config:
     """Returns what runs that can be made at once have in common."""
-    return dataclasses.replace(config, seed=0, strength=0.0, scale=1.0, fraction=0.5)
+    return dataclasses.replace(config, **dict.fromkeys(Numbers._fields, 0))
 
 
 def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Any]:
@@ -187,10 +193,10 @@ def test_accuracies(
     phases = Phases(config, dataset.train, dataset.validation, dataset.white)
     correct = jax.vmap(phases.make_count_correct(test))
     return {
-        name: [int(count) / len(test.labels) for count in correct(params)]
-        for name, params in (
+        name: [int(count) / len(test.labels) for count in correct(variables)]
+        for name, variables in (
             ("dense_test_accuracy", outcomes.dense),
-            ("test_accuracy", outcomes.best.params),
+            ("test_accuracy", outcomes.best.variables),
         )
     }
 

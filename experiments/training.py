@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import nnx
 
 import sparse_optax
+from experiments.augmentation import augment
 from experiments.data import Split
 from experiments.devices import ONE, Devices
+from experiments.functional import Network, Variables
+
+AUGMENTATION = 2**28  # folded into the seed, beyond the number of any epoch
 
 
 class Progress(NamedTuple):
@@ -28,43 +32,24 @@ class TrainState(NamedTuple):
     opt_state: Any
     step: jax.Array  # shape=(), dtype=int32; updates so far, and so place in the data.
     progress: Progress
+    statistics: Any  # running ones of norms: no params, never pruned nor counted.
 
-
-class Network(NamedTuple):
-    """A flax network in functional form."""
-
-    graphdef: Any
-    white: int
-
-    def logits(self, params: Any, images: jax.Array) -> jax.Array:
-        """Returns the logits `[B, K]` of uint8 `images`, `[B, H, W, C]`."""
-        scaled = images.astype(jnp.float32) / self.white
-        return nnx.merge(self.graphdef, params)(scaled)
-
-    def loss(self, params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """Returns the mean cross-entropy."""
-        logits = self.logits(params, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-def init_network(
-    network: Callable[..., nnx.Module],
-    shape: tuple[int, ...],
-    white: int,
-    seed: int | jax.Array,
-) -> tuple[Network, Any]:
-    """Returns a network for images of `shape` and its initial params, a dict."""
-    graphdef, params = nnx.split(network(shape, rngs=nnx.Rngs(jax.random.key(seed))))
-    return Network(graphdef, white), nnx.to_pure_dict(params)
+    @property
+    def variables(self) -> Variables:
+        """The network without what trains it."""
+        return Variables(self.params, self.statistics)
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformationExtraArgs, step: jax.Array
+    variables: Variables,
+    optimizer: optax.GradientTransformationExtraArgs,
+    step: jax.Array,
 ) -> TrainState:
-    """Returns the state to start training `params` from."""
+    """Returns the state to start training a network from."""
     zero = jnp.zeros([], jnp.float32)
+    params, statistics = variables
     progress = Progress(zero, zero, jax.tree.map(lambda _: zero, params))
-    return TrainState(params, optimizer.init(params), step, progress)
+    return TrainState(params, optimizer.init(params), step, progress, statistics)
 
 
 def make_train(
@@ -77,6 +62,8 @@ def make_train(
     seed: int | jax.Array,
     scale: float | jax.Array,
     per_example: bool = False,
+    shift: int = 0,
+    mirror: bool = False,
     devices: Devices = ONE,
 ) -> Callable[[TrainState], TrainState]:
     """Returns the function that makes `num_steps` updates in one compiled call.
@@ -94,6 +81,8 @@ def make_train(
       scale: relevance is reported for this scale.
       per_example: whether the sizes of the gradients, which the chain is told as
         `abs_grads`, are means of those of the single examples' gradients.
+      shift: by how many pixels images are moved at random, at the most.
+      mirror: whether images are mirrored at random.
       devices: what trains; the state that the function is given has to lie there.
     """
     optimizer = optax.with_extra_args_support(optimizer)
@@ -102,6 +91,7 @@ def make_train(
     # A call may begin and end in the middle of an epoch.
     num_epochs = -(-num_steps // steps_per_epoch) + 1
     key = jax.random.key(seed)
+    augment_key = jax.random.fold_in(key, AUGMENTATION)
 
     def shuffle(epoch: jax.Array) -> jax.Array:
         epoch_key = jax.random.fold_in(key, epoch)
@@ -113,39 +103,45 @@ def make_train(
         first = state.step // steps_per_epoch
         orders = jax.vmap(shuffle)(first + jnp.arange(num_epochs))
 
-        def gradients(params, step):
+        def gradients(params, statistics, step):
             epoch, index = step // steps_per_epoch, step % steps_per_epoch
             start = (epoch - first, index * batch_size)
             batch = jax.lax.dynamic_slice(orders, start, (1, batch_size))[0]
             images, labels = devices.split(tuple(x[batch] for x in everything))
-            value_and_grad = jax.value_and_grad(network.loss)
-            if not per_example:
-                loss, grads = value_and_grad(params, images, labels)
-                return loss, grads, jax.tree.map(jnp.abs, grads)
-            losses, examples = jax.vmap(value_and_grad, in_axes=(None, 0, 0))(
-                params, images[:, None], labels[:, None]
+            images = augment(
+                images,
+                jax.random.fold_in(augment_key, step),
+                shift=shift,
+                mirror=mirror,
             )
-            grads = jax.tree.map(lambda g: g.mean(0), examples)
+            value_and_grad = jax.value_and_grad(network.loss, has_aux=True)
+            if not per_example:
+                loss, grads = value_and_grad(params, statistics, images, labels)
+                return loss, grads, jax.tree.map(jnp.abs, grads)
+            losses, examples = jax.vmap(value_and_grad, in_axes=(None, None, 0, 0))(
+                params, statistics, images[:, None], labels[:, None]
+            )
             return (
-                losses.mean(),
-                grads,
+                jax.tree.map(lambda x: x.mean(0), losses),
+                jax.tree.map(lambda g: g.mean(0), examples),
                 jax.tree.map(lambda g: jnp.abs(g).mean(0), examples),
             )
 
         def update(carry, _):
-            params, opt_state, step = carry
-            loss, grads, abs_grads = gradients(params, step)
+            params, statistics, opt_state, step = carry
+            (loss, statistics), grads, abs_grads = gradients(params, statistics, step)
             updates, opt_state = optimizer.update(
                 grads, opt_state, params, abs_grads=abs_grads
             )
-            return (optax.apply_updates(params, updates), opt_state, step + 1), loss
+            params = optax.apply_updates(params, updates)
+            return (params, statistics, opt_state, step + 1), loss
 
-        carry = (state.params, state.opt_state, state.step)
+        carry = (*state.variables, state.opt_state, state.step)
         carry, losses = jax.lax.scan(update, carry, length=num_steps)
-        params, opt_state, step = carry
-        _, grads, _ = gradients(params, step)
-        relevant = relevant_shares(params, grads, scale)
-        return TrainState(params, opt_state, step, Progress(losses.mean(), *relevant))
+        params, statistics, opt_state, step = carry
+        _, grads, _ = gradients(params, statistics, step)
+        progress = Progress(losses.mean(), *relevant_shares(params, grads, scale))
+        return TrainState(params, opt_state, step, progress, statistics)
 
     return lambda state: train(state, everything)
 
@@ -172,6 +168,28 @@ def sizes(state: TrainState) -> dict[str, Any]:
     }
 
 
+def magnitudes(dense: Any, sparse: Any) -> dict[str, list[float]]:
+    """Returns how many weights there are of each magnitude, zeros left out, as JSON.
+
+    Between edges a fifth of a decade apart; what lies beyond the ends is counted there.
+    """
+    edges = np.logspace(-7, 1, 41)
+
+    def counts(params: Any) -> list[float]:
+        sizes = [np.abs(np.ravel(w)) for w in jax.tree.leaves(params)]
+        sizes = np.concatenate(sizes)
+        sizes = np.clip(sizes[sizes > 0], edges[0], edges[-1])
+        return np.histogram(sizes, edges)[0].tolist()
+
+    return {"edges": edges.tolist(), "dense": counts(dense), "sparse": counts(sparse)}
+
+
+@jax.jit
+def num_kept(params: Any) -> Any:
+    """Returns how many weights of each leaf are not zero."""
+    return jax.tree.map(jnp.count_nonzero, params)
+
+
 def relevant_shares(
     params: Any, grads: Any, scale: float | jax.Array
 ) -> tuple[jax.Array, Any]:
@@ -182,7 +200,7 @@ def relevant_shares(
     """
     masks = sparse_optax.relevance_mask(grads, scale)
     relevant = jax.tree.map(lambda m, w: jnp.sum(m & (w != 0)), masks, params)
-    remaining = jax.tree.map(jnp.count_nonzero, params)
+    remaining = num_kept(params)
     total = jnp.divide(optax.tree.sum(relevant), optax.tree.sum(remaining))
     return total, jax.tree.map(jnp.divide, relevant, remaining)
 
@@ -190,7 +208,7 @@ def relevant_shares(
 def make_count_correct(
     network: Network, data: Split, devices: Devices = ONE
 ) -> Callable[[Any], jax.Array]:
-    """Returns the function from params to how many of `data` they get right."""
+    """Returns the function from variables to how many of `data` they get right."""
     # Piecewise, because the patches of a convolution are many times its images.
     size = min(500, len(data.labels))
     size += -size % devices.number
@@ -205,11 +223,11 @@ def make_count_correct(
     filled = devices.replicate((pieces(data.images, 0), pieces(data.labels, -1)))
 
     @jax.jit
-    def count_correct(params, filled):
+    def count_correct(variables, filled):
         def count(piece):
             images, labels = devices.split(piece)
-            return jnp.sum(network.logits(params, images).argmax(-1) == labels)
+            return jnp.sum(network.logits(variables, images).argmax(-1) == labels)
 
         return jax.lax.map(count, filled).sum()
 
-    return lambda params: count_correct(params, filled)
+    return lambda variables: count_correct(variables, filled)

@@ -135,6 +135,8 @@ DIGITS = dataclasses.replace(
 )
 MNIST = dataclasses.replace(
     lenet300_mnist.CONFIG,
+    strength=1e-4,
+    shift=0,
     dense_epochs=5,
     epochs=20,
     interval=110,
@@ -144,6 +146,8 @@ MNIST = dataclasses.replace(
     relative_bound=True,
     learning_rate=1e-3,
     finetune_epochs=0,
+    finetune_learning_rate=3e-4,
+    finetune_schedule="constant",
 )
 # Fewer images and shorter runs than the paper's, for there are a hundred to make.
 FASHION = dataclasses.replace(

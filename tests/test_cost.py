@@ -117,12 +117,12 @@ def test_networks_that_are_timed_learn(make_task, number):
     task = make_task()
     few = task.data._replace(images=task.data.images[:8], labels=task.data.labels[:8])
     task = task._replace(data=few, batch_size=4, num_steps=2)
-    assert sum(w.size for w in jax.tree.leaves(task.params)) == number
+    assert sum(w.size for w in jax.tree.leaves(task.variables.params)) == number
     before, after = (
-        task.network.loss(params, *few)
-        for params in (
-            task.params,
-            training_time.trainer(task, optax.adam(1e-3))().params,
+        task.network.loss(*variables, *few)[0]
+        for variables in (
+            task.variables,
+            training_time.trainer(task, optax.adam(1e-3))().variables,
         )
     )
     assert after < before

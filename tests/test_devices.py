@@ -55,12 +55,12 @@ def test_every_device_trains_on_a_part_of_the_batch(dataset, measure):
 
 def test_counts_are_those_of_one_device(dataset):
     assert len(dataset.validation.labels) % 8  # which cannot be divided evenly
-    params = phases(dataset).params
+    variables = phases(dataset).variables
     counts = [
-        int(phases(dataset, data_parallel=flag).count_correct(params))
+        int(phases(dataset, data_parallel=flag).count_correct(variables))
         for flag in (False, True)
     ]
-    logits = phases(dataset).network.logits(params, jnp.array(dataset.validation[0]))
+    logits = phases(dataset).network.logits(variables, jnp.array(dataset.validation[0]))
     right = np.asarray(logits).argmax(-1) == dataset.validation.labels
     assert counts == [right.sum()] * 2
 

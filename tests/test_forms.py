@@ -14,6 +14,7 @@ from experiments import data, forms, optimizers, phases, regularizers, training
 from experiments.config import ExperimentError
 from experiments.digits import CONFIG
 from experiments.forms import Form
+from experiments.functional import init_network
 
 W = {"a": np.array([[1.0, 0.0], [-2.0, 0.5]], np.float32), "b": np.float32([3.0, -1.0])}
 G = [
@@ -289,11 +290,11 @@ def test_gradients_of_single_examples():
     optimizer = optax.GradientTransformationExtraArgs(init, spy)
     dataset = data.load(CONFIG, "")
     train = data.take(dataset.train, np.arange(8))
-    network, params = training.init_network(
+    network, variables = init_network(
         phases.NETWORKS["lenet300"], (8, 8, 1), dataset.white, 0
     )
     for per_example in (False, True):
-        state = training.init_state(params, optimizer, jnp.zeros([], jnp.int32))
+        state = training.init_state(variables, optimizer, jnp.zeros([], jnp.int32))
         update = training.make_train(
             *(network, optimizer, train),
             batch_size=8,
@@ -308,7 +309,9 @@ def test_gradients_of_single_examples():
         whole, single = (seen[flag]["grads"]["hidden1"][name] for flag in (False, True))
         np.testing.assert_allclose(whole, single, atol=1e-6)
     examples = [
-        jax.grad(network.loss)(params, train.images[[i]], train.labels[[i]])
+        jax.grad(network.loss, has_aux=True)(
+            *variables, train.images[[i]], train.labels[[i]]
+        )[0]
         for i in range(8)
     ]
     expected = np.mean([np.abs(g["output"]["kernel"]) for g in examples], axis=0)
@@ -342,11 +345,12 @@ def test_spoilt_training_sets():
 def test_pixels_that_do_not_appear_have_no_gradient():
     """A token is a pixel of a shade: what is rare in the data is rarely trained."""
     dataset = data.load(CONFIG, "")
-    network, params = training.init_network(
+    network, variables = init_network(
         phases.NETWORKS["pixel-transformer"], (8, 8, 1), dataset.white, 0
     )
     images, labels = dataset.train.images[:5], dataset.train.labels[:5]
-    grads = jax.grad(network.loss)(params, images, labels)["embedding"]["embedding"]
+    grads, _ = jax.grad(network.loss, has_aux=True)(*variables, images, labels)
+    grads = grads["embedding"]["embedding"]
     seen = np.arange(64) * 17 + images.reshape(5, 64)
     rows = np.flatnonzero(np.abs(grads).max(axis=1))
     np.testing.assert_array_equal(rows, np.unique(seen))

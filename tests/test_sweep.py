@@ -51,9 +51,9 @@ def test_one_program_does_what_rounds_one_by_one_do(dataset):
     for done in sparse_optax.iterative_pruning(
         phases.start_pruning(dense),
         phases.train_sparse,
-        lambda state: phases.accuracy(state.params),
+        lambda state: phases.accuracy(state.variables),
         phases.prune,
-        bound=phases.bound(dense.params),
+        bound=phases.bound(dense.variables),
         max_rounds=phases.num_rounds.pruning,
         finetune=phases.finetune,
         finetune_rounds=phases.num_rounds.finetuning,

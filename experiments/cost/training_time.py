@@ -20,7 +20,8 @@ from experiments.cost import timed_networks, torch_rivals
 from experiments.cost.timing import ratios, seconds
 from experiments.cost.updates import CHAIN
 from experiments.data import Split
-from experiments.networks import LeNet5, LeNet300
+from experiments.functional import Variables, init_network
+from experiments.networks import LeNet5, LeNet300, ResNet32
 from experiments.sweep import Numbers, runs_at_once
 
 NUM_EXAMPLES = 10_000
@@ -30,38 +31,35 @@ class Task(NamedTuple):
     """What is trained when training is timed."""
 
     network: Any  # has `loss`
-    params: Any
+    variables: Variables
     data: Split
     batch_size: int
     num_steps: int  # of one call
 
 
-def random_images(number: int, size: int) -> Split:
+def random_images(number: int, size: int, channels: int = 1) -> Split:
     """Returns that many random square images."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (number, size, size, 1), np.uint8)
+    images = rng.integers(0, 256, (number, size, size, channels), np.uint8)
     return Split(images, rng.integers(0, 10, number, np.int32))
 
 
 def lenet300() -> Task:
     """LeNet-300-100 on images like those of MNIST."""
-    network, params = training.init_network(LeNet300, (28, 28, 1), white=255, seed=0)
-    return Task(network, params, random_images(NUM_EXAMPLES, 28), 100, 500)
+    network, variables = init_network(LeNet300, (28, 28, 1), white=255, seed=0)
+    return Task(network, variables, random_images(NUM_EXAMPLES, 28), 100, 500)
 
 
 def lenet5() -> Task:
     """LeNet-5 on images like those of MNIST."""
-    network, params = training.init_network(LeNet5, (28, 28, 1), white=255, seed=0)
-    return Task(network, params, random_images(NUM_EXAMPLES, 28), 100, 50)
+    network, variables = init_network(LeNet5, (28, 28, 1), white=255, seed=0)
+    return Task(network, variables, random_images(NUM_EXAMPLES, 28), 100, 50)
 
 
 def resnet32() -> Task:
     """ResNet-32 on images like those of CIFAR."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((1_000, 32, 32, 3), np.float32)
-    data = Split(images, rng.integers(0, 10, len(images), np.int32))
-    network, params = timed_networks.split(timed_networks.ResNet32(nnx.Rngs(0)))
-    return Task(network, params, data, 100, 2)
+    network, variables = init_network(ResNet32, (32, 32, 3), white=255, seed=0)
+    return Task(network, variables, random_images(1_000, 32, channels=3), 100, 2)
 
 
 def transformer() -> Task:
@@ -69,8 +67,8 @@ def transformer() -> Task:
     rng = np.random.default_rng(0)
     words = timed_networks.LanguageModel.VOCABULARY
     tokens = rng.integers(0, words, (NUM_EXAMPLES, 33), np.int32)
-    network, params = timed_networks.split(timed_networks.LanguageModel(nnx.Rngs(0)))
-    return Task(network, params, Split(tokens[:, :-1], tokens[:, 1:]), 32, 10)
+    network, variables = timed_networks.split(timed_networks.LanguageModel(nnx.Rngs(0)))
+    return Task(network, variables, Split(tokens[:, :-1], tokens[:, 1:]), 32, 10)
 
 
 TASKS = {
@@ -92,7 +90,7 @@ def trainer(
         seed=0,
         scale=1.0,
     )
-    state = training.init_state(task.params, optimizer, jnp.zeros([], jnp.int32))
+    state = training.init_state(task.variables, optimizer, jnp.zeros([], jnp.int32))
     return lambda: train(state)
 
 
@@ -135,8 +133,8 @@ def measure_at_once(config: Config, size: int, num_runs: int, num_turns: int) ->
     config = dataclasses.replace(
         config, dense_epochs=5, epochs=20, finetune_epochs=5, interval=20
     )
-    scalars = (config.strength, config.scale, config.fraction)
-    numbers = [Numbers(*map(jnp.asarray, (seed, *scalars))) for seed in range(num_runs)]
+    scalars = Numbers(*(jnp.asarray(getattr(config, name)) for name in Numbers._fields))
+    numbers = [scalars._replace(seed=jnp.asarray(seed)) for seed in range(num_runs)]
 
     def timed(*runs: Numbers) -> float:
         together = jax.tree.map(lambda *values: jnp.stack(values), *runs)

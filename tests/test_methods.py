@@ -1,0 +1,233 @@
+"""Competitors of the method, in the same loop: each against a hand computation."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparse_optax
+from experiments import data, masks_at_init, networks, optimizers
+from experiments.__main__ import main
+from experiments.augmentation import augment
+from experiments.digits import CONFIG
+from experiments.functional import init_network
+from experiments.phases import Phases
+
+TINY = (
+    *("--dense-epochs", "2", "--epochs", "6", "--interval", "16"),
+    *("--batch-size", "64", "--finetune-epochs", "2"),
+)
+
+
+def changed(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def chain_of(config, num_steps=100):
+    return optimizers.pruning_optimizer(config, num_steps, steps_per_epoch=10)
+
+
+# ----------------------------------------------------------------------------- lobster
+
+
+@pytest.mark.parametrize("learning_rate", [0.5, 0.25])
+def test_lobster_shrinks_what_the_loss_is_insensitive_to(learning_rate):
+    """w - eta * (momentum) - lambda * w * max(0, 1 - |g|), by hand."""
+    config = changed(
+        **{"regularizer": "lobster", "strength": 0.1, "optimizer": "sgd"},
+        learning_rate=learning_rate,
+        schedule="constant",
+    )
+    tx = chain_of(config)
+    w = np.array([2.0, -4.0, 1.0, 0.0], np.float32)
+    g = np.array([0.0, 0.25, -3.0, 0.5], np.float32)
+    updates, _ = tx.update(
+        jnp.asarray(g), tx.init(jnp.asarray(w)), jnp.asarray(w), abs_grads=jnp.abs(g)
+    )
+    shrinkage = np.array([0.1 * 2 * 1, 0.1 * -4 * 0.75, 0, 0])
+    by_hand = learning_rate * np.array([0, -0.25, 3, -0.5]) - shrinkage
+    np.testing.assert_allclose(updates, by_hand, rtol=1e-6)
+
+
+# ----------------------------------------------------------------------------- gradual
+
+
+def test_gradual_pruning_follows_the_cubic_schedule():
+    """s * (1 - (1 - t/n)^3) at every interval, to three quarters of the updates."""
+    config = changed(prune="gradual", target_sparsity=0.8, interval=10)
+    tx = chain_of(config, num_steps=80)
+    params = {"w": jnp.arange(1.0, 1001.0)}
+    state = tx.init(params)
+    step = jax.jit(lambda s: tx.update({"w": jnp.zeros(1000)}, s, params)[1])
+    kept = []
+    for _ in range(80):
+        state = step(state)
+        kept.append(int(sparse_optax.get_masks(state)["w"].sum()))
+    updates_before = np.minimum(np.arange(9, 80, 10), 60)
+    sparsity = 0.8 * (1 - (1 - updates_before / 60) ** 3)
+    assert kept[9::10] == [1000 - round(1000 * s) for s in sparsity]
+    assert kept[:9] == [1000] * 9 and kept[10:19] == kept[9:10] * 9
+    assert not sparse_optax.get_masks(state)["w"][:800].any()
+
+
+# ------------------------------------------------------------------- at initialisation
+
+
+def test_snip_scores_are_the_connections_share_of_the_loss():
+    """|g * w|, by finite differences of the loss along every connection."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 17, (6, 4, 4, 1), np.uint8)
+    split = data.Split(images, rng.integers(0, 10, 6, np.int32))
+    network, variables = init_network(networks.LeNet300, (4, 4, 1), 16, 0)
+    scores = masks_at_init.snip_scores(network, variables, split, 6, seed=0)
+    params = variables.params
+    w = params["output"]["kernel"]
+
+    def loss(i, j, factor):
+        kernel = w.at[i, j].multiply(factor)
+        output = {**params["output"], "kernel": kernel}
+        params_there = {**params, "output": output}
+        return network.loss(params_there, {}, *map(jnp.asarray, split))[0]
+
+    for i, j in ((0, 0), (3, 7), (99, 9)):
+        slope = (loss(i, j, 1.01) - loss(i, j, 0.99)) / 0.02
+        np.testing.assert_allclose(
+            scores["output"]["kernel"][i, j], abs(slope), rtol=2e-2, atol=2e-5
+        )
+
+
+def test_random_scores_are_all_different():
+    params = {"a": jnp.zeros((30, 20)), "b": jnp.zeros(40)}
+    scores = masks_at_init.random_scores(params, seed=0)
+    values = np.concatenate([np.ravel(x) for x in jax.tree.leaves(scores)])
+    assert values.min() > 0 and len(np.unique(values)) == 640
+    assert abs(values.mean() - 0.5) < 0.05
+    other = masks_at_init.random_scores(params, seed=1)
+    assert jnp.any(other["a"] != scores["a"])
+
+
+@pytest.mark.parametrize("prune", ["snip", "random"])
+def test_masks_at_init_are_those_of_the_untrained_network(prune):
+    dataset = data.load_digits()
+    config = changed(prune=prune, target_sparsity=0.7, batch_size=100, seed=3)
+    phases = Phases(config, dataset.train, dataset.validation, white=16)
+    dense = phases.start_dense()
+    dense = dense._replace(params=jax.tree.map(lambda w: w + 1, dense.params))
+    state = phases.start_pruning(dense).current
+    masks = sparse_optax.get_masks(state.opt_state)
+    report = sparse_optax.sparsity_report(state.params, masks)
+    total = report.total.size
+    assert report.total.kept == total - round(float(np.float32(0.7)) * total)
+    for mask, w, start in zip(
+        *map(jax.tree.leaves, (masks, state.params, phases.variables.params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(w, jnp.where(mask, start, 0))
+
+
+# ---------------------------------------------------------------------- in a whole run
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--regularizer", "lobster", "--bound", "0.5", "--strength", "1e-5"),
+        ("--prune", "gradual", "--target-sparsity", "0.9"),
+        ("--prune", "snip", "--target-sparsity", "0.9", "--regularizer", "none"),
+        ("--prune", "random", "--target-sparsity", "0.9", "--regularizer", "none"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_a_run_of_each(flags, tmp_path):
+    main(["digits", "--out", str(tmp_path), *TINY, *flags])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    if "--prune" in flags:
+        total = summary["total"]
+        kept = total - round(float(np.float32(0.9)) * total)
+        assert summary["kept"] == kept
+        assert summary["validation_bound"] == 0
+        assert not any(row["pruned"] for row in rows)
+        sparsities = [row["sparsity"] for row in rows if row["phase"] == "prune"]
+        assert sparsities == sorted(sparsities)
+        assert (sparsities[0] == sparsities[-1]) == ("gradual" not in flags)
+    else:
+        assert 0 < summary["sparsity"] < 1
+    assert [row["phase"] for row in rows[-2:]] == ["finetune"] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--prune", "gradual", "--patience", "3"), "--patience .* gradual .* 3"),
+        (("--regularizer", "lobster", "--decoupled"), "--decoupled .* lobster"),
+        (("--target-sparsity", "1"), "--target-sparsity must be in .*; got 1.0"),
+        (("--shift", "-1"), "--shift must be 0 or more; got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(flags, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        main(["digits", "--out", str(tmp_path), *flags])
+    assert not any(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------ augmentation
+
+
+def test_images_are_moved_and_mirrored():
+    image = np.zeros((7, 9, 2), np.uint8)
+    image[3, 2] = [5, 6]
+    images = jnp.asarray(np.stack([image] * 400))
+    result = np.asarray(augment(images, jax.random.key(0), shift=2, mirror=True))
+    assert result.dtype == np.uint8
+    places = set()
+    for moved in result:
+        ((row, column),) = np.argwhere(moved.any(-1))
+        assert moved[row, column].tolist() == [5, 6]
+        places.add((row - 3, column - 2))
+    moves = range(-2, 3)
+    # The mirrored pixel is at 6, four further to the right.
+    assert places == {(i, j + k) for i in moves for j in moves for k in (0, 4)}
+
+
+def test_what_is_moved_in_is_black():
+    images = jnp.full((50, 4, 4, 1), 9, jnp.uint8)
+    moved = np.asarray(augment(images, jax.random.key(1), shift=1, mirror=False))
+    areas = {int((image == 9).sum()) for image in moved}
+    assert areas == {16, 12, 9} and set(np.unique(moved)) == {0, 9}
+
+
+def test_without_augmentation_images_stay():
+    images = jnp.ones((3, 4, 4, 1), jnp.uint8)
+    assert augment(images, jax.random.key(0), shift=0, mirror=False) is images
+
+
+# ------------------------------------------------------------------------- fine-tuning
+
+
+def test_the_learning_rate_of_fine_tuning_begins_anew():
+    config = changed(
+        **{"finetune_schedule": "cosine", "finetune_learning_rate": 0.5},
+        **{"schedule": "cosine", "regularizer": "none", "optimizer": "sgd"},
+    )
+    params, grads = jnp.ones(3), jnp.zeros(3)
+    pruning = chain_of(config, num_steps=20)
+    state = pruning.init(params)
+    for _ in range(7):
+        _, state = pruning.update(grads, state, params)
+    state = optimizers.restart_schedule(state)
+    finetuning = optimizers.finetuning_optimizer(config, 10, 20)
+    rates = []
+    for _ in range(11):
+        updates, state = finetuning.update(grads.at[0].set(1.0), state, params)
+        state = (state[0], optax.TraceState(jnp.zeros(3)), *state[2:])  # no momentum
+        rates.append(-float(updates[0]))
+    expected = [0.25 * (1 + np.cos(np.pi * min(t / 10, 1))) for t in range(11)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
