@@ -16,6 +16,7 @@ from experiments import (
 from experiments.config import Config, ExperimentError
 from experiments.cost.settings import Benchmark, Footprint
 from experiments.grid import Sweep
+from experiments.methods import Frontiers
 from experiments.trials import Study
 
 EXPERIMENTS = (
@@ -27,13 +28,17 @@ EXPERIMENTS = (
 )
 
 
-def parse(arguments: list[str]) -> Config | Sweep | Study | Benchmark | Footprint:
+Settings = Config | Sweep | Study | Frontiers | Benchmark | Footprint
+
+
+def parse(arguments: list[str]) -> Settings:
     """Returns the settings of the run or the sweep that the command line asks for."""
     command = "python -m experiments"
     for name, settings in (
         ("benchmark", Benchmark),
         ("footprint", Footprint),
         ("sweep study", Study),
+        ("sweep frontiers", Frontiers),
     ):
         words = name.split()
         if arguments[: len(words)] == words:
@@ -84,6 +89,10 @@ def main(arguments: list[str]) -> None:
             from experiments.study import study
 
             study(settings, command)
+        elif isinstance(settings, Frontiers):
+            from experiments.frontiers import frontiers
+
+            frontiers(settings, command)
         elif isinstance(settings, Benchmark):
             from experiments.cost.benchmark import benchmark
 

@@ -10,7 +10,11 @@ folder.
 
     python -m experiments sweep study
 
-makes the sweeps of the control study, which experiments/STUDY.md reports.
+makes the sweeps of the control study, which experiments/STUDY.md reports, and
+
+    python -m experiments sweep frontiers
+
+those that compare the method with others.
 """
 
 import dataclasses
