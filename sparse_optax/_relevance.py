@@ -43,8 +43,9 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
 
     Returns:
         A tree like `grads` of `float32` in [0, 1], 1 being irrelevant, to an absolute
-        error below 1e-6. It is NaN where the gradient is. Leaves that are not floating
-        become `optax.MaskedNode()`.
+        error below 1e-6; gradients too small to be normal numbers may count as zeros.
+        It is NaN where the gradient is. Leaves that are not floating become
+        `optax.MaskedNode()`.
 
     Raises:
         TypeError: if `scale` is not a number.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 import sparse_optax
 
@@ -51,11 +51,14 @@ def test_irrelevance_is_the_exponential(dtype, scale):
 
 
 @given(st.floats(width=32), st.floats(2.0**-120, 2.0**120, width=32))
+@example(g=8.135378364484158e-41, scale=7.52316384526264e-37)
 def test_irrelevance_of_any_gradient(g, scale):
     result = np.asarray(sparse_optax.irrelevance(np.float32(g), scale))
     if np.isnan(g):
         assert np.isnan(result)
     else:
+        if abs(g) < jnp.finfo(jnp.float32).tiny and result == 1:
+            g = 0.0  # for which XLA may take what is too small to be normal
         np.testing.assert_allclose(result, exact(g, scale), rtol=0, atol=1e-6)
 
 
