@@ -136,7 +136,8 @@ def write(store: Path) -> None:
             parts.append(
                 f"![Frontiers of {name}](experiments/results/frontiers/{name}.png)\n"
             )
-    README.write_text(insert(README.read_text(), "frontiers", "\n".join(parts)))
+    tables = "\n".join(parts) or "No frontier has been made yet.\n"
+    README.write_text(insert(README.read_text(), "frontiers", tables))
 
 
 def check_readme() -> None:
