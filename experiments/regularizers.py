@@ -4,6 +4,8 @@ All of them share one schedule, counted in updates since the last prune, so that
 comparison changes the penalty and nothing else.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,30 +25,8 @@ def decayed(strength: float | jax.Array, num_steps: int) -> optax.ScalarOrSchedu
 def add_sign_decay(
     strength: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds strength * sign(w): the gradient of the penalty strength * sum |w|.
-
-    Its state is that of `sparse_optax.add_relevance_decay`, so that a prune restarts
-    a schedule of strength here as it does there.
-    """
-
-    def init_fn(params):
-        del params
-        return sparse_optax.RelevanceDecayState(
-            steps_since_prune=jnp.zeros([], jnp.int32)
-        )
-
-    def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
-        if params is None:
-            raise ValueError("add_sign_decay needs params in update.")
-        steps = state.steps_since_prune
-        gamma = strength(steps) if callable(strength) else strength
-        updates = jax.tree.map(lambda g, w: g + gamma * jnp.sign(w), updates, params)
-        return updates, sparse_optax.RelevanceDecayState(
-            steps_since_prune=jnp.asarray(optax.safe_increment(steps))
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    """Adds strength * sign(w): the gradient of the penalty strength * sum |w|."""
+    return scheduled(strength, lambda gamma, g, w, _: g + gamma * jnp.sign(w))
 
 
 def add_lobster(
@@ -55,12 +35,24 @@ def add_lobster(
     """Takes strength * max(0, 1 - |g|) * w from a finished update.
 
     LOBSTER: what shrinks a weight is how insensitive the loss is to it, beside the
-    optimizer and its learning rate. `update` wants |g| as `abs_grads`. Its state is
-    that of `sparse_optax.add_relevance_decay`. Of the paper this is the regularizer;
-    its threshold, found by bisection where the validation loss no longer falls, is not.
+    optimizer and its learning rate. Of the paper this is the regularizer; its
+    threshold, found by bisection where the validation loss no longer falls, is not.
 
     Source: Tartaglione, Bragagnolo, Fiandrotti and Grangetto, `LOSS-Based SensiTivity
     rEgulaRization <https://arxiv.org/abs/2011.09905>`_, 2020; `strength` is lambda.
+    """
+    return scheduled(
+        strength, lambda gamma, u, w, abs_g: u - gamma * jnp.maximum(0, 1 - abs_g) * w
+    )
+
+
+def scheduled(
+    strength: optax.ScalarOrSchedule, update: Callable[..., jax.Array]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the link that makes `update(gamma, u, w, |g|)` of every leaf u.
+
+    Its state is that of `sparse_optax.add_relevance_decay`, so that a prune restarts a
+    schedule of the strength gamma here as it does there.
     """
 
     def init_fn(params):
@@ -72,12 +64,11 @@ def add_lobster(
     def update_fn(updates, state, params=None, *, abs_grads=None, **extra_args):
         del extra_args
         if params is None or abs_grads is None:
-            raise ValueError("add_lobster needs params and abs_grads in update.")
+            raise ValueError("a regularizer needs params and abs_grads in update.")
         steps = state.steps_since_prune
         gamma = strength(steps) if callable(strength) else strength
         updates = jax.tree.map(
-            lambda u, a, w: u - gamma * jnp.maximum(0, 1 - a) * w,
-            *(updates, abs_grads, params),
+            lambda *leaves: update(gamma, *leaves), updates, params, abs_grads
         )
         return updates, sparse_optax.RelevanceDecayState(
             steps_since_prune=jnp.asarray(optax.safe_increment(steps))

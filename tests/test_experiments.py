@@ -524,7 +524,8 @@ def test_regularizers_by_hand(name):
     )
 
     def check(state, factor):
-        updates, state = tx.update(grads, state, params)
+        abs_grads = jax.tree.map(jnp.abs, grads)
+        updates, state = tx.update(grads, state, params, abs_grads=abs_grads)
         np.testing.assert_allclose(updates["w"], g + factor * penalty, rtol=1e-5)
         return state
 
@@ -543,7 +544,8 @@ def test_constant_strength():
     params = {"w": jnp.ones(2)}
     state = tx.init(params)
     for _ in range(3):
-        updates, state = tx.update({"w": jnp.zeros(2)}, state, params)
+        grads = {"w": jnp.zeros(2)}
+        updates, state = tx.update(grads, state, params, abs_grads=grads)
     np.testing.assert_allclose(updates["w"], [0.3, 0.3])
     assert state.steps_since_prune == 3
 
