@@ -114,7 +114,7 @@ def _words(arrays: Sequence[jax.Array]) -> list[jax.Array]:
         return [jnp.sum(x, axis=axes, dtype=jnp.uint32).ravel() for x in arrays]
     # All in one pass over the weights, and that by rows, which XLA shares out between
     # the cores of a CPU: unless they are so short that their counts would take memory.
-    if axes[:1] == (0,) and math.prod(shape[1:]) >= _LONG:
+    if axes[:1] == (0,) and math.prod(shape[axis] for axis in axes[1:]) >= _LONG:
         axes = axes[1:]
     words = lax.reduce(
         [x.astype(jnp.uint32) for x in arrays],

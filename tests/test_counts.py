@@ -197,3 +197,19 @@ def test_counts_of_large_arrays_are_exact_without_a_mesh(shape):
 def test_totals_are_those_of_integers(numbers):
     words = [np.array(w, np.uint32) for w in zip(*map(count, numbers), strict=True)]
     assert integer(_counts.total(_counts.Count(*words))) == sum(numbers)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((10**6,), (10**6, 2), (10**6, 15), (10**6, 16), (3, 3, 64, 64), (40, 1000)),
+        *((256_000, 18_432), (2**26, 64), (80, 8192, 28_672)),
+    ],
+    ids=str,
+)
+def test_counts_take_little_memory(shape):
+    x = jax.ShapeDtypeStruct(shape, bool)
+    words = jax.eval_shape(lambda x: _counts._words([x, x, x]), x)
+    assert len(words) == 3
+    for w in words:
+        assert w.size <= math.prod(shape) / 16

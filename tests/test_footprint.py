@@ -21,8 +21,9 @@ def test_memory_is_divided_among_devices(num_devices):
     assert found["weights"] == WEIGHTS
     assert found["kinds"] == (["all-reduce"] if num_devices > 1 else [])
     # Four bytes each for a weight and its two moments, one for its mask, and counters.
-    for size in (found["given"], found["returned"]):
-        assert 0 <= size - 13 * WEIGHTS / num_devices < 1000
+    assert 0 <= found["given"] - 13 * WEIGHTS / num_devices < 100
+    # And what is returned is of the same kind, but for where its parts lie.
+    assert 0 <= found["returned"] - found["given"] < 400
     assert found["temporaries"] < 5 * WEIGHTS / num_devices
 
 
