@@ -53,6 +53,27 @@ def draw(rows: list[Row], summary: dict[str, Any], folder: Path) -> None:
         draw_magnitudes(axes, summary["magnitudes"])
 
 
+def draw_overview(rows: list[Row], summary: dict[str, Any], path: Path) -> None:
+    """Draws what a run did in four panels of one figure, as PNG.
+
+    Accuracy against sparsity, the share of each tensor that is kept, the share of those
+    that is relevant, and the magnitudes of weights before and after.
+    """
+    with mpl.rc_context(STYLE):
+        canvas = FigureCanvasAgg(Figure(figsize=(9.6, 7.2), layout="constrained"))
+        quarters: Any = canvas.figure.subfigures(2, 2)
+        accuracy, course, relevance, sizes = (
+            quarter.add_subplot() for quarter in quarters.flat
+        )
+        title = f"{summary['network']}, {summary['dataset']}, seed {summary['seed']}"
+        set_title(accuracy, title)
+        draw_accuracy(accuracy, rows, summary)
+        draw_course(course, rows, summary)
+        draw_relevance(relevance, rows)
+        draw_magnitudes(sizes, summary["magnitudes"])
+        canvas.figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
 @contextmanager
 def figure(path: Path, title: str, height: float = 3.4) -> Iterator[Axes]:
     """Gives axes to draw in, `height` inches, and writes them as PNG and PDF."""

@@ -4,8 +4,9 @@
 
 A method with a strength is tuned first, by the same rule for all: some strengths at the
 middle one of its bounds or sparsities, on seeds of their own; the validation split
-chooses. Then it is made at every bound or sparsity, on the seeds of the comparison.
-Runs are stored, one by one; an interrupted command goes on.
+chooses. Where that would take too long, the strength is the one tuned on another task.
+Then it is made at every bound or sparsity, on the seeds of the comparison. Runs are
+stored, one by one; an interrupted command goes on.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import jax
 from rich.console import Console
 
 from experiments import data, frontier_report
-from experiments.config import Config
+from experiments.config import Config, ExperimentError
 from experiments.frontier_report import STORE
 from experiments.methods import METHODS, TASKS, Frontiers, Task
 from experiments.records import write_whole
@@ -96,18 +97,41 @@ def make_task(name: str, settings: Frontiers, command: str, console: Console) ->
 
 def make_method(name: str, task: Task, make: Make) -> None:
     """Tunes a method, if there is anything to tune, and makes its frontier."""
-    method = METHODS[name]
-    config = dataclasses.replace(task.config, **method.changes)
-    goal, values = goals(config, task)
-    strength = method.strengths[0]
-    if len(method.strengths) > 1:
-        middle = dataclasses.replace(config, **{goal: values[len(values) // 2]})
-        strength = best_strength(
-            make("tuning", each(middle, "strength", method.strengths, TUNING_SEEDS))
-        )
-    config = dataclasses.replace(config, strength=strength)
+    config = dataclasses.replace(task.config, **METHODS[name].changes)
+    config = dataclasses.replace(config, strength=strength_of(name, config, task, make))
     seeds = range(FIRST_SEED, FIRST_SEED + task.num_seeds)
-    make("frontier", each(config, goal, values, seeds))
+    make("frontier", each(config, *goals(config, task), seeds))
+
+
+def strength_of(name: str, config: Config, task: Task, make: Make) -> float:
+    """Returns the strength of a method: its only one, or that which tuning chooses."""
+    strengths = METHODS[name].strengths
+    if len(strengths) == 1:
+        return strengths[0]
+    if task.tuned_on:
+        return tuned_strength(name, task.tuned_on)
+    goal, values = goals(config, task)
+    middle = dataclasses.replace(config, **{goal: values[len(values) // 2]})
+    return best_strength(
+        make("tuning", each(middle, "strength", strengths, TUNING_SEEDS))
+    )
+
+
+def tuned_strength(name: str, task: str) -> float:
+    """Returns the strength of a method that was tuned on another task.
+
+    Raises:
+      ExperimentError: that task has not been made.
+    """
+    frontiers = frontier_report.frontiers_of(
+        frontier_report.read(STORE / f"{task}.jsonl")
+    )
+    if name not in frontiers:
+        raise ExperimentError(
+            f"the strength of {name} is that tuned on {task}, which has not been made: "
+            f"add it to --tasks, before."
+        )
+    return frontiers[name].strength
 
 
 def goals(config: Config, task: Task) -> tuple[str, tuple[float, ...]]:

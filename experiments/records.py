@@ -33,6 +33,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise ExperimentError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of JSON data that a file holds."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise ExperimentError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ExperimentError(f"{path} is damaged: {error}") from error
+
+
 class RunFolder:
     """The files of a run.
 

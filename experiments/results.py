@@ -1,14 +1,7 @@
-"""The results table of the README, from the stored summaries of finished runs.
-
-    python -m experiments.results [FOLDER ...]
-
-stores the summary of each finished run FOLDER in experiments/results, if any are given,
-and writes the table between the two markers in README.md.
-"""
+"""The results table of the README, from the stored summaries of finished runs."""
 
 import json
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,15 +19,22 @@ HEADER = (
 )
 
 
-def store(folder: Path, target: Path) -> None:
-    """Copies the summary of a finished run into the folder `target`."""
+def store(folder: Path) -> None:
+    """Copies the summary of a finished run into the repository.
+
+    Raises:
+      ExperimentError: the folder holds none.
+    """
     summary = read_json(folder / "summary.json")
     if summary is None:
         raise ExperimentError(f"{folder} holds no finished run.")
+    write_json(STORE / f"{name_of(summary)}.json", summary)
+
+
+def name_of(summary: dict[str, Any]) -> str:
+    """Returns the name of a run among all that are stored."""
     names = ("experiment", "regularizer", "config_id")
-    name = "-".join(summary[key] for key in names)
-    target.mkdir(exist_ok=True)
-    write_json(target / f"{name}-seed{summary['seed']}.json", summary)
+    return "-".join(summary[key] for key in names) + f"-seed{summary['seed']}"
 
 
 def table(summaries: Iterable[dict[str, Any]]) -> str:
@@ -81,16 +81,7 @@ def insert(text: str, name: str, new: str) -> str:
     return f"{before}{begin}\n{new}{end}{after}"
 
 
-def main(folders: list[str]) -> None:
-    """Stores the given runs and rewrites the table."""
-    try:
-        for folder in folders:
-            store(Path(folder), STORE)
-        summaries = [json.loads(path.read_text()) for path in STORE.glob("*.json")]
-        README.write_text(insert(README.read_text(), "results", table(summaries)))
-    except ExperimentError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def write() -> None:
+    """Writes the table of all that is stored into the README."""
+    summaries = [json.loads(path.read_text()) for path in STORE.glob("*.json")]
+    README.write_text(insert(README.read_text(), "results", table(summaries)))

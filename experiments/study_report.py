@@ -1,14 +1,8 @@
-"""The control study's report: the tables and the figure, from its stored rows alone.
-
-    python -m experiments.study_report
-
-writes them again, without making any run.
-"""
+"""The control study's report: the tables and the figure, from its stored rows alone."""
 
 import json
 import math
 import statistics
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -283,10 +277,3 @@ def shown(trial: str, strength: float, scale: float) -> tuple[str, str, str]:
 def geometric_mean(runs: Iterable[Row]) -> float:
     """Returns the geometric mean of the weights kept."""
     return math.exp(statistics.fmean(log_kept(run) for run in runs))
-
-
-if __name__ == "__main__":
-    try:
-        write(STORE)
-    except ExperimentError as error:
-        sys.exit(f"error: {error}")

@@ -31,12 +31,11 @@ from experiments import (
     optimizers,
     regularizers,
     resnet32_cifar10,
-    results,
     training,
 )
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.checkpoint import Checkpoints
-from experiments.config import Config, ExperimentError
+from experiments.config import Config
 from experiments.digits import CONFIG
 from experiments.forms import Form
 from experiments.functional import Variables, init_network
@@ -610,51 +609,3 @@ def test_relevant_shares():
     total, by_leaf = training.relevant_shares(params, grads, scale=1.0)
     assert total == by_leaf["a"] == pytest.approx(2 / 3)
     assert jnp.isnan(by_leaf["b"])
-
-
-# -------------------------------------------------------------------- results table
-
-
-def test_results_table(tmp_path, monkeypatch):
-    common = {
-        **{"experiment": "digits", "dataset": "digits", "network": "lenet300"},
-        **{"regularizer": "relevance", "config_id": "0123abcd"},
-        **{"dense_test_accuracy": 0.975, "sparsity": 0.98, "kept": 20, "total": 1_000},
-    }
-    for seed, accuracy in enumerate((0.96, 0.98)):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        summary = {"seed": seed, "test_accuracy": accuracy, "wall_seconds": 90.0}
-        (folder / "summary.json").write_text(json.dumps(common | summary))
-    readme = tmp_path / "README.md"
-    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
-    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    monkeypatch.setattr(results, "README", readme)
-    monkeypatch.setattr(results, "STORE", tmp_path / "stored")
-    results.main([str(tmp_path / "0"), str(tmp_path / "1")])
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n")
-    assert "old" not in text
-    assert (
-        "| digits | lenet300 | relevance | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 "
-        "| 98.00 ± 0.00 | 20 ± 0 of 1,000 | 50.0 ± 0.0 |\n"
-    ) in text
-    results.main([])
-    assert readme.read_text() == text
-    assert len(list((tmp_path / "stored").iterdir())) == 2
-    with pytest.raises(SystemExit, match="no finished run"):
-        results.main([str(tmp_path)])
-
-
-def test_results_need_the_markers():
-    with pytest.raises(ExperimentError, match="once each"):
-        results.insert("no markers", "results", "table")
-
-
-def test_results_in_the_readme_are_what_is_stored(tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    text = (ROOT / "README.md").read_text()
-    readme.write_text(text)
-    monkeypatch.setattr(results, "README", readme)
-    results.main([])
-    assert readme.read_text() == text

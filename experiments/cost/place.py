@@ -49,8 +49,11 @@ class Place:
         write_json(path, found)
         print(f"Written: {path}")
         if self._readme:
-            text = self._readme.read_text()
-            self._readme.write_text(
-                results.insert(text, self._name, table(self.stored()))
-            )
+            self.show(table)
             print(f"Written: {self._readme}")
+
+    def show(self, table: Table) -> None:
+        """Writes all that is stored in the repository into its README."""
+        text = results.README.read_text()
+        shown = results.insert(text, self._name, table(self.stored()))
+        results.README.write_text(shown)

@@ -1,0 +1,40 @@
+"""Writes every table and figure of the README again, from what is stored alone.
+
+    python -m experiments.readme [FOLDER ...]
+
+stores each finished run FOLDER in experiments/results before, if any are given. What is
+shown is all generated from there, and no run is made.
+"""
+
+import sys
+from pathlib import Path
+
+from experiments import frontier_report, illustrations, results, study_report
+from experiments.config import ExperimentError
+from experiments.cost import benchmark, footprint
+from experiments.cost.place import Place
+
+
+def write() -> None:
+    """Writes the tables and figures of all parts."""
+    results.write()
+    illustrations.write()
+    Place("benchmark", None).show(benchmark.table)
+    frontier_report.write(frontier_report.STORE)
+    study_report.write(study_report.STORE)
+    Place("footprint", None).show(footprint.table)
+
+
+def main(folders: list[str]) -> None:
+    """Stores the given runs and writes everything that shows them, or others."""
+    try:
+        for folder in map(Path, folders):
+            results.store(folder)
+            illustrations.store(folder)
+        write()
+    except ExperimentError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,126 @@
+"""What the README shows is generated from what is stored, and from nothing else."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import frontier_report, illustrations, readme, results, study_report
+from experiments.config import ExperimentError
+from experiments.cost.place import Place
+
+ROOT = Path(__file__).parent.parent
+LAYERS = {
+    "output/bias": {"kept": 2, "size": 10},
+    "output/kernel": {"kept": 3, "size": 40},
+}
+SUMMARY = {
+    **{"experiment": "digits", "dataset": "digits", "network": "lenet300"},
+    **{"regularizer": "relevance", "config_id": "0123abcd", "wall_seconds": 90.0},
+    **{"dense_test_accuracy": 0.975, "dense_validation_accuracy": 0.98},
+    **{"validation_bound": 0.96, "validation_accuracy": 0.965, "layers": LAYERS},
+    **{"sparsity": 0.9, "kept": 5, "total": 50},
+    "magnitudes": {"edges": [0.01, 0.1, 1.0], "dense": [30, 20], "sparse": [0, 5]},
+}
+
+
+def row(phase, number, kept):
+    """Returns a row of the metrics of a run with so many weights left."""
+    return {
+        **{"phase": phase, "round": number, "metric": 0.97, "pruned": kept == 20},
+        **{"sparsity": 1 - kept / 50, "step": number, "loss": 0.5 + 1e-9},
+        **{"relevant": 0.25, "relevant_by_leaf": dict.fromkeys(LAYERS, 0.25)},
+        "kept_by_leaf": {"output/bias": 2, "output/kernel": kept - 2},
+    }
+
+
+ROWS = [row("dense", 0, 50), row("prune", 0, 20), row("prune", 1, 5)]
+ROWS[-1]["relevant_by_leaf"] = {"output/bias": None, "output/kernel": 0.25}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two finished runs of two seeds; what is stored of runs is stored elsewhere."""
+    for seed, accuracy in enumerate((0.96, 0.98)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        summary = {**SUMMARY, "seed": seed, "test_accuracy": accuracy}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+        (folder / "metrics.jsonl").write_text(lines)
+    monkeypatch.setattr(results, "STORE", tmp_path / "stored")
+    monkeypatch.setattr(results, "README", tmp_path / "README.md")
+    results.STORE.mkdir()
+    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
+    results.README.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    return [tmp_path / "0", tmp_path / "1"]
+
+
+def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
+    parts = ["results"]
+    monkeypatch.setattr(Place, "show", lambda self, table: parts.append(self._name))
+    monkeypatch.setattr(
+        Place, "__init__", lambda self, name, out: vars(self).update(_name=name)
+    )
+    for name, module in (("frontiers", frontier_report), ("study", study_report)):
+        monkeypatch.setattr(
+            module, "write", lambda store, name=name: parts.append(name)
+        )
+    readme.main([str(folder) for folder in runs])
+    text = results.README.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "old" not in text
+    assert (
+        "| digits | lenet300 | relevance | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 "
+        "| 90.00 ± 0.00 | 5 ± 0 of 50 | 10.0 ± 0.0 |\n"
+    ) in text
+    # Every part that the README marks is written.
+    marked = re.findall("<!-- (.*): begin -->", (ROOT / "README.md").read_text())
+    assert sorted(parts) == sorted(marked)
+    stored = sorted(
+        str(p.relative_to(results.STORE)) for p in results.STORE.rglob("*.*")
+    )
+    name = "digits-relevance-0123abcd-seed"
+    assert stored == [
+        *(f"{name}0.json", f"{name}1.json", "digits.png", f"rounds/{name}0.json")
+    ]
+    assert (results.STORE / "digits.png").stat().st_size > 10_000
+    readme.main([])
+    assert results.README.read_text() == text
+
+
+def test_rounds_are_stored_as_they_were_but_for_digits_that_cannot_be_seen(runs):
+    illustrations.store(runs[0])
+    (path,) = (results.STORE / "rounds").iterdir()
+    rows = illustrations.rows_of(json.loads(path.read_text()))
+    assert rows == [{**row, "loss": 0.5} for row in ROWS[1:]]
+
+
+def test_folders_without_a_finished_run_are_refused(runs, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .* holds no finished run"):
+        readme.main([str(tmp_path)])
+    (runs[0] / "metrics.jsonl").write_text("{")
+    with pytest.raises(SystemExit, match=r"error: .*metrics\.jsonl is damaged"):
+        readme.main([str(runs[0])])
+    (runs[0] / "metrics.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"error: cannot read .*metrics\.jsonl"):
+        readme.main([str(runs[0])])
+
+
+def test_parts_need_their_markers():
+    with pytest.raises(ExperimentError, match="once each"):
+        results.insert("no markers", "results", "table")
+
+
+def test_results_in_the_readme_are_what_is_stored(tmp_path, monkeypatch):
+    path = tmp_path / "README.md"
+    path.write_text((ROOT / "README.md").read_text())
+    monkeypatch.setattr(results, "README", path)
+    results.write()
+    assert path.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_what_is_shown_of_runs_was_made_by_code_that_is_committed():
+    for path in results.STORE.glob("*.json"):
+        assert "-dirty" not in json.loads(path.read_text())["commit"], path
