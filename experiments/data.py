@@ -15,6 +15,7 @@ from experiments.config import Config, ExperimentError, check
 NUM_CLASSES = 10  # of every set
 # How many of the training images decide about prunes instead of being trained on.
 NUM_VALIDATION = 5_000
+READ_AT_ONCE = 1_000
 
 
 class Split(NamedTuple):
@@ -161,14 +162,19 @@ def has_tensorflow() -> bool:
 
 
 def read(builder: Any, split: str) -> Split:
-    """Decodes a whole split of a prepared set."""
+    """Decodes a whole split of a prepared set.
+
+    Grain only reads it: sets as small as these stay on the device, where training also
+    shuffles and augments them, and nothing is copied there for a batch.
+    """
+    import grain
+
     try:
-        source = builder.as_data_source(split=split)
-        count = builder.info.splits[split].num_examples
-        examples = source.__getitems__(list(range(count)))
+        source = grain.MapDataset.source(builder.as_data_source(split=split))
+        batches = list(source.batch(READ_AT_ONCE).to_iter_dataset())
         return Split(
-            np.stack([example["image"] for example in examples]),
-            np.asarray([example["label"] for example in examples], np.int32),
+            np.concatenate([batch["image"] for batch in batches]),
+            np.concatenate([batch["label"] for batch in batches]).astype(np.int32),
         )
     except Exception as error:
         # Whatever TFDS, the record reader or the image decoder trips over, it is the
