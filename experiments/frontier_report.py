@@ -106,7 +106,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table(name: str, rows: list[Row]) -> str:
-    """Returns a Markdown table of a task: a row for each method, and for others'."""
+    """Returns a Markdown table of a task: a row for each method."""
     task = TASKS[name]
     sparsities = [100 * sparsity for sparsity in task.sparsities]
     headings = (
