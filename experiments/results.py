@@ -13,9 +13,10 @@ from experiments.records import read_json, write_json
 STORE = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 HEADER = (
-    "| data set | network | regularizer | seeds | dense error, % | error, % "
-    "| sparsity, % | weights kept | compression |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    "| data set | network | regularizer | strength | bound, % | seeds "
+    "| dense error, % | error, % | sparsity, % | weights kept | compression |\n"
+    + "| --- " * 11
+    + "|\n"
 )
 
 
@@ -60,8 +61,7 @@ def row(runs: list[dict[str, Any]]) -> str:
     cells = (
         first["dataset"],
         first["network"],
-        first["regularizer"],
-        str(len(runs)),
+        *(first["regularizer"], strength(first), bound(first), str(len(runs))),
         column((100 * (1 - run["dense_test_accuracy"]) for run in runs), ".2f"),
         column((100 * (1 - run["test_accuracy"]) for run in runs), ".2f"),
         column((100 * run["sparsity"] for run in runs), ".2f"),
@@ -69,6 +69,21 @@ def row(runs: list[dict[str, Any]]) -> str:
         column((run["total"] / max(run["kept"], 1) for run in runs), ".1f"),
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def strength(run: dict[str, Any]) -> str:
+    """Returns how strong the regularizer of a run is, and for how long."""
+    if run["regularizer"] == "none":
+        return ""
+    epochs = run["strength_decay_epochs"]
+    falling = f", 0 after {epochs:g} epoch{'s' if epochs != 1 else ''}"
+    return f"{run['strength']:g}" + (falling if epochs else "")
+
+
+def bound(run: dict[str, Any]) -> str:
+    """Returns which validation accuracy lets a run prune."""
+    below = " below dense" if run["relative_bound"] else ""
+    return f"{100 * run['bound']:g}{below}"
 
 
 def insert(text: str, name: str, new: str) -> str:
