@@ -115,6 +115,7 @@ TASKS = {
             lenet300_mnist.CONFIG,
             dense_epochs=10,
             epochs=60,
+            schedule="constant",  # falling rates stop gated prunes too early
             fraction=0.06,
             finetune_epochs=10,
         ),
