@@ -202,6 +202,11 @@ class Config:
                 f"--patience counts evaluations without a prune, which --prune "
                 f"{self.prune} does not wait for; got {patience}."
             )
+        if self.prune == "gradual" and self.strength_decay_epochs:
+            raise ExperimentError(
+                f"--strength-decay-epochs counts from the last prune, of which --prune "
+                f"gradual tells nothing; got {self.strength_decay_epochs}."
+            )
         if self.regularizer == "lobster" and self.decoupled:
             raise ExperimentError(
                 "--decoupled has no part in --regularizer lobster, which acts beside "

@@ -1,6 +1,6 @@
 """The figures of a run, drawn from its metrics and summary alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,19 @@ def draw_overview(rows: list[Row], summary: dict[str, Any], path: Path) -> None:
 
 
 @contextmanager
-def figure(path: Path, title: str, height: float = 3.4) -> Iterator[Axes]:
-    """Gives axes to draw in, `height` inches, and writes them as PNG and PDF."""
+def figure(
+    path: Path,
+    title: str,
+    height: float = 3.4,
+    suffixes: Sequence[str] = (".png", ".pdf"),
+) -> Iterator[Axes]:
+    """Gives axes to draw in, `height` inches, and writes them in some formats."""
     with mpl.rc_context(STYLE):
         canvas = FigureCanvasAgg(Figure(figsize=(5.2, height), layout="constrained"))
         axes = canvas.figure.add_subplot()
         set_title(axes, title)
         yield axes
-        for suffix in (".png", ".pdf"):
+        for suffix in suffixes:
             canvas.figure.savefig(path.with_suffix(suffix))
 
 

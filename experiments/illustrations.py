@@ -57,8 +57,8 @@ def rows_of(columns: Row) -> list[Row]:
 
 
 def write() -> None:
-    """Draws the figure of every run whose rounds are stored."""
+    """Draws the figure of every run whose rounds are stored, beside them."""
     for path in sorted((results.STORE / ROUNDS).glob("*.json")):
         summary = json.loads((results.STORE / path.name).read_text())
         rows = rows_of(json.loads(path.read_text()))
-        figures.draw_overview(rows, summary, results.STORE / summary["experiment"])
+        figures.draw_overview(rows, summary, path)

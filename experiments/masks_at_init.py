@@ -25,7 +25,8 @@ def snip_scores(
     """Returns |g * w|, with g the gradient of the loss of a batch drawn at random.
 
     How much the loss would change at first, were the weight to lose its connection. The
-    paper divides by the sum of all, which changes no order.
+    paper divides by the sum of all, which changes no order. What starts at zero scores
+    zero and is the first to go: biases, as in the authors' code, and shifts of norms.
 
     Source: Lee, Ajanthan and Torr, `SNIP: Single-shot Network Pruning based on
     Connection Sensitivity <https://arxiv.org/abs/1810.02340>`_, 2019, equations 5, 6.

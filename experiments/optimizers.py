@@ -89,7 +89,12 @@ def pruning_link(
     """Returns the last link, which prunes by itself only where that is gradual.
 
     Then it does so at the end of every round, and is done before the training is, after
-    `RAMP` of its updates: what goes last has to be recovered from, too.
+    `RAMP` of its updates: what goes last has to be recovered from, too. Weights are
+    ranked over the whole network, as by all that is compared here; the paper brings
+    each layer to the sparsity.
+
+    Source: Zhu and Gupta, `To prune, or not to prune: exploring the efficacy of pruning
+    for model compression <https://arxiv.org/abs/1710.01878>`_, 2017, equation 1.
     """
     if config.prune != "gradual":
         return sparse_optax.prune_by_magnitude(config.fraction, scope=config.scope)

@@ -48,16 +48,43 @@ def tune(name: str, config: Config, make: Make) -> Setting:
             runs += make("tuning", name, at(best, config, seeds))
             best = best_of(best, runs)[:number]
     all_seeds = [seed for seeds, _ in ROUNDS for seed in seeds]
+    return surround(
+        best[0], tried, runs, config, lambda runs: make("tuning", name, runs), all_seeds
+    )
+
+
+def surround(
+    best: Setting,
+    tried: list[Setting],
+    runs: list[Row],
+    config: Config,
+    make: Callable[[list[Config]], list[Row]],
+    seeds: Iterable[int],
+) -> Setting:
+    """Tries what lies next to the best setting until that is tried on all sides.
+
+    Args:
+      best: the best of those tried.
+      tried: settings.
+      runs: those made at them.
+      config: the runs, but for setting and seed.
+      make: makes runs.
+      seeds: of the runs to be made; the best was made on all of them, too.
+
+    Returns:
+      The setting that is then the best.
+    """
+    seeds = list(seeds)
     # It ends: the best of equals is the first, and none keeps less than one weight.
     while beyond := [
         setting
-        for setting in neighbours(best[0], tried)
+        for setting in neighbours(best, tried)
         if setting not in tried and is_possible(setting, config)
     ]:
-        runs += make("tuning", name, at(beyond, config, all_seeds))
+        runs = runs + make(at(beyond, config, seeds))
         tried = tried + beyond
-        best = best_of(best + beyond, runs)[:1]
-    return best[0]
+        best = best_of([best, *beyond], runs)[0]
+    return best
 
 
 def neighbours(best: Setting, tried: list[Setting]) -> list[Setting]:

@@ -9,7 +9,7 @@ shown is all generated from there, and no run is made.
 import sys
 from pathlib import Path
 
-from experiments import frontier_report, illustrations, results, study_report
+from experiments import frontier, frontier_report, illustrations, results, study_report
 from experiments.config import ExperimentError
 from experiments.cost import benchmark, footprint
 from experiments.cost.place import Place
@@ -20,7 +20,7 @@ def write() -> None:
     results.write()
     illustrations.write()
     Place("benchmark", None).show(benchmark.table)
-    frontier_report.write(frontier_report.STORE)
+    frontier_report.write(frontier.STORE)
     study_report.write(study_report.STORE)
     Place("footprint", None).show(footprint.table)
 

@@ -13,7 +13,7 @@ from experiments.records import read_json, write_json
 STORE = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 HEADER = (
-    "| data set | network | regularizer | strength | bound, % | seeds "
+    "| data set | network | regularizer | strength | prunes, % | seeds "
     "| dense error, % | error, % | sparsity, % | weights kept | compression |\n"
     + "| --- " * 11
     + "|\n"
@@ -61,7 +61,7 @@ def row(runs: list[dict[str, Any]]) -> str:
     cells = (
         first["dataset"],
         first["network"],
-        *(first["regularizer"], strength(first), bound(first), str(len(runs))),
+        *(first["regularizer"], strength(first), prunes(first), str(len(runs))),
         column((100 * (1 - run["dense_test_accuracy"]) for run in runs), ".2f"),
         column((100 * (1 - run["test_accuracy"]) for run in runs), ".2f"),
         column((100 * run["sparsity"] for run in runs), ".2f"),
@@ -80,10 +80,12 @@ def strength(run: dict[str, Any]) -> str:
     return f"{run['strength']:g}" + (falling if epochs else "")
 
 
-def bound(run: dict[str, Any]) -> str:
-    """Returns which validation accuracy lets a run prune."""
+def prunes(run: dict[str, Any]) -> str:
+    """Returns when weights of a run go, in %: above what accuracy, or how many."""
+    if run.get("prune", "gated") != "gated":
+        return f"{run['prune']}, to {100 * run['target_sparsity']:g} sparsity"
     below = " below dense" if run["relative_bound"] else ""
-    return f"{100 * run['bound']:g}{below}"
+    return f"above {100 * run['bound']:g}{below}"
 
 
 def insert(text: str, name: str, new: str) -> str:

@@ -166,7 +166,17 @@ def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Any]:
 
 
 def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str, Any]:
-    """Returns a run as JSON data: settings, outcome and what all rounds came to."""
+    """Returns a run as JSON data: settings, outcome and what all rounds came to.
+
+    Raises:
+      ExperimentError: its training diverged.
+    """
+    leaves = jax.tree.leaves(outcome.best.params)
+    if not all(jnp.isfinite(leaf).all() for leaf in leaves):
+        raise ExperimentError(
+            f"the training of seed {config.seed} with strength {config.strength:g} "
+            "diverged; a lower learning rate may help."
+        )
     return {
         **config.to_dict(),
         "config_id": config.config_id,

@@ -74,8 +74,9 @@ def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "old" not in text
     assert (
-        "| digits | lenet300 | relevance | 0.0001, 0 after 2 epochs | 4 below dense "
-        "| 2 | 2.50 ± 0.00 | 3.00 ± 1.41 | 90.00 ± 0.00 | 5 ± 0 of 50 | 10.0 ± 0.0 |\n"
+        "| digits | lenet300 | relevance | 0.0001, 0 after 2 epochs "
+        "| above 4 below dense | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 | 90.00 ± 0.00 "
+        "| 5 ± 0 of 50 | 10.0 ± 0.0 |\n"
     ) in text
     # Every part that the README marks is written.
     marked = re.findall("<!-- (.*): begin -->", (ROOT / "README.md").read_text())
@@ -85,9 +86,10 @@ def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
     )
     name = "digits-relevance-0123abcd-seed"
     assert stored == [
-        *(f"{name}0.json", f"{name}1.json", "digits.png", f"rounds/{name}0.json")
+        *(f"{name}0.json", f"{name}1.json"),
+        *(f"rounds/{name}0.json", f"rounds/{name}0.png"),
     ]
-    assert (results.STORE / "digits.png").stat().st_size > 10_000
+    assert (results.STORE / f"rounds/{name}0.png").stat().st_size > 10_000
     readme.main([])
     assert results.README.read_text() == text
 

@@ -1,0 +1,127 @@
+"""Which runs the frontiers take of a method: those that tune it, and its points."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from experiments import frontier
+from experiments.config import Config, ExperimentError
+from experiments.frontier import Row
+from experiments.methods import METHODS, TASKS, Task
+from experiments.plan import at, best_of, surround
+
+# Makes the runs of a stage ("tuning" or "frontier").
+Make = Callable[[str, list[Config]], list[Row]]
+
+TUNING_SEEDS = 0, 1
+FIRST_SEED = 10  # of those that frontiers are made on
+
+
+def make_method(name: str, task: Task, make: Make) -> None:
+    """Tunes a method, if there is anything to tune, and makes its frontier."""
+    config = dataclasses.replace(task.config, **METHODS[name].changes)
+    if config.prune in ("snip", "random"):
+        # Nothing is left of a dense training, so they get its epochs, all but the one
+        # that a run has at the least.
+        epochs = config.epochs + config.dense_epochs - 1
+        config = dataclasses.replace(config, dense_epochs=1, epochs=epochs)
+    config = dataclasses.replace(config, strength=strength_of(name, config, task, make))
+    seeds = range(FIRST_SEED, FIRST_SEED + task.num_seeds)
+    make("frontier", each(config, *goals(config, task), seeds))
+
+
+def strength_of(name: str, config: Config, task: Task, make: Make) -> float:
+    """Returns the strength of a method: its only one, or that which tuning chooses.
+
+    The one that keeps the fewest weights at one of the bounds or sparsities; among
+    those that keep as many, as all do if they are told to, the most accurate.
+    """
+    strengths = METHODS[name].strengths
+    if len(strengths) == 1:
+        return strengths[0]
+    if task.tuned_on:
+        return tuned_strength(name, task.tuned_on)
+    goal, values = goals(config, task)
+    config = dataclasses.replace(config, **{goal: values[len(values) // 2]})
+    tried = [(strength, config.scale) for strength in strengths]
+    runs = make("tuning", at(tried, config, TUNING_SEEDS))
+    return surround(
+        best_of(tried, runs)[0],
+        tried,
+        runs,
+        config,
+        lambda configs: make("tuning", configs),
+        TUNING_SEEDS,
+    )[0]
+
+
+def tuned_strength(name: str, task: str) -> float:
+    """Returns the strength of a method that was tuned on another task.
+
+    Raises:
+      ExperimentError: that task has not been made.
+    """
+    frontiers = frontier.frontiers_of(frontier.read(frontier.STORE, task))
+    if name not in frontiers:
+        raise ExperimentError(
+            f"the strength of {name} is that tuned on {task}, which has not been made: "
+            f"add it to --tasks, before."
+        )
+    return frontiers[name].strength
+
+
+def goals(config: Config, task: Task) -> tuple[str, tuple[float, ...]]:
+    """Returns the setting by which a method goes along its frontier, and its values."""
+    if config.prune == "gated":
+        return "bound", task.bounds
+    return "target_sparsity", task.sparsities
+
+
+def each(
+    config: Config, name: str, values: Iterable[float], seeds: Iterable[int]
+) -> list[Config]:
+    """Returns the runs with each of the values, on every seed."""
+    return [
+        dataclasses.replace(config, **{name: value, "seed": seed})
+        for value in values
+        for seed in seeds
+    ]
+
+
+def check_stored(store: Path, names: Iterable[str]) -> None:
+    """Raises `ExperimentError` if rows stored of these tasks are not current.
+
+    They are not if methods or tasks have been changed since.
+    """
+    for task in names:
+        rows = frontier.read(store, task)
+        for method in dict.fromkeys(row["method"] for row in rows):
+            own = [row for row in rows if row["method"] == method]
+            if not is_current(method, TASKS[task], own):
+                raise ExperimentError(
+                    f"the rows of {method} in {store / task}.jsonl are not those of "
+                    f"the present methods: make them with --tasks {task} --methods "
+                    f"'{method}', or delete them."
+                )
+
+
+def is_current(name: str, task: Task, rows: list[Row]) -> bool:
+    """Whether rows are of the runs that are made of a method, and in their order."""
+    keys = "stage", "config_id", "seed"
+    by_run = {tuple(row[key] for key in keys): row for row in rows}
+    found: list[Row] = []
+
+    def find(stage: str, configs: list[Config]) -> list[Row]:
+        wanted = [(stage, config.config_id, config.seed) for config in configs]
+        if not by_run.keys() >= set(wanted):
+            raise LookupError
+        found.extend(by_run[run] for run in wanted)
+        return [by_run[run] for run in wanted]
+
+    if name not in METHODS:
+        return False
+    try:
+        make_method(name, task, find)
+    except LookupError:
+        return False
+    return found == rows
