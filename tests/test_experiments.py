@@ -39,6 +39,7 @@ from experiments.config import Config
 from experiments.digits import CONFIG
 from experiments.forms import Form
 from experiments.functional import Variables, init_network
+from experiments.records import RunFolder
 
 ROOT = Path(__file__).parent.parent
 DATA_DIR = Path(os.environ.get("SPARSE_OPTAX_DATA_DIR", "SPARSE_OPTAX_DATA_DIR"))
@@ -265,6 +266,29 @@ def test_row_19_killed_runs_end_like_an_uninterrupted_one(tmp_path):
     assert_same_run(killed, whole)
     rows = read_rows(whole)
     assert len({(row["phase"], row["round"]) for row in rows}) == len(rows) == 45
+
+
+def test_row_19_with_everything_that_goes_on_from_somewhere(tmp_path, monkeypatch):
+    """Running statistics, momentum, augmentation, learning rates, a cubic schedule."""
+    monkeypatch.setitem(networks.NETWORKS, "lenet300", Shallow)
+    flags = ["--prune", "gradual", "--shift", "1", "--mirror", "--optimizer", "sgd"]
+    flags += ["--schedule", "cosine", "--finetune-schedule", "cosine"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    main(digits(whole, *flags))
+    append = RunFolder.append
+
+    def stop(self, row):
+        if len(self.rows) == stop.at:
+            raise InterruptedError
+        append(self, row)
+
+    monkeypatch.setattr(RunFolder, "append", stop)
+    for stop.at in (7, 12):  # in pruning and in fine-tuning
+        with pytest.raises(InterruptedError):
+            main(digits(stopped, *flags))
+        stop.at = None
+    main(digits(stopped, *flags))
+    assert_same_run(stopped, whole)
 
 
 def test_row_20_checkpoint_of_another_version(capsys, finished, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from shallow import Shallow
 
 import sparse_optax
@@ -14,6 +15,7 @@ from experiments.digits import CONFIG
 from experiments.functional import init_network
 from experiments.networks import NETWORKS, LeNet5
 from experiments.phases import Phases
+from experiments.resnet import Block
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
@@ -33,6 +35,31 @@ def test_statistics_are_running_ones_of_the_batches():
         expected = 0.9 * start + 0.1 * batch(features, (0, 1, 2))
         result = statistics["norm"][name]
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [16, 32])
+def test_blocks_of_the_resnet_by_hand(features):
+    """relu(x + norm(conv(relu(norm(conv(x)))))), halved where there are more features.
+
+    In inference, with the statistics that a new norm has: mean 0 and variance 1.
+    """
+    block = Block(16, features, nnx.Rngs(0))
+    block.eval()
+    x = jnp.asarray(RNG.normal(size=(2, 8, 8, 16)), jnp.float32)
+    stride = features // 16
+
+    def conv(x, kernel, stride):
+        return jax.lax.conv_general_dilated(
+            *(x, kernel, (stride, stride), ((1, 1), (1, 1))),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    scale = (1 + 1e-5) ** -0.5
+    y = jnp.maximum(scale * conv(x, block.conv1.kernel[...], stride), 0)
+    y = scale * conv(y, block.conv2.kernel[...], 1)
+    shortcut = np.zeros_like(y)
+    shortcut[..., :16] = x[:, ::stride, ::stride]
+    np.testing.assert_allclose(block(x), jnp.maximum(y + shortcut, 0), atol=1e-4)
 
 
 def test_in_inference_images_do_not_depend_on_one_another():
