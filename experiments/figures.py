@@ -236,7 +236,7 @@ def draw_relevance(axes: Axes, rows: list[Row]) -> None:
     }
     draw_leaves(axes, by_leaf, running_mean([row["relevant"] for row in rows]))
     axes.set_ylabel("relevant weights (% of those kept)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
 
 
 def draw_course(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
