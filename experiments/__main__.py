@@ -5,19 +5,19 @@ import sys
 
 import tyro
 
-from experiments import (
+from experiments import grid
+from experiments.config import Config, ExperimentError
+from experiments.cost.settings import Benchmark, Footprint
+from experiments.frontiers.methods import Frontiers
+from experiments.grid import Sweep
+from experiments.study.trials import Study
+from experiments.tasks import (
     digits,
-    grid,
     lenet5_fashion,
     lenet5_mnist,
     lenet300_mnist,
     resnet32_cifar10,
 )
-from experiments.config import Config, ExperimentError
-from experiments.cost.settings import Benchmark, Footprint
-from experiments.grid import Sweep
-from experiments.methods import Frontiers
-from experiments.trials import Study
 
 EXPERIMENTS = (
     digits,
@@ -86,11 +86,11 @@ def main(arguments: list[str]) -> None:
 
             sweep(settings, command)
         elif isinstance(settings, Study):
-            from experiments.study import study
+            from experiments.study.make import study
 
             study(settings, command)
         elif isinstance(settings, Frontiers):
-            from experiments.frontiers import frontiers
+            from experiments.frontiers.make import frontiers
 
             frontiers(settings, command)
         elif isinstance(settings, Benchmark):

@@ -9,10 +9,12 @@ shown is all generated from there, and no run is made.
 import sys
 from pathlib import Path
 
-from experiments import frontier, frontier_report, illustrations, results, study_report
+from experiments import illustrations, results
 from experiments.config import ExperimentError
 from experiments.cost import benchmark, footprint
 from experiments.cost.place import Place
+from experiments.frontiers import points, report as frontier_report
+from experiments.study import report as study_report
 
 
 def write() -> None:
@@ -20,7 +22,7 @@ def write() -> None:
     results.write()
     illustrations.write()
     Place("benchmark", None).show(benchmark.table)
-    frontier_report.write(frontier.STORE)
+    frontier_report.write(points.STORE)
     study_report.write(study_report.STORE)
     Place("footprint", None).show(footprint.table)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from study_rows import BEST, BETTER, FORM, OTHER, runs, tuning
 
-from experiments import comparison, study_report, transfer
+from experiments.study import comparison, report as study_report, transfer
 
 
 def test_comparison_is_paired_and_on_logarithms():

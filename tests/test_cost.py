@@ -21,7 +21,7 @@ from experiments.cost import (
 )
 from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
-from experiments.digits import CONFIG
+from experiments.tasks.digits import CONFIG
 
 ROOT = Path(__file__).parent.parent
 needs_torch = pytest.mark.skipif(

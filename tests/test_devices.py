@@ -13,8 +13,8 @@ from test_experiments import assert_same_run, digits, error_line, read_rows
 
 from experiments import data, sweep
 from experiments.__main__ import main
-from experiments.digits import CONFIG
 from experiments.phases import Phases
+from experiments.tasks.digits import CONFIG
 
 TINY = dataclasses.replace(
     CONFIG, batch_size=64, interval=16, dense_epochs=2, epochs=2, fraction=0.2

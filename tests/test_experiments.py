@@ -26,20 +26,19 @@ import sparse_optax
 from experiments import (
     convolution,
     data,
-    lenet300_mnist,
     networks,
     optimizers,
     regularizers,
-    resnet32_cifar10,
     training,
 )
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config
-from experiments.digits import CONFIG
 from experiments.forms import Form
 from experiments.functional import Variables, init_network
 from experiments.records import RunFolder
+from experiments.tasks import lenet300_mnist, resnet32_cifar10
+from experiments.tasks.digits import CONFIG
 
 ROOT = Path(__file__).parent.parent
 DATA_DIR = Path(os.environ.get("SPARSE_OPTAX_DATA_DIR", "SPARSE_OPTAX_DATA_DIR"))
@@ -320,7 +319,7 @@ def test_row_22_checkpoint_of_other_devices(tmp_path):
 
 
 def test_row_29_nothing_is_unpickled():
-    for path in (*ROOT.glob("sparse_optax/*.py"), *ROOT.glob("experiments/*.py")):
+    for path in (*ROOT.glob("sparse_optax/*.py"), *ROOT.glob("experiments/**/*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = getattr(node, "names", []) if isinstance(node, ast.Import) else []
             modules = [alias.name for alias in names]

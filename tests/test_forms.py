@@ -12,9 +12,9 @@ import pytest
 import sparse_optax
 from experiments import data, forms, optimizers, phases, regularizers, training
 from experiments.config import ExperimentError
-from experiments.digits import CONFIG
 from experiments.forms import Form
 from experiments.functional import init_network
+from experiments.tasks.digits import CONFIG
 
 W = {"a": np.array([[1.0, 0.0], [-2.0, 0.5]], np.float32), "b": np.float32([3.0, -1.0])}
 G = [

@@ -6,17 +6,11 @@ import math
 
 import pytest
 
-from experiments import (
-    digits,
-    frontier,
-    frontier_plan,
-    frontier_report,
-    frontiers,
-    methods,
-)
 from experiments.__main__ import main
 from experiments.config import ExperimentError
+from experiments.frontiers import make as frontiers, methods, plan, points, report
 from experiments.results import README, insert
+from experiments.tasks import digits
 
 TRAINING_SET = {
     "digits": 1078,
@@ -39,19 +33,19 @@ TASK = methods.Task(
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Frontiers of one small task, away from the stored ones."""
-    for module in (methods, frontiers, frontier_plan, frontier_report):
+    for module in (methods, frontiers, plan, report):
         monkeypatch.setattr(module, "TASKS", {"small": TASK})
-    monkeypatch.setattr(frontier, "STORE", tmp_path / "store")
+    monkeypatch.setattr(points, "STORE", tmp_path / "store")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- frontiers: begin --><!-- frontiers: end -->")
-    monkeypatch.setattr(frontier_report, "README", readme)
+    monkeypatch.setattr(report, "README", readme)
     return tmp_path
 
 
 def test_frontiers_from_end_to_end(small, monkeypatch):
     command = ["sweep", "frontiers", "--tasks", "small", "--out", str(small / "runs")]
     main([*command, "--methods", "l2", "gradual"])
-    rows = frontier.read(small / "store", "small")
+    rows = points.read(small / "store", "small")
     tuning = [row for row in rows if row["stage"] == "tuning"]
     rest = rows[len(tuning) :]
     assert len(tuning) >= 3 * 2 and {row["method"] for row in tuning} == {"l2"}
@@ -80,15 +74,15 @@ def test_frontiers_from_end_to_end(small, monkeypatch):
     main([*command, "--methods", "gradual", "snip"])
     after = {f: f.stat().st_mtime_ns for f in (small / "runs/small").iterdir()}
     assert before.items() <= after.items() and len(after) == len(before) + 4
-    now = frontier.read(small / "store", "small")
+    now = points.read(small / "store", "small")
     assert now[: len(rows)] == rows
     assert [row["method"] for row in now[len(rows) :]] == ["snip"] * 4
 
     # What other settings have made is not shown as if it were of the present ones.
     changed = TASK._replace(config=dataclasses.replace(CONFIG, epochs=7))
-    monkeypatch.setattr(frontier_plan, "TASKS", {"small": changed})
+    monkeypatch.setattr(plan, "TASKS", {"small": changed})
     with pytest.raises(ExperimentError, match=r"rows of l2 in .* --methods 'l2', or"):
-        frontier_report.write(small / "store")
+        report.write(small / "store")
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -110,7 +104,7 @@ def test_every_method_has_the_same_budget_and_tuning(name):
     strengths = methods.METHODS[name].strengths
     tuned = len(strengths) > 1
     best = 10 * strengths[-1] if tuned else 1.0
-    frontier_plan.make_method(name, TASK, make)
+    plan.make_method(name, TASK, make)
     # The first three; one beyond them; the best; and one beyond that.
     assert len(made["tuning"]) == (2 * (3 + 3) if tuned else 0)
     assert len(made["frontier"]) == 2 * 2
@@ -159,42 +153,42 @@ def test_frontiers_by_hand():
     rows = rows_of("l1", [(99, 4), (96, 1), (98, 2)], [(96, 1), (98, 3), (99, 5)])
     rows += [{**row, "stage": "tuning"} for row in rows_of("l1", [(50, 50)])]
     rows += rows_of("l2", [(90, 9)])
-    frontiers = frontier.frontiers_of(rows)
+    frontiers = points.frontiers_of(rows)
     assert list(frontiers) == ["l2", "l1"]  # in the order of the methods
-    strength, (points, _) = frontiers["l1"]
+    strength, (run, _) = frontiers["l1"]
     assert strength == 0.5
-    assert [point.error for point in points] == pytest.approx([4, 1, 2])
+    assert [point.error for point in run] == pytest.approx([4, 1, 2])
 
     half_way = 100 - 2**0.5  # between 2 % and 1 %, by the logarithm
     for sparsity, sign, error in [
         *[(96, "", 1), (98, "", 2), (half_way, "", 3), (99, "", 4)],
         *[(90, "≤ ", 1), (99.004, "", 4)],
     ]:
-        found = frontier.error_at(points, sparsity)
+        found = points.error_at(run, sparsity)
         assert found == (sign, pytest.approx(error, abs=0.02))
-    assert math.isnan(frontier.error_at(points, 99.1)[1])
+    assert math.isnan(points.error_at(run, 99.1)[1])
     for error, sign, sparsity in [
         *[(1, "", 96), (2, "", 98), (3, "", half_way), (5, "≥ ", 99)],
         (4, "≥ ", 99),
     ]:
-        found = frontier.sparsity_at(points, error + 1e-9)
+        found = points.sparsity_at(run, error + 1e-9)
         assert found == (sign, pytest.approx(sparsity, abs=0.01))
-    assert math.isnan(frontier.sparsity_at(points, 0.9)[1])
+    assert math.isnan(points.sparsity_at(run, 0.9)[1])
 
 
 def test_where_the_error_falls_again_the_higher_sparsity_counts():
-    points = [frontier.Point(*values) for values in [(90, 1), (96, 3), (98, 2)]]
-    assert frontier.sparsity_at(points, 2.0) == ("≥ ", 98)
-    sign, sparsity = frontier.sparsity_at(points, 1.5)
+    run = [points.Point(*values) for values in [(90, 1), (96, 3), (98, 2)]]
+    assert points.sparsity_at(run, 2.0) == ("≥ ", 98)
+    sign, sparsity = points.sparsity_at(run, 1.5)
     assert not sign and 90 < sparsity < 96
 
 
 def test_tables_give_means_over_seeds_with_their_spread():
-    assert frontier_report.cell([("", 2.0), ("", 3.0)]) == "2.50 ± 0.71"
-    assert frontier_report.cell([("", 2.0), ("≤ ", 3.0)]) == "≤ 2.50 ± 0.71"
-    assert frontier_report.cell([("", 1.0)]) == "1.00"
+    assert report.cell([("", 2.0), ("", 3.0)]) == "2.50 ± 0.71"
+    assert report.cell([("", 2.0), ("≤ ", 3.0)]) == "≤ 2.50 ± 0.71"
+    assert report.cell([("", 1.0)]) == "1.00"
     # A mean over those seeds alone that came so far would flatter.
-    assert frontier_report.cell([("", 1.0), ("", math.nan)]) == "-"
+    assert report.cell([("", 1.0), ("", math.nan)]) == "-"
 
 
 def test_strengths_can_be_those_of_another_task(small, monkeypatch):
@@ -209,7 +203,7 @@ def test_strengths_can_be_those_of_another_task(small, monkeypatch):
     rows = rows_of("l2", [(90, 9)])
     (small / "store" / "small.jsonl").write_text(json.dumps(rows[0]) + "\n")
     for name, strength in (("l2", 0.5), ("none", 0.0)):
-        found = frontier_plan.strength_of(name, CONFIG, tasks["large"], pytest.fail)
+        found = plan.strength_of(name, CONFIG, tasks["large"], pytest.fail)
         assert found == strength
 
 
@@ -222,11 +216,11 @@ def test_what_is_unknown_is_refused(flag):
 def test_tables_in_the_readme_are_those_of_the_stored_rows(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text(README.read_text())
-    monkeypatch.setattr(frontier_report, "README", readme)
-    monkeypatch.setattr(frontier_report, "draw", lambda *_: None)
-    frontier_report.write(frontier.STORE)
+    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    report.write(points.STORE)
     assert readme.read_text() == README.read_text()
     for name in methods.TASKS:
-        for row in frontier.read(frontier.STORE, name):
+        for row in points.read(points.STORE, name):
             assert "-dirty" not in row["commit"]
     assert insert(readme.read_text(), "frontiers", "")

@@ -11,11 +11,11 @@ from shallow import Shallow
 
 import sparse_optax
 from experiments import convolution, data
-from experiments.digits import CONFIG
 from experiments.functional import init_network
 from experiments.networks import NETWORKS, LeNet5
 from experiments.phases import Phases
 from experiments.resnet import Block
+from experiments.tasks.digits import CONFIG
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)

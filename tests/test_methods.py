@@ -13,9 +13,9 @@ import sparse_optax
 from experiments import data, masks_at_init, networks, optimizers
 from experiments.__main__ import main
 from experiments.augmentation import augment
-from experiments.digits import CONFIG
 from experiments.functional import init_network
 from experiments.phases import Phases
+from experiments.tasks.digits import CONFIG
 
 TINY = (
     *("--dense-epochs", "2", "--epochs", "6", "--interval", "16"),

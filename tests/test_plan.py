@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments import plan, trials
+from experiments import tuning
 from experiments.forms import Form
+from experiments.study import plan, trials
 
 
 def test_settings_are_chosen_by_the_mean_logarithm_and_then_by_accuracy():
@@ -23,7 +24,7 @@ def test_settings_are_chosen_by_the_mean_logarithm_and_then_by_accuracy():
         for kept in pair
     ]
     settings = [(0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.4, 1.0)]
-    best = plan.best_of(settings, tuned)
+    best = tuning.best_of(settings, tuned)
     assert best == [(0.4, 1.0), (0.3, 1.0), (0.1, 1.0), (0.2, 1.0)]
 
 

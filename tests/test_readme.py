@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import frontier_report, illustrations, readme, results, study_report
+from experiments import illustrations, readme, results
 from experiments.config import ExperimentError
 from experiments.cost.place import Place
+from experiments.frontiers import report as frontier_report
+from experiments.study import report as study_report
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {

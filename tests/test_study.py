@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments import comparison, plan, study, study_report, trials
 from experiments.__main__ import main
 from experiments.config import ExperimentError
 from experiments.results import insert
+from experiments.study import (
+    comparison,
+    make as study,
+    plan,
+    report as study_report,
+    trials,
+)
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = "four", "five", "six", "seven", "eight", "nine", "ten"

@@ -12,9 +12,9 @@ import sparse_optax
 from experiments import data, figures, report, sweep
 from experiments.__main__ import main
 from experiments.config import ExperimentError
-from experiments.digits import CONFIG
 from experiments.grid import Sweep
 from experiments.phases import Phases
+from experiments.tasks.digits import CONFIG
 
 TINY = dataclasses.replace(
     CONFIG,

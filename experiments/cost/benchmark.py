@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import optax
 
 import sparse_optax
-from experiments import digits, lenet300_mnist
 from experiments.cost import prunes, torch_rivals, training_time, updates
 from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
 from experiments.environment import environment
+from experiments.tasks import digits, lenet300_mnist
 
 
 class Row(NamedTuple):

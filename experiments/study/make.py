@@ -18,14 +18,15 @@ import json
 import jax
 from rich.console import Console
 
-from experiments import data, study_report
-from experiments.comparison import Row
+from experiments import data
 from experiments.config import Config
-from experiments.plan import make_trial
 from experiments.records import write_whole
-from experiments.study_report import STORE
+from experiments.study import report
+from experiments.study.comparison import Row
+from experiments.study.plan import make_trial
+from experiments.study.report import STORE
+from experiments.study.trials import TASKS, Study
 from experiments.sweep import complete
-from experiments.trials import TASKS, Study
 
 STORED = (
     *("config_id", "seed", "strength", "scale", "kept", "total", "at_once"),
@@ -46,18 +47,16 @@ def study(settings: Study, command: str) -> None:
         cannot be written, because tasks stored before have other trials now.
     """
     console = Console(highlight=False)
-    study_report.check_readme()
-    study_report.check_stored(
-        STORE, (name for name in TASKS if name not in settings.tasks)
-    )
+    report.check_readme()
+    report.check_stored(STORE, (name for name in TASKS if name not in settings.tasks))
     for name in settings.tasks:
         console.rule(name)
         rows = make_task(name, settings, command, console)
         STORE.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(STORE / f"{name}.jsonl", lines)
-    study_report.write(STORE)
-    console.print(f"Report: {study_report.REPORT}", soft_wrap=True)
+    report.write(STORE)
+    console.print(f"Report: {report.REPORT}", soft_wrap=True)
 
 
 def make_task(name: str, settings: Study, command: str, console: Console) -> list[Row]:

@@ -6,7 +6,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from experiments import figures
-from experiments.comparison import OPPONENTS, Result
+from experiments.study.comparison import OPPONENTS, Result
 
 COLOURS = figures.BLUE, figures.PURPLE, figures.ORANGE, figures.GREEN
 

@@ -9,14 +9,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import (
+from experiments.config import Config, check
+from experiments.tasks import (
     digits,
     lenet5_fashion,
     lenet5_mnist,
     lenet300_mnist,
     resnet32_cifar10,
 )
-from experiments.config import Config, check
 
 
 class Method(NamedTuple):

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from experiments import frontier
 from experiments.config import Config, ExperimentError
-from experiments.frontier import Row
-from experiments.methods import METHODS, TASKS, Task
-from experiments.plan import at, best_of, surround
+from experiments.frontiers import points
+from experiments.frontiers.methods import METHODS, TASKS, Task
+from experiments.frontiers.points import Row
+from experiments.tuning import at, best_of, surround
 
 # Makes the runs of a stage ("tuning" or "frontier").
 Make = Callable[[str, list[Config]], list[Row]]
@@ -61,7 +61,7 @@ def tuned_strength(name: str, task: str) -> float:
     Raises:
       ExperimentError: that task has not been made.
     """
-    frontiers = frontier.frontiers_of(frontier.read(frontier.STORE, task))
+    frontiers = points.frontiers_of(points.read(points.STORE, task))
     if name not in frontiers:
         raise ExperimentError(
             f"the strength of {name} is that tuned on {task}, which has not been made: "
@@ -94,7 +94,7 @@ def check_stored(store: Path, names: Iterable[str]) -> None:
     They are not if methods or tasks have been changed since.
     """
     for task in names:
-        rows = frontier.read(store, task)
+        rows = points.read(store, task)
         for method in dict.fromkeys(row["method"] for row in rows):
             own = [row for row in rows if row["method"] == method]
             if not is_current(method, TASKS[task], own):

@@ -7,19 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import LEVEL, OPPONENTS, Result, Row, log_kept, results_of
 from experiments.config import ExperimentError
-from experiments.plan import is_current
-from experiments.results import README, insert
-from experiments.study_figure import draw
-from experiments.transfer import transfer
-from experiments.trials import FEW, ROUNDS, TASKS, TRIALS
+from experiments.results import README, STORE as RESULTS, insert
+from experiments.study.comparison import LEVEL, OPPONENTS, Result, Row, results_of
+from experiments.study.figure import draw
+from experiments.study.plan import is_current
+from experiments.study.transfer import transfer
+from experiments.study.trials import FEW, ROUNDS, TASKS, TRIALS
+from experiments.tuning import log_kept
 
-RESULTS = Path(__file__).parent / "results"
 STORE = RESULTS / "study"
 FIGURE = RESULTS / "study"  # and its ending
-HEADER = Path(__file__).parent / "study_header.md"
-REPORT = Path(__file__).parent / "STUDY.md"
+HEADER = Path(__file__).parent / "header.md"
+REPORT = RESULTS.parent / "STUDY.md"
 
 
 def write(store: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.methods import METHODS
+from experiments.frontiers.methods import METHODS
 from experiments.records import read_rows
 from experiments.results import STORE as RESULTS
 

@@ -2,8 +2,8 @@
 
 python -m experiments lenet5-mnist --data-dir DATA
 
-Seeds 0 and 4, each on one of two busy cores in 35 to 45 minutes: 99.75 and 99.76 % sparse
-at 1.00 and 1.10 % test error, from a dense 0.57 and 0.53 %.
+Seeds 0 and 4, each on one of two busy cores in 35 to 45 minutes: 99.75 and 99.76 %
+sparse at 1.00 and 1.10 % test error, from a dense 0.57 and 0.53 %.
 
 Training images are moved by up to a pixel. The learning rate stays up while weights are
 pruned, because one that falls ends the prunes too early; that of the fine-tuning falls.

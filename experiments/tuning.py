@@ -1,56 +1,16 @@
-"""Which runs the study makes of a trial: those that tune it, and those compared."""
+"""Tuning: which strength and scale a method is best at, and which to try next."""
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterable
-from typing import get_args
+from typing import Any
 
-from experiments.comparison import Row, log_kept
 from experiments.config import Config
-from experiments.forms import Control
-from experiments.trials import FIRST_SEED, ROUNDS, TASKS, TRIALS
 
+Row = dict[str, Any]
 Setting = tuple[float, float]  # strength and scale
-# Makes the runs of a stage ("tuning" or "comparison") of a trial.
-Make = Callable[[str, str, list[Config]], list[Row]]
-
-
-def make_trial(name: str, config: Config, num_seeds: int, make: Make) -> None:
-    """Tunes a trial, if there is anything to tune, and makes it at its best setting."""
-    config = dataclasses.replace(config, **TRIALS[name].changes)
-    best = tune(name, config, make)
-    controls = get_args(Control) if config.regularizer == "relevance" else ("none",)
-    forms = [dataclasses.replace(config.form, control=control) for control in controls]
-    seeds = range(FIRST_SEED, FIRST_SEED + num_seeds)
-    make(
-        "comparison",
-        name,
-        [
-            run
-            for form in forms
-            for run in at([best], dataclasses.replace(config, form=form), seeds)
-        ],
-    )
-
-
-def tune(name: str, config: Config, make: Make) -> Setting:
-    """Returns the best setting of a trial."""
-    trial = TRIALS[name]
-    best = tried = [
-        (config.strength * strength, scale)
-        for strength in trial.strengths
-        for scale in trial.scales
-    ]
-    runs = []
-    for seeds, number in ROUNDS:
-        if len(best) > number:
-            runs += make("tuning", name, at(best, config, seeds))
-            best = best_of(best, runs)[:number]
-    all_seeds = [seed for seeds, _ in ROUNDS for seed in seeds]
-    return surround(
-        best[0], tried, runs, config, lambda runs: make("tuning", name, runs), all_seeds
-    )
 
 
 def surround(
@@ -138,29 +98,6 @@ def best_of(settings: list[Setting], runs: list[Row]) -> list[Setting]:
     return sorted(settings, key=merit)
 
 
-def is_current(name: str, rows: list[Row]) -> bool:
-    """Whether rows are of the runs that the study makes of a task, and in their order.
-
-    They are not if trials or tasks have been changed since.
-    """
-    keys = "stage", "trial", "control", "config_id", "seed"
-    by_run = {tuple(row.get(key) for key in keys): row for row in rows}
-    found: list[Row] = []
-
-    def find(stage: str, trial: str, configs: list[Config]) -> list[Row]:
-        wanted = [
-            (stage, trial, config.form.control, config.config_id, config.seed)
-            for config in configs
-        ]
-        if not by_run.keys() >= set(wanted):
-            raise LookupError
-        found.extend(by_run[key] for key in wanted)
-        return [by_run[key] for key in wanted]
-
-    task = TASKS[name]
-    try:
-        for trial in task.trials:
-            make_trial(trial, task.config, task.num_seeds, find)
-    except LookupError:
-        return False
-    return found == rows
+def log_kept(run: Row) -> float:
+    """Returns the logarithm of the weights kept; of one, if there is none."""
+    return math.log(max(run["kept"], 1))

@@ -3,8 +3,7 @@
 import statistics
 from typing import NamedTuple
 
-from experiments.comparison import Row, log_kept
-from experiments.plan import Setting
+from experiments.tuning import Row, Setting, log_kept
 
 # The logarithm of the weights kept, by setting and seed.
 Logs = dict[Setting, dict[int, float]]

@@ -17,11 +17,12 @@ import json
 import jax
 from rich.console import Console
 
-from experiments import data, frontier, frontier_report
+from experiments import data
 from experiments.config import Config
-from experiments.frontier import Row
-from experiments.frontier_plan import check_stored, make_method, tuned_strength
-from experiments.methods import METHODS, TASKS, Frontiers
+from experiments.frontiers import points, report
+from experiments.frontiers.methods import METHODS, TASKS, Frontiers
+from experiments.frontiers.plan import check_stored, make_method, tuned_strength
+from experiments.frontiers.points import Row
 from experiments.records import write_whole
 from experiments.sweep import complete
 
@@ -45,14 +46,14 @@ def frontiers(settings: Frontiers, command: str) -> None:
         tables, or not those of the present methods.
     """
     console = Console(highlight=False)
-    frontier_report.check_readme()
-    check_stored(frontier.STORE, (n for n in TASKS if n not in settings.tasks))
+    report.check_readme()
+    check_stored(points.STORE, (n for n in TASKS if n not in settings.tasks))
     check_strengths(settings)
     for name in settings.tasks:
         console.rule(name)
         make_task(name, settings, command, console)
-    frontier_report.write(frontier.STORE)
-    console.print(f"Tables: {frontier_report.README}", soft_wrap=True)
+    report.write(points.STORE)
+    console.print(f"Tables: {report.README}", soft_wrap=True)
 
 
 def check_strengths(settings: Frontiers) -> None:
@@ -94,10 +95,10 @@ def make_task(name: str, settings: Frontiers, command: str, console: Console) ->
             return runs
 
         make_method(method, task._replace(config=config), make)
-        stored = frontier.read(frontier.STORE, name)
+        stored = points.read(points.STORE, name)
         others = [row for row in stored if row["method"] != method]
-        frontier.STORE.mkdir(parents=True, exist_ok=True)
+        points.STORE.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row) + "\n" for row in others + rows)
-        write_whole(frontier.STORE / f"{name}.jsonl", lines)
+        write_whole(points.STORE / f"{name}.jsonl", lines)
         # Another method is another program, and the memory for code is limited.
         jax.clear_caches()

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.trials import TRIALS
+from experiments.study.trials import TRIALS
+from experiments.tuning import log_kept
 
 Row = dict[str, Any]
 
@@ -96,11 +97,6 @@ def compare(runs: list[Row], others: list[Row]) -> Comparison:
 def key(run: Row) -> tuple[str, int]:
     """Returns what the runs of a pair have in common."""
     return run["task"], run["seed"]
-
-
-def log_kept(run: Row) -> float:
-    """Returns the logarithm of the weights kept; of one, if there is none."""
-    return math.log(max(run["kept"], 1))
 
 
 def paired(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import figures, frontier
-from experiments.frontier import Row, error_at, frontiers_of, sparsity_at
-from experiments.frontier_plan import check_stored
-from experiments.methods import METHODS, TASKS
+from experiments import figures
+from experiments.frontiers import points
+from experiments.frontiers.methods import METHODS, TASKS
+from experiments.frontiers.plan import check_stored
+from experiments.frontiers.points import Row, error_at, frontiers_of, sparsity_at
 from experiments.results import README, insert
 
 
@@ -128,7 +129,7 @@ def write(store: Path) -> None:
     check_stored(store, TASKS)
     parts = []
     for name in TASKS:
-        if rows := frontier.read(store, name):
+        if rows := points.read(store, name):
             draw(name, rows, store / name)
             parts += [caption(name, rows), table(name, rows)]
             parts.append(

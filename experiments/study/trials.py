@@ -9,9 +9,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import digits, lenet5_fashion, lenet300_mnist
 from experiments.config import Config, check
 from experiments.forms import Form
+from experiments.tasks import digits, lenet5_fashion, lenet300_mnist
 
 
 class Trial(NamedTuple):

@@ -1,0 +1,1 @@
+"""Frontiers: how sparse each method makes a network, at how much accuracy."""

@@ -1,0 +1,1 @@
+"""The control study: does sparing relevant weights help?"""
