@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pathlib
 import pkgutil
@@ -15,6 +16,7 @@ import types
 import pytest
 
 import sparse_optax
+from experiments.__main__ import EXPERIMENTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -103,9 +105,11 @@ def test_the_commands_of_the_readme_exist():
         command[2] for command in run if command[:2] == ["-m", "experiments"]
     ]
     assert len(experiments) >= 2
-    for name in experiments:
-        module = ROOT / "experiments" / f"{name.replace('-', '_')}.py"
-        assert module.is_file(), name
+    known = {module.CONFIG.experiment for module in EXPERIMENTS}
+    assert set(experiments) <= known | {"sweep"}
+    modules = [command[1] for command in run if command[0] == "-m"]
+    for module in modules:
+        assert importlib.util.find_spec(module), module
 
 
 def test_the_files_that_the_readme_points_to_exist():
