@@ -141,11 +141,11 @@ TASKS = {
     "lenet300-mnist": Task(
         dataclasses.replace(
             lenet300_mnist.CONFIG,
-            dense_epochs=6,
-            epochs=40,
+            dense_epochs=4,
+            epochs=28,
             schedule="constant",
-            fraction=0.08,
-            finetune_epochs=6,
+            fraction=0.1,
+            finetune_epochs=4,
         ),
         bounds=(0.97, 0.975, 0.98),
         sparsities=(0.97, 0.98, 0.99),
