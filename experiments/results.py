@@ -59,7 +59,7 @@ def row(runs: list[dict[str, Any]]) -> str:
 
     first = runs[0]
     cells = (
-        first["dataset"],
+        data_set(first),
         first["network"],
         *(first["regularizer"], strength(first), prunes(first), str(len(runs))),
         column((100 * (1 - run["dense_test_accuracy"]) for run in runs), ".2f"),
@@ -69,6 +69,13 @@ def row(runs: list[dict[str, Any]]) -> str:
         column((run["total"] / max(run["kept"], 1) for run in runs), ".1f"),
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def data_set(run: dict[str, Any]) -> str:
+    """Returns what a run was made on, and if not on all of it, that it was reduced."""
+    images = run.get("num_train")
+    reduced = f" (reduced run: {images:,} images)" if images is not None else ""
+    return run["dataset"] + reduced
 
 
 def strength(run: dict[str, Any]) -> str:

@@ -96,6 +96,14 @@ def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
     assert results.README.read_text() == text
 
 
+def test_runs_on_part_of_a_data_set_are_said_to_be_reduced():
+    run = {**SUMMARY, "seed": 0, "test_accuracy": 0.9, "num_train": 5_000}
+    whole = {**run, "num_train": None, "config_id": "all"}
+    _, _, reduced, other = results.table([run, whole]).splitlines()
+    assert reduced.startswith("| digits (reduced run: 5,000 images) | lenet300 |")
+    assert other.startswith("| digits | lenet300 |")
+
+
 def test_rounds_are_stored_as_they_were_but_for_digits_that_cannot_be_seen(runs):
     illustrations.store(runs[0])
     (path,) = (results.STORE / "rounds").iterdir()
