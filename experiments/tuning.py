@@ -1,16 +1,17 @@
-"""Tuning: which strength and scale a method is best at, and which to try next."""
+"""Tuning: which numbers a method is best at, such as a strength, and which to try next."""
 
 import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from experiments.config import Config
 
 Row = dict[str, Any]
-Setting = tuple[float, float]  # strength and scale
+Setting = tuple[float, ...]  # the values of what is tuned
+NAMES = "strength", "scale"  # that, unless others are given
 
 
 def surround(
@@ -20,6 +21,7 @@ def surround(
     config: Config,
     make: Callable[[list[Config]], list[Row]],
     seeds: Iterable[int],
+    names: Sequence[str] = NAMES,
 ) -> Setting:
     """Tries what lies next to the best setting until that is tried on all sides.
 
@@ -30,6 +32,7 @@ def surround(
       config: the runs, but for setting and seed.
       make: makes runs.
       seeds: of the runs to be made; the best was made on all of them, too.
+      names: of what is tuned, in the configuration.
 
     Returns:
       The setting that is then the best.
@@ -39,16 +42,16 @@ def surround(
     while beyond := [
         setting
         for setting in neighbours(best, tried)
-        if setting not in tried and is_possible(setting, config)
+        if setting not in tried and is_possible(setting, config, names)
     ]:
-        runs = runs + make(at(beyond, config, seeds))
+        runs = runs + make(at(beyond, config, seeds, names))
         tried = tried + beyond
-        best = best_of([best, *beyond], runs)[0]
+        best = best_of([best, *beyond], runs, names)[0]
     return best
 
 
 def neighbours(best: Setting, tried: list[Setting]) -> list[Setting]:
-    """Returns the settings next to the best one, in strength or scale or both.
+    """Returns the settings next to the best one, in one of its numbers or in several.
 
     Between those tried, the next one; beyond them, a step further by the factor between
     the outermost two. Of numbers that were not varied, there is nothing next.
@@ -63,24 +66,32 @@ def neighbours(best: Setting, tried: list[Setting]) -> list[Setting]:
             values = [below, *values, above]
         place = values.index(value)
         choices.append(values[max(place - 1, 0) : place + 2])
-    return [(s, a) for s, a in itertools.product(*choices) if (s, a) != best]
+    return [setting for setting in itertools.product(*choices) if setting != best]
 
 
-def is_possible(setting: Setting, config: Config) -> bool:
+def is_possible(setting: Setting, config: Config, names: Sequence[str]) -> bool:
     """Whether a scale that is a share of the weights is less than all of them."""
-    return config.form.unit != "quantile" or setting[1] < 1
+    values = dict(zip(names, setting, strict=True))
+    return config.form.unit != "quantile" or values.get("scale", config.scale) < 1
 
 
-def at(settings: list[Setting], config: Config, seeds: Iterable[int]) -> list[Config]:
+def at(
+    settings: list[Setting],
+    config: Config,
+    seeds: Iterable[int],
+    names: Sequence[str] = NAMES,
+) -> list[Config]:
     """Returns the runs at every one of the settings, on every seed."""
     return [
-        dataclasses.replace(config, strength=strength, scale=scale, seed=seed)
-        for strength, scale in settings
+        dataclasses.replace(config, **dict(zip(names, setting, strict=True)), seed=seed)
+        for setting in settings
         for seed in seeds
     ]
 
 
-def best_of(settings: list[Setting], runs: list[Row]) -> list[Setting]:
+def best_of(
+    settings: list[Setting], runs: list[Row], names: Sequence[str] = NAMES
+) -> list[Setting]:
     """Returns settings in the order of the weights that they keep, the fewest first.
 
     It is the mean logarithm that counts, over the seeds; among equals, and a prune
@@ -88,7 +99,7 @@ def best_of(settings: list[Setting], runs: list[Row]) -> list[Setting]:
     """
 
     def merit(setting: Setting) -> tuple[float, float]:
-        own = [run for run in runs if (run["strength"], run["scale"]) == setting]
+        own = [run for run in runs if tuple(run[name] for name in names) == setting]
         return (
             # Rounded, lest the order of a sum decides.
             round(statistics.fmean(log_kept(run) for run in own), 9),

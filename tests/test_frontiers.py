@@ -59,8 +59,8 @@ def test_frontiers_from_end_to_end(small, monkeypatch):
         assert row["sparsity"] == pytest.approx(row["target_sparsity"], abs=1e-4)
     readme = (small / "README.md").read_text()
     assert "| sparsity, % at 60 % error | error, % at 50 % sparsity |" in readme
-    assert readme.count(f"| l2 | {chosen:g} | 2 | ") == 1
-    assert readme.count("| gradual |  | 2 | ") == 1
+    assert readme.count(f"| l2 | strength {chosen:g} | 2 | ") == 1
+    assert readme.count("| gradual | learning rate ") == 1
     assert "- `l2`: weight decay through the optimizer\n" in readme
     assert "3 epochs of dense training, 6 of pruning and 2 of fine-tuning, " in readme
     assert (
@@ -93,22 +93,21 @@ def test_every_method_has_the_same_budget_and_tuning(name):
         made[stage] += configs
         return [
             {
-                **{"strength": config.strength, "scale": config.scale},
-                # Best is two steps beyond what is tried first.
-                "kept": 1_000 * math.cosh(math.log(max(config.strength, 1e-9) / best)),
+                method.tuned: (value := getattr(config, method.tuned)),
+                "kept": 1_000 * math.cosh(math.log(value / best)),
                 "validation_accuracy": 0.9,
             }
             for config in configs
         ]
 
-    strengths = methods.METHODS[name].strengths
-    tuned = len(strengths) > 1
-    best = 10 * strengths[-1] if tuned else 1.0
+    method = methods.METHODS[name]
+    *_, less, most = method.values
+    best = most * (most / less) ** 2  # two steps beyond what is tried first
     plan.make_method(name, TASK, make)
     # The first three; one beyond them; the best; and one beyond that.
-    assert len(made["tuning"]) == (2 * (3 + 3) if tuned else 0)
+    assert len(made["tuning"]) == 2 * (3 + 3)
     assert len(made["frontier"]) == 2 * 2
-    config = dataclasses.replace(CONFIG, **methods.METHODS[name].changes)
+    config = dataclasses.replace(CONFIG, **method.changes)
     for config in made["tuning"] + made["frontier"]:
         config.validate()
         assert (
@@ -119,7 +118,7 @@ def test_every_method_has_the_same_budget_and_tuning(name):
         for field in ("finetune_epochs", "batch_size"):
             assert getattr(config, field) == getattr(CONFIG, field)
     for config in made["frontier"]:
-        assert config.strength == pytest.approx(best if tuned else 0, rel=0.2)
+        assert getattr(config, method.tuned) == pytest.approx(best, rel=0.01)
     seeds = {config.seed for config in made["tuning"]}
     assert not seeds & {config.seed for config in made["frontier"]}
 
@@ -155,8 +154,8 @@ def test_frontiers_by_hand():
     rows += rows_of("l2", [(90, 9)])
     frontiers = points.frontiers_of(rows)
     assert list(frontiers) == ["l2", "l1"]  # in the order of the methods
-    strength, (run, _) = frontiers["l1"]
-    assert strength == 0.5
+    value, (run, _) = frontiers["l1"]
+    assert value == 0.5
     assert [point.error for point in run] == pytest.approx([4, 1, 2])
 
     half_way = 100 - 2**0.5  # between 2 % and 1 %, by the logarithm
@@ -191,20 +190,20 @@ def test_tables_give_means_over_seeds_with_their_spread():
     assert report.cell([("", 1.0), ("", math.nan)]) == "-"
 
 
-def test_strengths_can_be_those_of_another_task(small, monkeypatch):
+def test_tuning_can_be_that_of_another_task(small, monkeypatch):
     tasks = {"small": TASK, "large": TASK._replace(tuned_on="small")}
     for module in (methods, frontiers):
         monkeypatch.setattr(module, "TASKS", tasks)
     command = ["sweep", "frontiers", "--tasks", "large", "--out", str(small / "runs")]
-    with pytest.raises(SystemExit, match="error: the strength of l2 is that tuned on"):
+    with pytest.raises(SystemExit, match="error: l2 is tuned on small, which"):
         main([*command, "--methods", "none", "l2"])
     assert not (small / "runs").exists()  # `none` was not made in vain before
     (small / "store").mkdir()
-    rows = rows_of("l2", [(90, 9)])
-    (small / "store" / "small.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    for name, strength in (("l2", 0.5), ("none", 0.0)):
-        found = plan.strength_of(name, CONFIG, tasks["large"], pytest.fail)
-        assert found == strength
+    rows = [*rows_of("l2", [(90, 9)]), *rows_of("none", [(80, 9)])]
+    text = "".join(json.dumps({**row, "learning_rate": 0.25}) + "\n" for row in rows)
+    (small / "store" / "small.jsonl").write_text(text)
+    for name, value in (("l2", 0.5), ("none", 0.25)):
+        assert plan.tune(name, CONFIG, tasks["large"], pytest.fail) == value
 
 
 @pytest.mark.parametrize("flag", ["--tasks", "--methods"])

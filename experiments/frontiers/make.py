@@ -2,10 +2,11 @@
 
     python -m experiments sweep frontiers --data-dir DATA
 
-A method with a strength is tuned first, by the same rule for all: some strengths at one
-of its bounds or sparsities, on seeds of their own, and then stronger and weaker ones
-until the best has been tried on both sides; the validation split chooses. Where that
-would take too long, the strength is the one tuned on another task. Then the method is
+One number of a method is tuned first, by the same rule for all: its strength, or if it
+has none, the learning rate. Three values of it are tried at one of the method's bounds
+or sparsities, on seeds of their own, and then larger and smaller ones until the best
+lies between two others; the validation split chooses. Where that would take too long,
+the value is the one tuned on another task. Then the method is
 made at every bound or sparsity, on the seeds of the comparison. Runs are stored, one by
 one; an interrupted command goes on after the last that was finished.
 """
@@ -21,13 +22,14 @@ from experiments import data
 from experiments.config import Config
 from experiments.frontiers import points, report
 from experiments.frontiers.methods import METHODS, TASKS, Frontiers
-from experiments.frontiers.plan import check_stored, make_method, tuned_strength
+from experiments.frontiers.plan import check_stored, make_method, tuned_elsewhere
 from experiments.frontiers.points import Row
 from experiments.records import write_whole
 from experiments.sweep import complete
 
 STORED = (
-    *("config_id", "seed", "strength", "scale", "bound", "target_sparsity"),
+    *("config_id", "seed", "strength", "scale", "learning_rate"),
+    *("bound", "target_sparsity"),
     *("kept", "total", "validation_accuracy", "dense_validation_accuracy", "sparsity"),
     *("dense_test_accuracy", "test_accuracy", "hardware", "commit"),
 )
@@ -41,14 +43,14 @@ def frontiers(settings: Frontiers, command: str) -> None:
       command: what the user typed, for messages to repeat.
 
     Raises:
-      ExperimentError: the output folder or a data set cannot be used, a strength is to
-        be that of a task that has not been made, or the README has no place for the
+      ExperimentError: the output folder or a data set cannot be used, a task has not
+        been made that another is tuned on, or the README has no place for the
         tables, or not those of the present methods.
     """
     console = Console(highlight=False)
     report.check_readme()
     check_stored(points.STORE, (n for n in TASKS if n not in settings.tasks))
-    check_strengths(settings)
+    check_tuned(settings)
     for name in settings.tasks:
         console.rule(name)
         make_task(name, settings, command, console)
@@ -56,14 +58,13 @@ def frontiers(settings: Frontiers, command: str) -> None:
     console.print(f"Tables: {report.README}", soft_wrap=True)
 
 
-def check_strengths(settings: Frontiers) -> None:
-    """Raises `ExperimentError` if a strength is missing that will not be tuned."""
+def check_tuned(settings: Frontiers) -> None:
+    """Raises `ExperimentError` if a task has not been made that others are tuned on."""
     for task in settings.tasks:
         source = TASKS[task].tuned_on
         if source and source not in settings.tasks:
             for method in settings.methods:
-                if len(METHODS[method].strengths) > 1:
-                    tuned_strength(method, source)
+                tuned_elsewhere(method, source)
 
 
 def make_task(name: str, settings: Frontiers, command: str, console: Console) -> None:

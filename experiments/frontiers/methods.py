@@ -20,16 +20,18 @@ from experiments.tasks import (
 
 
 class Method(NamedTuple):
-    """A way to a sparse network.
+    """A way to a sparse network, and the one number of it that is tuned.
 
     Attributes:
       changes: to the configuration of a task.
-      strengths: what is tried of --strength first; a single one is not tuned.
+      tuned: that number, by its name in the configuration.
+      values: what is tried of it first.
       what: it is, and where it is from.
     """
 
     changes: dict[str, Any]
-    strengths: tuple[float, ...]
+    tuned: str
+    values: tuple[float, ...]
     what: str
 
 
@@ -52,7 +54,7 @@ class Task(NamedTuple):
       errors: at which sparsities are told, in %, as errors at `sparsities` are.
       published: results of others.
       num_seeds: of each point of a frontier.
-      tuned_on: the task whose strengths are taken, where they are not tuned anew.
+      tuned_on: the task whose tuning is taken, where there is none anew.
     """
 
     config: Config
@@ -64,41 +66,43 @@ class Task(NamedTuple):
     tuned_on: str | None = None
 
 
-STRENGTHS = 1e-4, 3e-4, 1e-3
-SMALL = tuple(0.1 * strength for strength in STRENGTHS)
+STRENGTHS = "strength", (1e-4, 3e-4, 1e-3)
+SMALL = "strength", (1e-5, 3e-5, 1e-4)
+# Weights that nothing shrinks do not survive the rates at which the others are best.
+RATES = "learning_rate", (5e-4, 1e-3, 2e-3)
 METHODS = {
     "relevance": Method(
         # At a scale of 1 no gradient makes a weight relevant, and this would be l2.
         {"scale": 1e-2},
-        STRENGTHS,
+        *STRENGTHS,
         "this method (Bonetta et al. 2022) with a scale of 0.01",
     ),
     "l2": Method(
-        {"regularizer": "l2"}, STRENGTHS, "weight decay through the optimizer"
+        {"regularizer": "l2"}, *STRENGTHS, "weight decay through the optimizer"
     ),
-    "l1": Method({"regularizer": "l1"}, SMALL, "l1 through the optimizer"),
+    "l1": Method({"regularizer": "l1"}, *SMALL, "l1 through the optimizer"),
     "lobster": Method(
         {"regularizer": "lobster"},
-        SMALL,
+        *SMALL,
         "the decay of LOBSTER (Tartaglione et al. 2020), pruned as the others are",
     ),
-    "none": Method({"regularizer": "none"}, (0.0,), "magnitude alone"),
+    "none": Method({"regularizer": "none"}, *RATES, "magnitude alone"),
     "gradual": Method(
         {"prune": "gradual", "regularizer": "none"},
-        (0.0,),
+        *RATES,
         "magnitude along a cubic schedule (Zhu and Gupta 2017), but over all layers",
     ),
     "gradual, l2": Method(
-        {"prune": "gradual", "regularizer": "l2"}, STRENGTHS, "the same with l2"
+        {"prune": "gradual", "regularizer": "l2"}, *STRENGTHS, "the same with l2"
     ),
     "snip": Method(
         {"prune": "snip", "regularizer": "none"},
-        (0.0,),
+        *RATES,
         "sensitivity before the training (Lee et al. 2019)",
     ),
     "random": Method(
         {"prune": "random", "regularizer": "none"},
-        (0.0,),
+        *RATES,
         "masks drawn at random before the training",
     ),
 }

@@ -18,45 +18,44 @@ FIRST_SEED = 10  # of those that frontiers are made on
 
 
 def make_method(name: str, task: Task, make: Make) -> None:
-    """Tunes a method, if there is anything to tune, and makes its frontier."""
+    """Tunes a method, and makes its frontier."""
     config = dataclasses.replace(task.config, **METHODS[name].changes)
     if config.prune in ("snip", "random"):
         # Nothing is left of a dense training, so they get its epochs, all but the one
         # that a run has at the least.
         epochs = config.epochs + config.dense_epochs - 1
         config = dataclasses.replace(config, dense_epochs=1, epochs=epochs)
-    config = dataclasses.replace(config, strength=strength_of(name, config, task, make))
+    value = tune(name, config, task, make)
+    config = dataclasses.replace(config, **{METHODS[name].tuned: value})
     seeds = range(FIRST_SEED, FIRST_SEED + task.num_seeds)
     make("frontier", each(config, *goals(config, task), seeds))
 
 
-def strength_of(name: str, config: Config, task: Task, make: Make) -> float:
-    """Returns the strength of a method: its only one, or that which tuning chooses.
+def tune(name: str, config: Config, task: Task, make: Make) -> float:
+    """Returns the best value of what is tuned of a method.
 
-    The one that keeps the fewest weights at one of the bounds or sparsities; among
-    those that keep as many, as all do if they are told to, the most accurate.
+    It is the one that keeps the fewest weights at one of the bounds or sparsities;
+    among those that keep as many, as all do if they are told to, the most accurate.
     """
-    strengths = METHODS[name].strengths
-    if len(strengths) == 1:
-        return strengths[0]
     if task.tuned_on:
-        return tuned_strength(name, task.tuned_on)
+        return tuned_elsewhere(name, task.tuned_on)
     goal, values = goals(config, task)
     config = dataclasses.replace(config, **{goal: values[len(values) // 2]})
-    tried = [(strength, config.scale) for strength in strengths]
-    runs = make("tuning", at(tried, config, TUNING_SEEDS))
-    return surround(
-        best_of(tried, runs)[0],
-        tried,
-        runs,
-        config,
+    method = METHODS[name]
+    names = (method.tuned,)
+    tried = [(value,) for value in method.values]
+    runs = make("tuning", at(tried, config, TUNING_SEEDS, names))
+    (best,) = surround(
+        best_of(tried, runs, names)[0],
+        *(tried, runs, config),
         lambda configs: make("tuning", configs),
-        TUNING_SEEDS,
-    )[0]
+        *(TUNING_SEEDS, names),
+    )
+    return best
 
 
-def tuned_strength(name: str, task: str) -> float:
-    """Returns the strength of a method that was tuned on another task.
+def tuned_elsewhere(name: str, task: str) -> float:
+    """Returns what a method was tuned to on another task.
 
     Raises:
       ExperimentError: that task has not been made.
@@ -64,10 +63,10 @@ def tuned_strength(name: str, task: str) -> float:
     frontiers = points.frontiers_of(points.read(points.STORE, task))
     if name not in frontiers:
         raise ExperimentError(
-            f"the strength of {name} is that tuned on {task}, which has not been made: "
-            f"add it to --tasks, before."
+            f"{name} is tuned on {task}, which has not been made: add it to --tasks, "
+            f"before."
         )
-    return frontiers[name].strength
+    return frontiers[name].value
 
 
 def goals(config: Config, task: Task) -> tuple[str, tuple[float, ...]]:

@@ -28,7 +28,7 @@ class Point(NamedTuple):
 class Frontier(NamedTuple):
     """What a method came to."""
 
-    strength: float
+    value: float  # of the number that was tuned
     runs: list[list[Point]]  # one a seed: a point for each bound or sparsity
 
 
@@ -41,14 +41,14 @@ def read(store: Path, task: str) -> list[Row]:
 def frontiers_of(rows: list[Row]) -> dict[str, Frontier]:
     """Returns the frontier of every method that has been made, in their order."""
     points: dict[str, dict[int, list[Point]]] = defaultdict(lambda: defaultdict(list))
-    strengths = {}
+    values = {}
     for row in rows:
         if row["stage"] == "frontier":
             point = Point(100 * row["sparsity"], 100 * (1 - row["test_accuracy"]))
             points[row["method"]][row["seed"]].append(point)
-            strengths[row["method"]] = row["strength"]
+            values[row["method"]] = row[METHODS[row["method"]].tuned]
     return {
-        name: Frontier(strengths[name], list(points[name].values()))
+        name: Frontier(values[name], list(points[name].values()))
         for name in METHODS
         if name in points
     }

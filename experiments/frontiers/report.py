@@ -34,15 +34,15 @@ def table(name: str, rows: list[Row]) -> str:
     task = TASKS[name]
     sparsities = [100 * sparsity for sparsity in task.sparsities]
     headings = (
-        *("method", "strength", "seeds"),
+        *("method", "tuned", "seeds"),
         *(f"sparsity, % at {error:g} % error" for error in task.errors),
         *(f"error, % at {sparsity:g} % sparsity" for sparsity in sparsities),
     )
     lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
-    for method, (strength, runs) in frontiers_of(rows).items():
+    for method, (value, runs) in frontiers_of(rows).items():
         cells = (
             method,
-            f"{strength:g}" if strength else "",
+            f"{METHODS[method].tuned.replace('_', ' ')} {value:g}",
             str(len(runs)),
             *(cell([sparsity_at(run, e) for run in runs]) for e in task.errors),
             *(cell([error_at(run, s) for run in runs]) for s in sparsities),
@@ -63,7 +63,7 @@ def caption(name: str, rows: list[Row]) -> str:
         f"{config.batch_size}; on {hardware}, commit {commits}."
     )
     if task.tuned_on:
-        text += f" Strengths are those tuned on `{task.tuned_on}`."
+        text += f" Tuned on `{task.tuned_on}`."
     if task.published:
         text += " Published elsewhere: " + ", ".join(
             f"{method} {error:g} % error at {sparsity:g} % sparsity ({source})"
