@@ -1,4 +1,4 @@
-"""Tuning: which numbers a method is best at, such as a strength, and which to try next."""
+"""Tuning: which numbers a method is best at, and which of them to try next."""
 
 import dataclasses
 import itertools

@@ -21,7 +21,7 @@ from rich.console import Console
 from experiments import data
 from experiments.config import Config
 from experiments.frontiers import points, report
-from experiments.frontiers.methods import METHODS, TASKS, Frontiers
+from experiments.frontiers.methods import TASKS, Frontiers
 from experiments.frontiers.plan import check_stored, make_method, tuned_elsewhere
 from experiments.frontiers.points import Row
 from experiments.records import write_whole

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import Config, check
 from experiments.forms import Form
-from experiments.tasks import digits, lenet5_fashion, lenet300_mnist
+from experiments.tasks import digits
 
 
 class Trial(NamedTuple):
@@ -133,25 +133,23 @@ DIGITS = dataclasses.replace(
     learning_rate=1e-3,
     finetune_epochs=0,
 )
-MNIST = dataclasses.replace(
-    lenet300_mnist.CONFIG,
-    strength=1e-4,
-    shift=0,
+MNIST = Config(
+    experiment="lenet300-mnist",
+    dataset="mnist",
+    network="lenet300",
     dense_epochs=5,
     epochs=20,
     interval=110,
     fraction=0.1,
-    batch_size=100,
     bound=0.005,
     relative_bound=True,
-    learning_rate=1e-3,
-    finetune_epochs=0,
-    finetune_learning_rate=3e-4,
-    finetune_schedule="constant",
+    schedule="cosine",
 )
 # Fewer images and shorter runs than the paper's, for there are a hundred to make.
-FASHION = dataclasses.replace(
-    lenet5_fashion.CONFIG,
+FASHION = Config(
+    experiment="lenet5-fashion",
+    dataset="fashion_mnist",
+    network="lenet5",
     num_train=12_000,
     dense_epochs=2,
     epochs=6,
@@ -160,8 +158,6 @@ FASHION = dataclasses.replace(
     batch_size=16,
     bound=0.01,
     relative_bound=True,
-    strength=1e-4,
-    strength_decay_epochs=0.0,
 )
 TASKS = {
     "digits": Task(
