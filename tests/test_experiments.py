@@ -31,7 +31,7 @@ from experiments import (
     regularizers,
     training,
 )
-from experiments.__main__ import EXPERIMENTS, main
+from experiments.__main__ import EXPERIMENTS, main, parse
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config
 from experiments.forms import Form
@@ -456,6 +456,19 @@ def test_help_documents_every_setting(capsys):
     names |= Form.__dataclass_fields__.keys()
     for name in names:
         assert ("--" + name.replace("_", "-") in text) == (name not in fixed)
+
+
+@pytest.mark.parametrize("task", EXPERIMENTS, ids=lambda task: task.CONFIG.experiment)
+def test_commands_in_the_docstrings_of_tasks_are_understood(task):
+    paragraphs = (task.__doc__ or "").split("\n\n")
+    commands = [text for text in paragraphs if text.startswith("python -m experiments")]
+    assert commands
+    for command in commands:
+        config = parse(command.split()[3:])
+        assert (
+            isinstance(config, Config) and config.experiment == task.CONFIG.experiment
+        )
+        config.validate()
 
 
 def test_config_id_depends_on_hyperparameters_alone():

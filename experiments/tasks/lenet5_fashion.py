@@ -1,9 +1,17 @@
-"""LeNet-5 (431,080 parameters) on Fashion-MNIST, with the settings of the paper.
+"""LeNet-5 (431,080 parameters) on Fashion-MNIST.
 
 python -m experiments lenet5-fashion --data-dir DATA
 
-Seed 0, on two busy cores in 46 minutes: 99.31 % sparse at 9.04 % test error, from a
-dense 8.26 %.
+As on MNIST, a high learning rate while weights go, and a number of prunes that decides
+where it ends.
+
+Settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at 9.04 %
+test error, from a dense 8.26 %, by
+
+python -m experiments lenet5-fashion --shift 0 --strength 1e-3
+--strength-decay-epochs 1 --fraction 0.04 --bound 0.905 --interval 250 --epochs 75
+--batch-size 100 --learning-rate 1e-3 --finetune-epochs 0 --finetune-learning-rate 3e-4
+--finetune-schedule constant --data-dir DATA
 """
 
 from experiments.config import Config
@@ -12,10 +20,17 @@ CONFIG = Config(
     experiment="lenet5-fashion",
     dataset="fashion_mnist",
     network="lenet5",
-    strength=1e-3,
+    shift=1,
+    strength=2e-4,
     scale=1.0,
-    strength_decay_epochs=1.0,
-    fraction=0.04,
-    bound=0.905,
-    epochs=75,
+    fraction=0.0355,
+    bound=0.85,
+    interval=143,
+    dense_epochs=20,
+    epochs=45,
+    batch_size=128,
+    learning_rate=5e-3,
+    finetune_epochs=12,
+    finetune_learning_rate=5e-3,
+    finetune_schedule="cosine",
 )
