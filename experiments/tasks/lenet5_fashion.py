@@ -2,10 +2,11 @@
 
 python -m experiments lenet5-fashion --data-dir DATA
 
-As on MNIST, a high learning rate while weights go, and a number of prunes that decides
-where it ends.
+Seed 0, on one of two busy cores in 31 minutes: 99.21 % sparse at 8.02 % test error,
+from a dense 7.94 %. As on MNIST, the learning rate is high while weights go, and the
+number of prunes decides where it ends.
 
-Settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at 9.04 %
+The settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at 9.04 %
 test error, from a dense 8.26 %, by
 
 python -m experiments lenet5-fashion --shift 0 --strength 1e-3
