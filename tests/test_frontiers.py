@@ -47,8 +47,9 @@ def test_frontiers_from_end_to_end(small, monkeypatch):
     main([*command, "--methods", "l2", "gradual"])
     rows = points.read(small / "store", "small")
     tuning = [row for row in rows if row["stage"] == "tuning"]
-    rest = rows[len(tuning) :]
-    assert len(tuning) >= 3 * 2 and {row["method"] for row in tuning} == {"l2"}
+    rest = [row for row in rows if row["stage"] == "frontier"]
+    for method in ("l2", "gradual"):
+        assert len([row for row in tuning if row["method"] == method]) >= 3 * 2
     assert [row["method"] for row in rest] == ["l2"] * 4 + ["gradual"] * 4
     for row in rows:  # what is chosen is chosen without the test set
         assert ("test_accuracy" in row) == (row["stage"] == "frontier")
@@ -73,10 +74,11 @@ def test_frontiers_from_end_to_end(small, monkeypatch):
     before = {f: f.stat().st_mtime_ns for f in (small / "runs/small").iterdir()}
     main([*command, "--methods", "gradual", "snip"])
     after = {f: f.stat().st_mtime_ns for f in (small / "runs/small").iterdir()}
-    assert before.items() <= after.items() and len(after) == len(before) + 4
+    assert before.items() <= after.items()
     now = points.read(small / "store", "small")
     assert now[: len(rows)] == rows
-    assert [row["method"] for row in now[len(rows) :]] == ["snip"] * 4
+    assert len(after) - len(before) == len(now) - len(rows) >= 3 * 2 + 4
+    assert {row["method"] for row in now[len(rows) :]} == {"snip"}
 
     # What other settings have made is not shown as if it were of the present ones.
     changed = TASK._replace(config=dataclasses.replace(CONFIG, epochs=7))
@@ -195,9 +197,9 @@ def test_tuning_can_be_that_of_another_task(small, monkeypatch):
     for module in (methods, frontiers):
         monkeypatch.setattr(module, "TASKS", tasks)
     command = ["sweep", "frontiers", "--tasks", "large", "--out", str(small / "runs")]
-    with pytest.raises(SystemExit, match="error: l2 is tuned on small, which"):
+    with pytest.raises(SystemExit, match="error: none is tuned on small, which"):
         main([*command, "--methods", "none", "l2"])
-    assert not (small / "runs").exists()  # `none` was not made in vain before
+    assert not (small / "runs").exists()
     (small / "store").mkdir()
     rows = [*rows_of("l2", [(90, 9)]), *rows_of("none", [(80, 9)])]
     text = "".join(json.dumps({**row, "learning_rate": 0.25}) + "\n" for row in rows)

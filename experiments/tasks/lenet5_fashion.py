@@ -6,8 +6,8 @@ Seed 0, on one of two busy cores in 31 minutes: 99.21 % sparse at 8.02 % test er
 from a dense 7.94 %. As on MNIST, the learning rate is high while weights go, and the
 number of prunes decides where it ends.
 
-The settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at 9.04 %
-test error, from a dense 8.26 %, by
+The settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at
+9.04 % test error, from a dense 8.26 %, by
 
 python -m experiments lenet5-fashion --shift 0 --strength 1e-3
 --strength-decay-epochs 1 --fraction 0.04 --bound 0.905 --interval 250 --epochs 75
