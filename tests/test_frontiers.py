@@ -45,13 +45,15 @@ def small(tmp_path, monkeypatch):
 
 def test_frontiers_from_end_to_end(small, monkeypatch):
     command = ["sweep", "frontiers", "--tasks", "small", "--out", str(small / "runs")]
-    main([*command, "--methods", "l2", "gradual"])
+    # All are tuned by their strength: with another learning rate goes another program.
+    first = ["l2", "gradual, l2"]
+    main([*command, "--methods", *first])
     rows = points.read(small / "store", "small")
     tuning = [row for row in rows if row["stage"] == "tuning"]
     rest = [row for row in rows if row["stage"] == "frontier"]
-    for method in ("l2", "gradual"):
+    for method in first:
         assert len([row for row in tuning if row["method"] == method]) >= 3 * 2
-    assert [row["method"] for row in rest] == ["l2"] * 4 + ["gradual"] * 4
+    assert [row["method"] for row in rest] == ["l2"] * 4 + ["gradual, l2"] * 4
     for row in rows:  # what is chosen is chosen without the test set
         assert ("test_accuracy" in row) == (row["stage"] == "frontier")
     (chosen,) = {row["strength"] for row in rest[:4]}
@@ -62,7 +64,7 @@ def test_frontiers_from_end_to_end(small, monkeypatch):
     readme = (small / "README.md").read_text()
     assert "| sparsity, % at 60 % error | error, % at 50 % sparsity |" in readme
     assert readme.count(f"| l2 | strength {chosen:g} | 2 | ") == 1
-    assert len(re.findall(r"\| gradual \| learning rate \S+ \| 2 \| ", readme)) == 1
+    assert len(re.findall(r"\| gradual, l2 \| strength \S+ \| 2 \| ", readme)) == 1
     assert "- `l2`: weight decay through the optimizer\n" in readme
     assert "3 epochs of dense training, 6 of pruning and 2 of fine-tuning, " in readme
     assert (
@@ -73,13 +75,13 @@ def test_frontiers_from_end_to_end(small, monkeypatch):
 
     # Another method joins, and nothing is made twice.
     before = {f: f.stat().st_mtime_ns for f in (small / "runs/small").iterdir()}
-    main([*command, "--methods", "gradual", "snip"])
+    main([*command, "--methods", "gradual, l2", "l1"])
     after = {f: f.stat().st_mtime_ns for f in (small / "runs/small").iterdir()}
     assert before.items() <= after.items()
     now = points.read(small / "store", "small")
     assert now[: len(rows)] == rows
     assert len(after) - len(before) == len(now) - len(rows) >= 3 * 2 + 4
-    assert {row["method"] for row in now[len(rows) :]} == {"snip"}
+    assert {row["method"] for row in now[len(rows) :]} == {"l1"}
 
     # What other settings have made is not shown as if it were of the present ones.
     changed = TASK._replace(config=dataclasses.replace(CONFIG, epochs=7))
@@ -191,6 +193,13 @@ def test_tables_give_means_over_seeds_with_their_spread():
     assert report.cell([("", 1.0)]) == "1.00"
     # A mean over those seeds alone that came so far would flatter.
     assert report.cell([("", 1.0), ("", math.nan)]) == "-"
+
+
+def test_tables_say_what_was_tuned():
+    rows = [{**row, "learning_rate": 0.25} for row in rows_of("none", [(60, 1)])]
+    table = report.table("digits", rows + rows_of("l1", [(99, 4)]))
+    assert "| none | learning rate 0.25 | 1 | " in table
+    assert "| l1 | strength 0.5 | 1 | " in table
 
 
 def test_tuning_can_be_that_of_another_task(small, monkeypatch):
