@@ -79,12 +79,17 @@ def data_set(run: dict[str, Any]) -> str:
 
 
 def strength(run: dict[str, Any]) -> str:
-    """Returns how strong the regularizer of a run is, and for how long."""
+    """Returns how strong the regularizer of a run is, on what, and for how long."""
     if run["regularizer"] == "none":
         return ""
-    epochs = run["strength_decay_epochs"]
+    epochs, scale = run["strength_decay_epochs"], run["scale"]
     falling = f", 0 after {epochs:g} epoch{'s' if epochs != 1 else ''}"
-    return f"{run['strength']:g}" + (falling if epochs else "")
+    sparing = run["regularizer"] == "relevance" and scale != 1
+    return (
+        f"{run['strength']:g}"
+        + (falling if epochs else "")
+        + (f", scale {scale:g}" if sparing else "")
+    )
 
 
 def prunes(run: dict[str, Any]) -> str:

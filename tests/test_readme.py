@@ -20,7 +20,7 @@ LAYERS = {
 SUMMARY = {
     **{"experiment": "digits", "dataset": "digits", "network": "lenet300"},
     **{"regularizer": "relevance", "config_id": "0123abcd", "wall_seconds": 90.0},
-    **{"strength": 1e-4, "strength_decay_epochs": 2.0},
+    **{"strength": 1e-4, "strength_decay_epochs": 2.0, "scale": 0.01},
     **{"bound": 0.04, "relative_bound": True},
     **{"dense_test_accuracy": 0.975, "dense_validation_accuracy": 0.98},
     **{"validation_bound": 0.96, "validation_accuracy": 0.965, "layers": LAYERS},
@@ -76,7 +76,7 @@ def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "old" not in text
     assert (
-        "| digits | lenet300 | relevance | 0.0001, 0 after 2 epochs "
+        "| digits | lenet300 | relevance | 0.0001, 0 after 2 epochs, scale 0.01 "
         "| above 4 below dense | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 | 90.00 ± 0.00 "
         "| 5 ± 0 of 50 | 10.0 ± 0.0 |\n"
     ) in text
