@@ -14,6 +14,11 @@ Setting = tuple[float, ...]  # the values of what is tuned
 NAMES = "strength", "scale"  # that, unless others are given
 
 
+def log_kept(run: Row) -> float:
+    """Returns the logarithm of the weights kept; of one, if there is none."""
+    return math.log(max(run["kept"], 1))
+
+
 def surround(
     best: Setting,
     tried: list[Setting],
@@ -22,6 +27,7 @@ def surround(
     make: Callable[[list[Config]], list[Row]],
     seeds: Iterable[int],
     names: Sequence[str] = NAMES,
+    size: Callable[[Row], float] = log_kept,
 ) -> Setting:
     """Tries what lies next to the best setting until that is tried on all sides.
 
@@ -33,6 +39,7 @@ def surround(
       make: makes runs.
       seeds: of the runs to be made; the best was made on all of them, too.
       names: of what is tuned, in the configuration.
+      size: of what a run is left with; by default the logarithm of its weights.
 
     Returns:
       The setting that is then the best.
@@ -46,7 +53,7 @@ def surround(
     ]:
         runs = runs + make(at(beyond, config, seeds, names))
         tried = tried + beyond
-        best = best_of([best, *beyond], runs, names)[0]
+        best = best_of([best, *beyond], runs, names, size)[0]
     return best
 
 
@@ -90,11 +97,14 @@ def at(
 
 
 def best_of(
-    settings: list[Setting], runs: list[Row], names: Sequence[str] = NAMES
+    settings: list[Setting],
+    runs: list[Row],
+    names: Sequence[str] = NAMES,
+    size: Callable[[Row], float] = log_kept,
 ) -> list[Setting]:
     """Returns settings in the order of the weights that they keep, the fewest first.
 
-    It is the mean logarithm that counts, over the seeds; among equals, and a prune
+    It is the mean of `size` that counts, over the seeds; among equals, and a prune
     moves the weights kept in large steps, the mean validation accuracy.
     """
 
@@ -102,13 +112,8 @@ def best_of(
         own = [run for run in runs if tuple(run[name] for name in names) == setting]
         return (
             # Rounded, lest the order of a sum decides.
-            round(statistics.fmean(log_kept(run) for run in own), 9),
+            round(statistics.fmean(size(run) for run in own), 9),
             -statistics.fmean(run["validation_accuracy"] for run in own),
         )
 
     return sorted(settings, key=merit)
-
-
-def log_kept(run: Row) -> float:
-    """Returns the logarithm of the weights kept; of one, if there is none."""
-    return math.log(max(run["kept"], 1))

@@ -100,13 +100,14 @@ def test_every_method_has_the_same_budget_and_tuning(name):
             {
                 method.tuned: (value := getattr(config, method.tuned)),
                 "kept": 1_000 * math.cosh(math.log(value / best)),
+                "total": 100_000,
                 "validation_accuracy": 0.9,
             }
             for config in configs
         ]
 
     method = methods.METHODS[name]
-    *_, less, most = method.values
+    *_, less, most = plan.first_values(method, CONFIG)
     best = most * (most / less) ** 2  # two steps beyond what is tried first
     plan.make_method(name, TASK, make)
     # The first three; one beyond them; the best; and one beyond that.
@@ -126,6 +127,26 @@ def test_every_method_has_the_same_budget_and_tuning(name):
         assert getattr(config, method.tuned) == pytest.approx(best, rel=0.01)
     seeds = {config.seed for config in made["tuning"]}
     assert not seeds & {config.seed for config in made["frontier"]}
+
+
+def test_among_values_with_as_many_prunes_the_most_accurate_is_chosen():
+    """Fewer weights after as many prunes are a matter of how their numbers round."""
+    values = plan.first_values(methods.METHODS["l2"], CONFIG)
+    kept = dict(zip(values, (240, 241, 344), strict=True))  # of 1,000, at 30 % a prune
+    accuracy = dict(zip(values, (0.90, 0.95, 0.99), strict=True))
+
+    def make(_, configs):
+        found = [config.strength for config in configs]
+        return [
+            {
+                **{"strength": value, "total": 1_000, "kept": kept.get(value, 1_000)},
+                "validation_accuracy": accuracy.get(value, 0.5),
+            }
+            for value in found
+        ]
+
+    config = dataclasses.replace(CONFIG, regularizer="l2")
+    assert plan.tune("l2", config, TASK, make) == values[1]
 
 
 @pytest.mark.parametrize("name", methods.TASKS)

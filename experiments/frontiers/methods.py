@@ -25,13 +25,13 @@ class Method(NamedTuple):
     Attributes:
       changes: to the configuration of a task.
       tuned: that number, by its name in the configuration.
-      values: what is tried of it first.
+      factors: of its value in the task's configuration, what is tried first.
       what: it is, and where it is from.
     """
 
     changes: dict[str, Any]
     tuned: str
-    values: tuple[float, ...]
+    factors: tuple[float, ...]
     what: str
 
 
@@ -66,10 +66,10 @@ class Task(NamedTuple):
     tuned_on: str | None = None
 
 
-STRENGTHS = "strength", (1e-4, 3e-4, 1e-3)
-SMALL = "strength", (1e-5, 3e-5, 1e-4)
+STRENGTHS = "strength", (0.5, 1.5, 5.0)
+SMALL = "strength", (0.05, 0.15, 0.5)
 # Weights that nothing shrinks do not survive the rates at which the others are best.
-RATES = "learning_rate", (5e-4, 1e-3, 2e-3)
+RATES = "learning_rate", (1 / 6, 1 / 3, 2 / 3)
 METHODS = {
     "relevance": Method(
         # At a scale of 1 no gradient makes a weight relevant, and this would be l2.

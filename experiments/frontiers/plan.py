@@ -1,12 +1,13 @@
 """Which runs the frontiers take of a method: those that tune it, and its points."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from experiments.config import Config, ExperimentError
 from experiments.frontiers import points
-from experiments.frontiers.methods import METHODS, TASKS, Task
+from experiments.frontiers.methods import METHODS, TASKS, Method, Task
 from experiments.frontiers.points import Row
 from experiments.tuning import at, best_of, surround
 
@@ -34,8 +35,8 @@ def make_method(name: str, task: Task, make: Make) -> None:
 def tune(name: str, config: Config, task: Task, make: Make) -> float:
     """Returns the best value of what is tuned of a method.
 
-    It is the one that keeps the fewest weights at one of the bounds or sparsities;
-    among those that keep as many, as all do if they are told to, the most accurate.
+    It is the one that makes the most prunes at one of the bounds; among those that make
+    as many, as all do if they are told a sparsity, the most accurate.
     """
     if task.tuned_on:
         return tuned_elsewhere(name, task.tuned_on)
@@ -43,15 +44,37 @@ def tune(name: str, config: Config, task: Task, make: Make) -> float:
     config = dataclasses.replace(config, **{goal: values[len(values) // 2]})
     method = METHODS[name]
     names = (method.tuned,)
-    tried = [(value,) for value in method.values]
+
+    def size(run: Row) -> float:
+        # Not by the weights: prunes leave some more or fewer in another order.
+        return -num_prunes(run, config.fraction)
+
+    tried = [(value,) for value in first_values(method, config)]
     runs = make("tuning", at(tried, config, TUNING_SEEDS, names))
     (best,) = surround(
-        best_of(tried, runs, names)[0],
-        *(tried, runs, config),
-        lambda configs: make("tuning", configs),
-        *(TUNING_SEEDS, names),
+        best_of(tried, runs, names, size)[0],
+        tried,
+        runs,
+        config,
+        make=lambda configs: make("tuning", configs),
+        seeds=TUNING_SEEDS,
+        names=names,
+        size=size,
     )
     return best
+
+
+def first_values(method: Method, config: Config) -> list[float]:
+    """Returns what is tried first of the number that is tuned."""
+    own = getattr(config, method.tuned)
+    # Rounded, lest the last bits of a product name another run.
+    return [float(f"{factor * own:.3g}") for factor in method.factors]
+
+
+def num_prunes(run: Row, fraction: float) -> int:
+    """Returns how many prunes of a fraction leave what is left after a run."""
+    share = max(run["kept"], 1) / run["total"]
+    return round(math.log(share) / math.log1p(-fraction))
 
 
 def tuned_elsewhere(name: str, task: str) -> float:
