@@ -23,6 +23,17 @@ def conv3(channels: int, features: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv
     )
 
 
+class Norm(nnx.BatchNorm):
+    """A batch norm whose output has the dtype of its input, not of its statistics."""
+
+    def __init__(self, features: int, rngs: nnx.Rngs):
+        super().__init__(features, momentum=MEMORY, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `x`, `[B, H, W, features]`, normalised, scaled and shifted."""
+        return super().__call__(x).astype(x.dtype)
+
+
 def pad(x: jax.Array) -> jax.Array:
     """Puts a black pixel around every image of `[B, H, W, C]`."""
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -35,7 +46,7 @@ class Block(nnx.Module):
         self.more = features - channels
         self.stride = 2 if self.more else 1
         self.conv1 = conv3(channels, features, self.stride, rngs)
-        self.norm1 = nnx.BatchNorm(features, momentum=MEMORY, rngs=rngs)
+        self.norm1 = Norm(features, rngs)
         self.conv2 = conv3(features, features, 1, rngs)
         self.norm2 = nnx.BatchNorm(features, momentum=MEMORY, rngs=rngs)
 
@@ -53,7 +64,7 @@ class ResNet32(nnx.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs):
         self.conv = conv3(image_shape[-1], 16, 1, rngs)
-        self.norm = nnx.BatchNorm(16, momentum=MEMORY, rngs=rngs)
+        self.norm = Norm(16, rngs)
         sizes = [16] * 6 + [32] * 5 + [64] * 5
         self.blocks = nnx.List(Block(*pair, rngs) for pair in itertools.pairwise(sizes))
         self.output = nnx.Linear(64, NUM_CLASSES, rngs=rngs)

@@ -464,6 +464,8 @@ def test_commands_in_the_docstrings_of_tasks_are_understood(task):
     commands = [text for text in paragraphs if text.startswith("python -m experiments")]
     assert commands
     for command in commands:
+        command = command.strip().replace("\\\n", "")
+        assert "\n" not in command  # where a shell would end it
         config = parse(command.split()[3:])
         assert (
             isinstance(config, Config) and config.experiment == task.CONFIG.experiment

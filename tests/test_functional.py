@@ -10,11 +10,10 @@ from flax import nnx
 from shallow import Shallow
 
 import sparse_optax
-from experiments import convolution, data
+from experiments import convolution, data, resnet
 from experiments.functional import init_network
 from experiments.networks import NETWORKS, LeNet5
 from experiments.phases import Phases
-from experiments.resnet import Block
 from experiments.tasks.digits import CONFIG
 
 RNG = np.random.default_rng(0)
@@ -43,7 +42,7 @@ def test_blocks_of_the_resnet_by_hand(features):
 
     In inference, with the statistics that a new norm has: mean 0 and variance 1.
     """
-    block = Block(16, features, nnx.Rngs(0))
+    block = resnet.Block(16, features, nnx.Rngs(0))
     block.eval()
     x = jnp.asarray(RNG.normal(size=(2, 8, 8, 16)), jnp.float32)
     stride = features // 16
@@ -107,6 +106,14 @@ def test_computing_in_bfloat16_leaves_params_in_float32():
     np.testing.assert_allclose(result, expected, atol=0.02)
     grads, _ = jax.grad(half.loss, has_aux=True)(*variables, images, LABELS[:5])
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_norms_hand_on_the_dtype_that_they_are_given():
+    """Or all of the network beyond the first one would compute in float32."""
+    norm = resnet.Norm(16, nnx.Rngs(0))
+    assert norm(jnp.ones((2, 4, 4, 16), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert norm.mean.dtype == norm.var.dtype == jnp.float32
+    assert jnp.any(norm.mean[...] != 0)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from shallow import Shallow
 
 import sparse_optax
 from experiments import data, masks_at_init, networks, optimizers
@@ -98,6 +99,20 @@ def test_snip_scores_are_the_connections_share_of_the_loss():
         np.testing.assert_allclose(
             scores["output"]["kernel"][i, j], abs(slope), rtol=2e-2, atol=2e-5
         )
+
+
+def test_masks_at_init_spare_norms():
+    """A scale that is gone would take a channel with it."""
+    images = np.ones((4, 8, 8, 3), np.uint8)
+    split = data.Split(images, np.arange(4, dtype=np.int32))
+    network, variables = init_network(Shallow, (8, 8, 3), 255, 0)
+    for scores in (
+        masks_at_init.snip_scores(network, variables, split, 4, seed=0),
+        masks_at_init.random_scores(variables.params, seed=0),
+    ):
+        norms = jax.tree.leaves(scores.pop("norm"))
+        assert len(norms) == 2 and all(jnp.all(x == jnp.inf) for x in norms)
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(scores))
 
 
 def test_random_scores_are_all_different():

@@ -1,4 +1,4 @@
-"""LeNet-5 (431,080 parameters) on Fashion-MNIST.
+r"""LeNet-5 (431,080 parameters) on Fashion-MNIST.
 
 python -m experiments lenet5-fashion --data-dir DATA
 
@@ -9,10 +9,10 @@ number of prunes decides where it ends.
 The settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at
 9.04 % test error, from a dense 8.26 %, by
 
-python -m experiments lenet5-fashion --shift 0 --strength 1e-3
---strength-decay-epochs 1 --fraction 0.04 --bound 0.905 --interval 250 --epochs 75
---batch-size 100 --learning-rate 1e-3 --finetune-epochs 0 --finetune-learning-rate 3e-4
---finetune-schedule constant --data-dir DATA
+python -m experiments lenet5-fashion --shift 0 --strength 1e-3 \
+    --strength-decay-epochs 1 --fraction 0.04 --bound 0.905 --interval 250 \
+    --epochs 75 --batch-size 100 --learning-rate 1e-3 --finetune-epochs 0 \
+    --finetune-learning-rate 3e-4 --finetune-schedule constant --data-dir DATA
 """
 
 from experiments.config import Config

@@ -1,17 +1,17 @@
-"""ResNet-32 (464,154 parameters) on CIFAR-10, with the usual augmentation.
+r"""ResNet-32 (464,154 parameters) on CIFAR-10, with the usual augmentation.
 
 python -m experiments resnet32-cifar10 --data-dir DATA
 
-Meant for an accelerator, where --bfloat16 is faster, and not yet made on one. As on
-MNIST, the learning rate does not fall while weights go, and the number of prunes decides
-where it ends: at 95 %; with --fraction 0.0235, at 90 %. It goes on after an
+Meant for an accelerator, where --bfloat16 should be faster, and not yet made on one. As
+on MNIST, the learning rate does not fall while weights go, and the number of prunes
+decides where it ends: at 95 %; with --fraction 0.0235, at 90 %. It goes on after an
 interruption, so that it can be made in pieces.
 
 A reduced run, to see on a CPU that it prunes and recovers:
 
-python -m experiments resnet32-cifar10 --num-train 5000 --batch-size 32
---dense-learning-rate 0.05 --dense-epochs 12 --epochs 16 --interval 156 --fraction 0.13
---finetune-epochs 5 --data-dir DATA
+python -m experiments resnet32-cifar10 --num-train 5000 --batch-size 32 \
+    --dense-learning-rate 0.05 --dense-epochs 12 --epochs 16 --interval 156 \
+    --fraction 0.13 --finetune-epochs 5 --data-dir DATA
 """
 
 from experiments.config import Config
