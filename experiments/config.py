@@ -202,6 +202,11 @@ class Config:
                 f"--patience counts evaluations without a prune, which --prune "
                 f"{self.prune} does not wait for; got {patience}."
             )
+        if self.prune != "gated" and self.form.acts_on != "decay":
+            raise ExperimentError(
+                f"--acts-on {self.form.acts_on} is about the ranking by gated prunes, "
+                f"not by --prune {self.prune}."
+            )
         if self.prune == "gradual" and self.strength_decay_epochs:
             raise ExperimentError(
                 f"--strength-decay-epochs counts from the last prune, of which --prune "

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,50 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ExperimentError(f"{path} is damaged: {error}") from error
 
 
+def differences(found: dict[str, Any], config: Config) -> list[str]:
+    """Returns in which settings a run that is there differs from one that is wanted."""
+    wanted = config.to_dict()
+    # A setting that is newer than the run was not there to be changed.
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    found = {name: defaults[name] for name in wanted} | found
+    return [
+        f"{name} {found.get(name)!r} there, {wanted.get(name)!r} here"
+        for name in sorted(found.keys() | wanted.keys())
+        if name != "config_id" and found.get(name) != wanted.get(name)
+    ]
+
+
+def replays(
+    make_all: Callable[[Callable[..., list[Any]]], None],
+    rows: list[dict[str, Any]],
+    names: Sequence[str],
+) -> bool:
+    """Whether rows are of the runs that are made, and in their order.
+
+    Args:
+      make_all: makes runs by the function that it is given, and what it makes may
+        depend on what that returns. Of its arguments the last are configurations.
+      rows: what is stored of runs.
+      names: where in a row those arguments are, configuration id and seed after them.
+    """
+    by_run = {tuple(row.get(name) for name in names): row for row in rows}
+    found: list[dict[str, Any]] = []
+
+    def find(*arguments: Any) -> list[dict[str, Any]]:
+        *where, configs = arguments
+        runs = [(*where, config.config_id, config.seed) for config in configs]
+        if not by_run.keys() >= set(runs):
+            raise LookupError
+        found.extend(by_run[run] for run in runs)
+        return [by_run[run] for run in runs]
+
+    try:
+        make_all(find)
+    except LookupError:
+        return False
+    return found == rows
+
+
 class RunFolder:
     """The files of a run.
 
@@ -62,18 +107,9 @@ class RunFolder:
         found = read_json(self._config)
         if found is None:
             return
-        wanted = config.to_dict()
-        # A setting that is newer than the run was not there to be changed.
-        defaults = {field.name: field.default for field in dataclasses.fields(config)}
-        found = {name: defaults[name] for name in wanted} | found
-        differences = [
-            f"{name} {found.get(name)!r} there, {wanted.get(name)!r} here"
-            for name in sorted(found.keys() | wanted.keys())
-            if name != "config_id" and found.get(name) != wanted.get(name)
-        ]
-        if differences:
+        if different := differences(found, config):
             raise ExperimentError(
-                f"{self.path} holds another configuration ({'; '.join(differences)}); "
+                f"{self.path} holds another configuration ({'; '.join(different)}); "
                 "choose another --out."
             )
 

@@ -1,6 +1,7 @@
 """ResNet-32, the network of its inventors for CIFAR: thin, deep, normalised."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ class Norm(nnx.BatchNorm):
     def __init__(self, features: int, rngs: nnx.Rngs):
         super().__init__(features, momentum=MEMORY, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         """Returns `x`, `[B, H, W, features]`, normalised, scaled and shifted."""
-        return super().__call__(x).astype(x.dtype)
+        return super().__call__(x, *args, **kwargs).astype(x.dtype)
 
 
 def pad(x: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from experiments.environment import environment
 from experiments.functional import Variables
 from experiments.grid import Sweep
 from experiments.phases import Phases
-from experiments.records import read_json, write_json
+from experiments.records import differences, read_json, write_json
 
 
 class Numbers(NamedTuple):
@@ -175,7 +175,8 @@ def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str
     if not all(jnp.isfinite(leaf).all() for leaf in leaves):
         raise ExperimentError(
             f"the training of seed {config.seed} with strength {config.strength:g} "
-            "diverged; a lower learning rate may help."
+            f"and learning rate {config.learning_rate:g} diverged; a lower one may "
+            "help."
         )
     return {
         **config.to_dict(),
@@ -244,7 +245,7 @@ def complete(
       console: where to show the progress.
       at_once: how many runs to make at once, at the most.
       test: whether the summaries are to hold test accuracies. A run that is stored
-        without them is made again.
+        without them is made again, as is one of other settings: defaults may change.
 
     Raises:
       ExperimentError: the folder or the data set cannot be used.
@@ -255,7 +256,10 @@ def complete(
 
     def there(config: Config) -> bool:
         found = read_json(path(config))
-        return found is not None and ("test_accuracy" in found or not test)
+        if found is None or (test and "test_accuracy" not in found):
+            return False
+        settings = {name: found[name] for name in config.to_dict() if name in found}
+        return not differences(settings, config)
 
     missing = [config for config in configs if not there(config)]
     console.print(f"Runs: {len(configs)}, to be made: {len(missing)}.")

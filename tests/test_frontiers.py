@@ -88,6 +88,10 @@ def test_frontiers_from_end_to_end(small, monkeypatch):
     monkeypatch.setattr(plan, "TASKS", {"small": changed})
     with pytest.raises(ExperimentError, match=r"rows of l2 in .* --methods 'l2', or"):
         report.write(small / "store")
+    # That is told before anything is made.
+    with pytest.raises(SystemExit, match=r"rows of gradual, l2 in .* are not those of"):
+        main([*command, "--methods", "l2"])
+    assert set((small / "runs/small").iterdir()) == after.keys()
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
@@ -245,6 +249,16 @@ def test_tuning_can_be_that_of_another_task(small, monkeypatch):
     store(*of_none, *of_l2)
     for name, value in (("l2", 0.5), ("none", 0.25)):
         assert plan.tune(name, CONFIG, tasks["large"], pytest.fail) == value
+
+
+def test_tasks_that_others_are_tuned_on_come_first(small, monkeypatch):
+    tasks = {"small": TASK, "large": TASK._replace(tuned_on="small")}
+    for module in (methods, frontiers):
+        monkeypatch.setattr(module, "TASKS", tasks)
+    made = []
+    monkeypatch.setattr(frontiers, "make_task", lambda name, *_: made.append(name))
+    main(["sweep", "frontiers", "--tasks", "large", "small", "--out", str(small)])
+    assert made == ["small", "large"]
 
 
 @pytest.mark.parametrize("flag", ["--tasks", "--methods"])

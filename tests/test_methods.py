@@ -1,6 +1,7 @@
 """Competitors of the method, in the same loop: each against a hand computation."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -182,6 +183,10 @@ def test_a_run_of_each(flags, tmp_path):
     ("flags", "message"),
     [
         (("--prune", "gradual", "--patience", "3"), "--patience .* gradual .* 3"),
+        (
+            ("--prune", "gradual", "--acts-on", "both"),
+            "--acts-on both .* --prune gradual",
+        ),
         (("--regularizer", "lobster", "--decoupled"), "--decoupled .* lobster"),
         (("--target-sparsity", "1"), "--target-sparsity must be in .*; got 1.0"),
         (("--shift", "-1"), "--shift must be 0 or more; got -1"),
@@ -191,6 +196,65 @@ def test_settings_that_make_no_sense_are_refused(flags, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         main(["digits", "--out", str(tmp_path), *flags])
     assert not any(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------- settings
+
+
+def test_dense_training_is_momentum_with_l2_and_a_rate_along_a_cosine():
+    """v <- 0.9 v + g + 2 s w and w <- w - eta (1 + cos(pi t / n)) / 2 v, by hand."""
+    config = changed(
+        **{"dense_optimizer": "sgd", "dense_strength": 0.1, "dense_learning_rate": 0.5}
+    )
+    tx = optimizers.dense_optimizer(config, num_steps=4)
+    w, v = np.array([2.0, -1.0]), np.zeros(2)
+    params = jnp.asarray(w, jnp.float32)
+    state = tx.init(params)
+    for step, g in enumerate(np.array([[1.0, 0.5], [-1.0, 0.25], [0.0, 2.0]])):
+        updates, state = tx.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        v = 0.9 * v + g + 2 * 0.1 * w
+        w = w - 0.5 * (1 + np.cos(np.pi * step / 4)) / 2 * v
+        np.testing.assert_allclose(params, w, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes"),
+    [
+        ("dense", {"dense_optimizer": "sgd"}),
+        ("dense", {"dense_strength": 0.1}),
+        ("dense", {"dense_learning_rate": 0.1}),
+        ("dense", {"bfloat16": True}),
+        ("dense", {"mirror": True}),
+        ("dense", {"shift": 1}),
+        ("sparse", {"optimizer": "sgd"}),
+        ("sparse", {"learning_rate": 0.1}),
+        ("sparse", {"schedule": "cosine"}),
+        ("finetune", {"finetune_learning_rate": 0.1}),
+        ("finetune", {"finetune_schedule": "cosine"}),
+    ],
+    ids=str,
+)
+def test_settings_of_training_reach_it(phase, changes):
+    plain = {"finetune_epochs": 1, "schedule": "constant", "interval": 2}
+    one, other = (trained(changed(**plain | more), phase) for more in (plain, changes))
+    assert any(
+        jnp.any(w != v)
+        for w, v in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+@functools.cache
+def trained(config, phase):
+    """Returns params after a round of a phase, on few of the digits."""
+    # So that an epoch, and with it the course of a rate, is short.
+    split = data.Split(*(x[:300] for x in data.load_digits().train))
+    phases = Phases(config, split, split, white=16)
+    state = phases.start_dense()
+    if phase == "dense":
+        return phases.train_dense(state).params
+    train = phases.train_sparse if phase == "sparse" else phases.finetune
+    return train(phases.start_pruning(state).current).params
 
 
 # ------------------------------------------------------------------------ augmentation

@@ -14,6 +14,7 @@ from experiments.__main__ import main
 from experiments.config import ExperimentError
 from experiments.grid import Sweep
 from experiments.phases import Phases
+from experiments.records import write_json
 from experiments.tasks.digits import CONFIG
 
 TINY = dataclasses.replace(
@@ -170,6 +171,12 @@ def test_command_makes_what_is_missing(tmp_path, capsys):
     again = json.loads(files[1].read_text())
     assert again["seed"] == first[1]["seed"]
     assert again["kept"] == first[1]["kept"]
+
+    # As if a default were another now: the id is made of what differs from defaults.
+    write_json(files[1], {**again, "dense_strength": 0.5})
+    main(command)
+    assert "Runs: 2, to be made: 1." in capsys.readouterr().out
+    assert json.loads(files[1].read_text())["dense_strength"] == 0
 
     main([*command, "--regularizers", "relevance", "none"])
     assert "Runs: 4, to be made: 2." in capsys.readouterr().out

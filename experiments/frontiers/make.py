@@ -14,6 +14,8 @@ one; an interrupted command goes on after the last that was finished.
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -21,7 +23,7 @@ from rich.console import Console
 from experiments import data
 from experiments.config import Config
 from experiments.frontiers import points, report
-from experiments.frontiers.methods import TASKS, Frontiers
+from experiments.frontiers.methods import TASKS, Frontiers, Task
 from experiments.frontiers.plan import check_stored, make_method, tuned_elsewhere
 from experiments.frontiers.points import Row
 from experiments.records import write_whole
@@ -49,11 +51,12 @@ def frontiers(settings: Frontiers, command: str) -> None:
     """
     console = Console(highlight=False)
     report.check_readme()
-    check_stored(points.STORE, (n for n in TASKS if n not in settings.tasks))
+    check_stored(points.STORE, settings.tasks, settings.methods)
     check_tuned(settings)
-    for name in settings.tasks:
-        console.rule(name)
-        make_task(name, settings, command, console)
+    for name in TASKS:  # in their order: some are tuned on others
+        if name in settings.tasks:
+            console.rule(name)
+            make_task(name, settings, command, console)
     report.write(points.STORE)
     console.print(f"Tables: {report.README}", soft_wrap=True)
 
@@ -69,33 +72,11 @@ def check_tuned(settings: Frontiers) -> None:
 
 def make_task(name: str, settings: Frontiers, command: str, console: Console) -> None:
     """Makes the methods of a task, and stores the rows of each when it is done."""
-    task = TASKS[name]
-    config = dataclasses.replace(task.config, data_dir=settings.data_dir)
+    config = dataclasses.replace(TASKS[name].config, data_dir=settings.data_dir)
+    task = TASKS[name]._replace(config=config)
     load = functools.cache(lambda: data.load(config, command))
     for method in settings.methods:
-        rows: list[Row] = []
-
-        def make(
-            stage: str,
-            configs: list[Config],
-            method: str = method,
-            rows: list[Row] = rows,
-        ) -> list[Row]:
-            console.print(f"{method}: {stage}")
-            runs = complete(
-                *(configs, settings.out / name, load, console),
-                # A gradual prune of many runs at once would be computed, and for the
-                # most part discarded, at every update.
-                at_once=1,
-                # What is being chosen does not see the test set.
-                test=stage == "frontier",
-            )
-            for run in runs:
-                values = {key: run[key] for key in STORED if key in run}
-                rows.append({"method": method, "stage": stage, **values})
-            return runs
-
-        make_method(method, task._replace(config=config), make)
+        rows = make_rows(method, task, settings.out / name, load, console)
         stored = points.read(points.STORE, name)
         others = [row for row in stored if row["method"] != method]
         points.STORE.mkdir(parents=True, exist_ok=True)
@@ -103,3 +84,35 @@ def make_task(name: str, settings: Frontiers, command: str, console: Console) ->
         write_whole(points.STORE / f"{name}.jsonl", lines)
         # Another method is another program, and the memory for code is limited.
         jax.clear_caches()
+
+
+def make_rows(
+    method: str,
+    task: Task,
+    folder: Path,
+    load: Callable[[], data.Dataset],
+    console: Console,
+) -> list[Row]:
+    """Returns all runs of a method, a row each."""
+    rows: list[Row] = []
+
+    def make(stage: str, configs: list[Config]) -> list[Row]:
+        console.print(f"{method}: {stage}")
+        runs = complete(
+            configs,
+            folder,
+            load,
+            console,
+            # A gradual prune of many runs at once would be computed, and for the most
+            # part discarded, at every update.
+            at_once=1,
+            # What is being chosen does not see the test set.
+            test=stage == "frontier",
+        )
+        for run in runs:
+            values = {key: run[key] for key in STORED if key in run}
+            rows.append({"method": method, "stage": stage, **values})
+        return runs
+
+    make_method(method, task, make)
+    return rows

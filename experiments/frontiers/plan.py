@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from experiments.config import Config, ExperimentError
 from experiments.frontiers import points
 from experiments.frontiers.methods import METHODS, TASKS, Method, Task
 from experiments.frontiers.points import Row
+from experiments.records import replays
 from experiments.tuning import at, best_of, surround
 
 # Makes the runs of a stage ("tuning" or "frontier").
@@ -110,14 +111,19 @@ def each(
     ]
 
 
-def check_stored(store: Path, names: Iterable[str]) -> None:
-    """Raises `ExperimentError` if rows stored of these tasks are not current.
+def check_stored(
+    store: Path, tasks: Container[str] = (), methods: Container[str] = ()
+) -> None:
+    """Raises `ExperimentError` if rows stored are not those of the present methods.
 
-    They are not if methods or tasks have been changed since.
+    They are not if methods or tasks have been changed since. Rows of those `methods` on
+    those `tasks` are left aside, which are about to be made.
     """
-    for task in names:
+    for task in TASKS:
         rows = points.read(store, task)
         for method in dict.fromkeys(row["method"] for row in rows):
+            if task in tasks and method in methods:
+                continue
             own = [row for row in rows if row["method"] == method]
             if not is_current(method, TASKS[task], own):
                 raise ExperimentError(
@@ -129,21 +135,6 @@ def check_stored(store: Path, names: Iterable[str]) -> None:
 
 def is_current(name: str, task: Task, rows: list[Row]) -> bool:
     """Whether rows are of the runs that are made of a method, and in their order."""
-    keys = "stage", "config_id", "seed"
-    by_run = {tuple(row[key] for key in keys): row for row in rows}
-    found: list[Row] = []
-
-    def find(stage: str, configs: list[Config]) -> list[Row]:
-        wanted = [(stage, config.config_id, config.seed) for config in configs]
-        if not by_run.keys() >= set(wanted):
-            raise LookupError
-        found.extend(by_run[run] for run in wanted)
-        return [by_run[run] for run in wanted]
-
-    if name not in METHODS:
-        return False
-    try:
-        make_method(name, task, find)
-    except LookupError:
-        return False
-    return found == rows
+    return name in METHODS and replays(
+        lambda make: make_method(name, task, make), rows, ("stage", "config_id", "seed")
+    )

@@ -126,7 +126,7 @@ def write(store: Path) -> None:
     Raises:
       ExperimentError: they are not those of the present tasks and methods.
     """
-    check_stored(store, TASKS)
+    check_stored(store)
     parts = []
     for name in TASKS:
         if rows := points.read(store, name):

@@ -6,6 +6,7 @@ from typing import get_args
 
 from experiments.config import Config
 from experiments.forms import Control
+from experiments.records import replays
 from experiments.study.comparison import Row
 from experiments.study.trials import FIRST_SEED, ROUNDS, TASKS, TRIALS
 from experiments.tuning import Setting, at, best_of, surround
@@ -56,24 +57,10 @@ def is_current(name: str, rows: list[Row]) -> bool:
 
     They are not if trials or tasks have been changed since.
     """
-    keys = "stage", "trial", "control", "config_id", "seed"
-    by_run = {tuple(row.get(key) for key in keys): row for row in rows}
-    found: list[Row] = []
-
-    def find(stage: str, trial: str, configs: list[Config]) -> list[Row]:
-        wanted = [
-            (stage, trial, config.form.control, config.config_id, config.seed)
-            for config in configs
-        ]
-        if not by_run.keys() >= set(wanted):
-            raise LookupError
-        found.extend(by_run[key] for key in wanted)
-        return [by_run[key] for key in wanted]
-
     task = TASKS[name]
-    try:
+
+    def make_all(make: Make) -> None:
         for trial in task.trials:
-            make_trial(trial, task.config, task.num_seeds, find)
-    except LookupError:
-        return False
-    return found == rows
+            make_trial(trial, task.config, task.num_seeds, make)
+
+    return replays(make_all, rows, ("stage", "trial", "config_id", "seed"))
