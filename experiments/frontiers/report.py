@@ -70,7 +70,7 @@ def caption(name: str, rows: list[Row]) -> str:
             for method, error, sparsity, source in task.published
         )
         if config.shift:
-            text += "; as far as we know, on images that were not moved, as ours are"
+            text += "; as far as we know, without the shifts by a pixel that ours get"
         text += "."
     return text + "\n"
 

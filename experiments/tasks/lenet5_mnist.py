@@ -10,8 +10,8 @@ weights are pruned: on LeNet-300-100 (one seed, on validation), low or falling o
 less accurate networks after the same prunes and fine-tuning. Such a rate makes the
 accuracy worst while most weights are there, so that the bound is low, and the number of
 prunes decides where it ends. Settings were chosen on the validation split, by a run of
-another seed whose test accuracy was not looked at; two runs of other settings had been
-tested before.
+another seed whose test accuracy was not looked at; three runs of other settings had
+been tested before.
 """
 
 from experiments.config import Config
