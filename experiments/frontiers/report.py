@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import ticker
 
 from experiments import figures
 from experiments.frontiers import points
@@ -13,6 +14,8 @@ from experiments.frontiers.methods import METHODS, TASKS
 from experiments.frontiers.plan import check_stored
 from experiments.frontiers.points import Row, error_at, frontiers_of, sparsity_at
 from experiments.results import README, insert
+
+LARGEST = 5  # error in a figure, in units of the largest that sparsities are told at
 
 
 def cell(found: list[tuple[str, float]]) -> str:
@@ -60,7 +63,8 @@ def caption(name: str, rows: list[Row]) -> str:
     text = (
         f"`{name}`: {config.dense_epochs} epochs of dense training, {config.epochs} of "
         f"pruning and {config.finetune_epochs} of fine-tuning, batches of "
-        f"{config.batch_size}; on {hardware}, commit {commits}."
+        f"{config.batch_size}; on {hardware}, commit {commits}. The figure ends at "
+        f"{LARGEST * max(task.errors):g} % error."
     )
     if task.tuned_on:
         text += f" Tuned on `{task.tuned_on}`."
@@ -81,11 +85,11 @@ def distinct(values: Iterable[str]) -> list[str]:
 
 
 def draw(name: str, rows: list[Row], path: Path) -> None:
-    """Draws the frontiers of a task: test accuracy against sparsity."""
+    """Draws the frontiers of a task: test error against sparsity, both logarithmic."""
     config = TASKS[name].config
     least = 1.0
     title = f"{config.network}, {config.dataset}"
-    with figures.figure(path, title, suffixes=(".png",)) as axes:
+    with figures.figure(path, title, height=4.2, suffixes=(".png",)) as axes:
         for index, (method, (_, runs)) in enumerate(frontiers_of(rows).items()):
             values = np.asarray(runs)  # [seed, point, (sparsity, error)]
             sparsities, errors = values.mean(axis=0).T
@@ -94,13 +98,14 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
             least = min(least, *kept)
             axes.errorbar(
                 kept,
-                100 - errors,
+                errors,
                 xerr=spreads[0] / 100,
                 yerr=spreads[1],
                 color=figures.LAYER_COLOURS[index % len(figures.LAYER_COLOURS)],
                 linestyle=("-", "--")[index // len(figures.LAYER_COLOURS) % 2],
-                marker="o",
+                marker="os"[index // len(figures.LAYER_COLOURS) % 2],
                 markersize=3,
+                linewidth=1.2,
                 elinewidth=0.8,
                 label=method,
             )
@@ -109,15 +114,22 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
             own = [result for result in published if result.method == method]
             axes.plot(
                 [1 - result.sparsity / 100 for result in own],
-                [100 - result.error for result in own],
+                [result.error for result in own],
                 marker="sD^vPX*"[place % 7],
+                markersize=5,
                 color=figures.GREY,
                 linestyle="none",
                 label=f"{method}, published",
             )
         figures.sparsity_axis(axes, least)
-        axes.set_ylabel("test accuracy (%)")
-        axes.figure.legend(loc="outside right upper", fontsize=6)
+        axes.set_yscale("log")
+        axes.set_ylim(top=LARGEST * max(TASKS[name].errors))
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+        axes.set_ylabel("test error (%)")
+        legend = {"loc": "outside lower center", "ncols": 2, "handlelength": 4}
+        axes.figure.legend(**legend, fontsize=6)
 
 
 def write(store: Path) -> None:
