@@ -7,7 +7,9 @@ on MNIST, the learning rate does not fall while weights go, and the number of pr
 decides where it ends: at 95 %; with --fraction 0.0235, at 90 %. It goes on after an
 interruption, so that it can be made in pieces.
 
-A reduced run, to see on a CPU that it prunes and recovers:
+A reduced run, to see on a CPU that it prunes and recovers. Seed 0, on one of two busy
+cores in 70 minutes: 85.77 % sparse at 29.63 % test error, from a dense network that 12
+epochs had not trained to the end, 44.57 %.
 
 python -m experiments resnet32-cifar10 --num-train 5000 --batch-size 32 \
     --dense-learning-rate 0.05 --dense-epochs 12 --epochs 16 --interval 156 \
