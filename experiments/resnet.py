@@ -49,7 +49,7 @@ class Block(nnx.Module):
         self.conv1 = conv3(channels, features, self.stride, rngs)
         self.norm1 = Norm(features, rngs)
         self.conv2 = conv3(features, features, 1, rngs)
-        self.norm2 = nnx.BatchNorm(features, momentum=MEMORY, rngs=rngs)
+        self.norm2 = Norm(features, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[B, H / stride, W / stride, features]`."""

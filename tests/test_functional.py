@@ -111,9 +111,13 @@ def test_computing_in_bfloat16_leaves_params_in_float32():
 def test_norms_hand_on_the_dtype_that_they_are_given():
     """Or all of the network beyond the first one would compute in float32."""
     norm = resnet.Norm(16, nnx.Rngs(0))
-    assert norm(jnp.ones((2, 4, 4, 16), jnp.bfloat16)).dtype == jnp.bfloat16
+    images = jnp.ones((2, 4, 4, 16), jnp.bfloat16)
+    assert norm(images).dtype == jnp.bfloat16
     assert norm.mean.dtype == norm.var.dtype == jnp.float32
     assert jnp.any(norm.mean[...] != 0)
+    modules = nnx.iter_modules(resnet.ResNet32((8, 8, 3), rngs=nnx.Rngs(0)))
+    norms = [x for _, x in modules if isinstance(x, nnx.BatchNorm)]
+    assert len(norms) == 31 and {type(x) for x in norms} == {resnet.Norm}
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
