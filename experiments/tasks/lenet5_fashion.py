@@ -2,8 +2,9 @@ r"""LeNet-5 (431,080 parameters) on Fashion-MNIST.
 
 python -m experiments lenet5-fashion --data-dir DATA
 
-Seed 0, on one of two busy cores in 31 minutes: 99.21 % sparse at 8.02 % test error,
-from a dense 7.94 %. As on MNIST, the learning rate is high while weights go, and the
+The fraction was chosen on validation, as one between 0.0385 and 0.041, which with seed
+100 cost 0.2 and 0.6 points: about the sparsest within half a point of the dense network.
+As on MNIST, the learning rate is high while weights go, and the
 number of prunes decides where it ends.
 
 The settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at
@@ -24,7 +25,7 @@ CONFIG = Config(
     shift=1,
     strength=2e-4,
     scale=1.0,
-    fraction=0.0355,
+    fraction=0.0395,
     bound=0.85,
     interval=143,
     dense_epochs=20,
