@@ -2,10 +2,11 @@ r"""LeNet-5 (431,080 parameters) on Fashion-MNIST.
 
 python -m experiments lenet5-fashion --data-dir DATA
 
-The fraction was chosen on validation, as one between 0.0385 and 0.041, which with seed
-100 cost 0.2 and 0.6 points: about the sparsest within half a point of the dense network.
-As on MNIST, the learning rate is high while weights go, and the
-number of prunes decides where it ends.
+As on MNIST, the learning rate is high while weights go, and the number of prunes decides
+where it ends: about the sparsest within half a point of the dense network. With a
+fraction of 0.0395 (99.55 %), validation accuracies of seeds 0 and 3 were 0.8 points
+below it, of 0.0385 (99.48 %) that of seed 100 was 0.2; and being the best of 36 rounds,
+they flatter. The two runs with 0.0395 had been tested as well: 1.0 points below.
 
 The settings of the paper, seed 0, on two busy cores in 46 minutes: 99.31 % sparse at
 9.04 % test error, from a dense 8.26 %, by
@@ -25,7 +26,7 @@ CONFIG = Config(
     shift=1,
     strength=2e-4,
     scale=1.0,
-    fraction=0.0395,
+    fraction=0.0365,
     bound=0.85,
     interval=143,
     dense_epochs=20,
