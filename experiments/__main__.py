@@ -5,11 +5,11 @@ import sys
 
 import tyro
 
-from experiments import grid
 from experiments.config import Config, ExperimentError
 from experiments.cost.settings import Benchmark, Footprint
 from experiments.frontiers.methods import Frontiers
-from experiments.grid import Sweep
+from experiments.running import grid
+from experiments.running.grid import Sweep
 from experiments.study.trials import Study
 from experiments.tasks import (
     digits,
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
         settings.validate()
         # Late, because it takes seconds that neither --help nor a mistake should cost.
         if isinstance(settings, Sweep):
-            from experiments.sweep import sweep
+            from experiments.running.sweep import sweep
 
             sweep(settings, command)
         elif isinstance(settings, Study):
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> None:
 
             footprint(settings)
         else:
-            from experiments.run import run
+            from experiments.running.run import run
 
             run(settings, command)
     except ExperimentError as error:

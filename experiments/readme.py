@@ -9,11 +9,11 @@ shown is all generated from there, and no run is made.
 import sys
 from pathlib import Path
 
-from experiments import illustrations, results
 from experiments.config import ExperimentError
 from experiments.cost import benchmark, footprint
 from experiments.cost.place import Place
 from experiments.frontiers import points, report as frontier_report
+from experiments.reporting import illustrations, results
 from experiments.study import report as study_report
 
 

@@ -1,6 +1,6 @@
 """A ResNet without its blocks."""
 
-from experiments.resnet import ResNet32
+from experiments.networks.resnet import ResNet32
 
 
 class Shallow(ResNet32):

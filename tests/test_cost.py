@@ -9,7 +9,6 @@ import optax
 import pytest
 
 import sparse_optax
-from experiments import results
 from experiments.__main__ import main
 from experiments.cost import (
     benchmark,
@@ -21,6 +20,7 @@ from experiments.cost import (
 )
 from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
+from experiments.reporting import results
 from experiments.tasks.digits import CONFIG
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from test_experiments import assert_same_run, digits, error_line, read_rows
 
-from experiments import data, sweep
+from experiments import data
 from experiments.__main__ import main
-from experiments.phases import Phases
+from experiments.running import sweep
 from experiments.tasks.digits import CONFIG
+from experiments.training.phases import Phases
 
 TINY = dataclasses.replace(
     CONFIG, batch_size=64, interval=16, dense_epochs=2, epochs=2, fraction=0.2

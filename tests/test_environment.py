@@ -2,7 +2,7 @@
 
 import subprocess
 
-from experiments import environment
+from experiments.running import environment
 
 
 def test_commit_tells_changed_code_and_no_other_changes(tmp_path, monkeypatch):

@@ -23,22 +23,17 @@ from PIL import Image
 from shallow import Shallow
 
 import sparse_optax
-from experiments import (
-    convolution,
-    data,
-    networks,
-    optimizers,
-    regularizers,
-    training,
-)
+from experiments import data, networks
 from experiments.__main__ import EXPERIMENTS, main, parse
-from experiments.checkpoint import Checkpoints
 from experiments.config import Config
 from experiments.forms import Form
-from experiments.functional import Variables, init_network
+from experiments.networks import convolution, lenets
+from experiments.networks.functional import Variables, init_network
 from experiments.records import RunFolder
+from experiments.running.checkpoint import Checkpoints
 from experiments.tasks import lenet300_mnist, resnet32_cifar10
 from experiments.tasks.digits import CONFIG
+from experiments.training import loop, optimizers, regularizers
 
 ROOT = Path(__file__).parent.parent
 DATA_DIR = Path(os.environ.get("SPARSE_OPTAX_DATA_DIR", "SPARSE_OPTAX_DATA_DIR"))
@@ -295,13 +290,13 @@ def test_row_20_checkpoint_of_another_version(capsys, finished, tmp_path, monkey
     shutil.copytree(finished[0], out)
     (out / "summary.json").unlink()
     # As if a later version kept another field in its state.
-    init_state = training.init_state
+    init_state = loop.init_state
 
     def with_another_field(*arguments):
         state = init_state(*arguments)
         return state._replace(opt_state=(state.opt_state, jnp.zeros(3)))
 
-    monkeypatch.setattr(training, "init_state", with_another_field)
+    monkeypatch.setattr(loop, "init_state", with_another_field)
     assert "do not fit this version" in error_line(capsys, digits(out))
 
 
@@ -539,7 +534,7 @@ def test_conv_refuses_what_it_does_not_know():
 def test_max_pool():
     images = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
     expected = nnx.max_pool(images, (2, 2), strides=(2, 2))
-    np.testing.assert_array_equal(networks.max_pool(images), expected)
+    np.testing.assert_array_equal(lenets.max_pool(images), expected)
 
 
 @pytest.mark.parametrize("name", ["relevance", "l2", "l1", "none"])
@@ -597,8 +592,8 @@ def test_state_says_where_in_the_data_training_stands():
     zero = jnp.zeros([], jnp.int32)
 
     def train(num_steps, num_rounds, seed=0):
-        state = training.init_state(variables, optimizer, zero)
-        round_of = training.make_train(
+        state = loop.init_state(variables, optimizer, zero)
+        round_of = loop.make_train(
             *(network, optimizer, split),
             batch_size=7,
             num_steps=num_steps,
@@ -627,11 +622,11 @@ def test_every_epoch_goes_once_through_the_data():
             return jnp.vdot(params, seen), statistics
 
     optimizer = optax.sgd(1.0)
-    train = training.make_train(
+    train = loop.make_train(
         *(Spy(), optimizer, split), batch_size=4, num_steps=1, seed=0, scale=1.0
     )
     variables = Variables(jnp.zeros(12), {})
-    state = training.init_state(variables, optimizer, jnp.zeros([], jnp.int32))
+    state = loop.init_state(variables, optimizer, jnp.zeros([], jnp.int32))
     seen = []
     for _ in range(6):
         before, state = state, train(state)
@@ -644,6 +639,6 @@ def test_every_epoch_goes_once_through_the_data():
 def test_relevant_shares():
     params = {"a": jnp.array([1.0, 0.0, 2.0, 3.0]), "b": jnp.zeros(2)}
     grads = {"a": jnp.array([5.0, 5.0, 0.0, 5.0]), "b": jnp.ones(2)}
-    total, by_leaf = training.relevant_shares(params, grads, scale=1.0)
+    total, by_leaf = loop.relevant_shares(params, grads, scale=1.0)
     assert total == by_leaf["a"] == pytest.approx(2 / 3)
     assert jnp.isnan(by_leaf["b"])

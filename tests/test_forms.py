@@ -10,11 +10,12 @@ import optax
 import pytest
 
 import sparse_optax
-from experiments import data, forms, optimizers, phases, regularizers, training
+from experiments import data, forms
 from experiments.config import ExperimentError
 from experiments.forms import Form
-from experiments.functional import init_network
+from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
+from experiments.training import loop, optimizers, phases, regularizers
 
 W = {"a": np.array([[1.0, 0.0], [-2.0, 0.5]], np.float32), "b": np.float32([3.0, -1.0])}
 G = [
@@ -294,8 +295,8 @@ def test_gradients_of_single_examples():
         phases.NETWORKS["lenet300"], (8, 8, 1), dataset.white, 0
     )
     for per_example in (False, True):
-        state = training.init_state(variables, optimizer, jnp.zeros([], jnp.int32))
-        update = training.make_train(
+        state = loop.init_state(variables, optimizer, jnp.zeros([], jnp.int32))
+        update = loop.make_train(
             *(network, optimizer, train),
             batch_size=8,
             num_steps=1,

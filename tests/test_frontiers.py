@@ -10,7 +10,7 @@ import pytest
 from experiments.__main__ import main
 from experiments.config import ExperimentError
 from experiments.frontiers import make as frontiers, methods, plan, points, report
-from experiments.results import README, insert
+from experiments.reporting.results import README, insert
 from experiments.tasks import digits
 
 TRAINING_SET = {

@@ -10,11 +10,11 @@ from flax import nnx
 from shallow import Shallow
 
 import sparse_optax
-from experiments import convolution, data, resnet
-from experiments.functional import init_network
-from experiments.networks import NETWORKS, LeNet5
-from experiments.phases import Phases
+from experiments import data
+from experiments.networks import NETWORKS, LeNet5, convolution, resnet
+from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
+from experiments.training.phases import Phases
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)

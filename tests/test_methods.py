@@ -12,12 +12,13 @@ import pytest
 from shallow import Shallow
 
 import sparse_optax
-from experiments import data, masks_at_init, networks, optimizers
+from experiments import data, networks
 from experiments.__main__ import main
-from experiments.augmentation import augment
-from experiments.functional import init_network
-from experiments.phases import Phases
+from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
+from experiments.training import masks_at_init, optimizers
+from experiments.training.augmentation import augment
+from experiments.training.phases import Phases
 
 TINY = (
     *("--dense-epochs", "2", "--epochs", "6", "--interval", "16"),

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments import tuning
 from experiments.forms import Form
+from experiments.running import tuning
 from experiments.study import plan, trials
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.config import ExperimentError
-from experiments.results import insert
+from experiments.reporting.results import insert
 from experiments.study import (
     comparison,
     make as study,

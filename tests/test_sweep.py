@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 import sparse_optax
-from experiments import data, figures, report, sweep
+from experiments import data
 from experiments.__main__ import main
 from experiments.config import ExperimentError
-from experiments.grid import Sweep
-from experiments.phases import Phases
 from experiments.records import write_json
+from experiments.reporting import figures, terminal
+from experiments.running import sweep
+from experiments.running.grid import Sweep
 from experiments.tasks.digits import CONFIG
+from experiments.training.phases import Phases
 
 TINY = dataclasses.replace(
     CONFIG,
@@ -244,7 +246,7 @@ def test_settings_are_told_apart_by_their_controls():
         {**common, "config_id": "a", "sparsity": 0.5, "form": form},
         {**common, "config_id": "b", "sparsity": 0.4, "form": {"control": "mean"}},
     ]
-    groups = report.by_settings(runs)
+    groups = terminal.by_settings(runs)
     assert list(groups) == ["relevance", "relevance, control mean"]
     assert list(groups.values()) == [[runs[0]], [runs[1]]]
 
@@ -265,12 +267,12 @@ def test_groups_of_runs_are_named_by_what_plays_a_part():
         }
         for place, (name, strength, scale) in enumerate(settings)
     ]
-    assert list(report.by_settings(runs)) == [
+    assert list(terminal.by_settings(runs)) == [
         *("relevance, strength 0.1, scale 1", "relevance, strength 0.1, scale 2"),
         *("l2, strength 0.2", "none"),
     ]
     # One scale among those that have any, one strength among all.
-    assert list(report.by_settings(runs[1:2] + runs[3:])) == ["relevance", "none"]
+    assert list(terminal.by_settings(runs[1:2] + runs[3:])) == ["relevance", "none"]
 
 
 def test_frontier_is_the_best_at_a_sparsity_or_above():

@@ -22,7 +22,7 @@ import sparse_optax
 from experiments.cost import prunes, torch_rivals, training_time, updates
 from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
-from experiments.environment import environment
+from experiments.running.environment import environment
 from experiments.tasks import digits, lenet300_mnist
 
 

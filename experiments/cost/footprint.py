@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import sparse_optax
 from experiments.cost.place import Place
 from experiments.cost.settings import Footprint
-from experiments.environment import environment
+from experiments.running.environment import environment
 
 OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)
 # Of any loop in a prune: it finds a number of up to 32 bits, two in a pass.

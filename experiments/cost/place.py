@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import results
 from experiments.config import ExperimentError
 from experiments.records import write_json
+from experiments.reporting import results
 
 Table = Callable[[list[dict[str, Any]]], str]
 

@@ -6,7 +6,7 @@ import jax
 import optax
 from flax import nnx
 
-from experiments.functional import Variables
+from experiments.networks.functional import Variables
 
 
 class Timed(NamedTuple):

@@ -14,15 +14,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import training
 from experiments.config import Config
 from experiments.cost import timed_networks, torch_rivals
 from experiments.cost.timing import ratios, seconds
 from experiments.cost.updates import CHAIN
 from experiments.data import Split
-from experiments.functional import Variables, init_network
 from experiments.networks import LeNet5, LeNet300, ResNet32
-from experiments.sweep import Numbers, runs_at_once
+from experiments.networks.functional import Variables, init_network
+from experiments.running.sweep import Numbers, runs_at_once
+from experiments.training import loop
 
 NUM_EXAMPLES = 10_000
 
@@ -83,14 +83,14 @@ def trainer(
     task: Task, optimizer: optax.GradientTransformationExtraArgs
 ) -> Callable[[], Any]:
     """Returns the function that trains from the start."""
-    train = training.make_train(
+    train = loop.make_train(
         *(task.network, optimizer, task.data),
         batch_size=task.batch_size,
         num_steps=task.num_steps,
         seed=0,
         scale=1.0,
     )
-    state = training.init_state(task.variables, optimizer, jnp.zeros([], jnp.int32))
+    state = loop.init_state(task.variables, optimizer, jnp.zeros([], jnp.int32))
     return lambda: train(state)
 
 

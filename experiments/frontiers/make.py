@@ -27,7 +27,7 @@ from experiments.frontiers.methods import TASKS, Frontiers, Task
 from experiments.frontiers.plan import check_stored, make_method, tuned_elsewhere
 from experiments.frontiers.points import Row
 from experiments.records import write_whole
-from experiments.sweep import complete
+from experiments.running.sweep import complete
 
 STORED = (
     *("config_id", "seed", "strength", "scale", "learning_rate"),

@@ -10,7 +10,7 @@ from experiments.frontiers import points
 from experiments.frontiers.methods import METHODS, TASKS, Method, Task
 from experiments.frontiers.points import Row
 from experiments.records import replays
-from experiments.tuning import at, best_of, surround
+from experiments.running.tuning import at, best_of, surround
 
 # Makes the runs of a stage ("tuning" or "frontier").
 Make = Callable[[str, list[Config]], list[Row]]

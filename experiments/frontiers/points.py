@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.frontiers.methods import METHODS
 from experiments.records import read_rows
-from experiments.results import STORE as RESULTS
+from experiments.reporting.results import STORE as RESULTS
 
 Row = dict[str, Any]
 

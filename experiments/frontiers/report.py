@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib import ticker
 
-from experiments import figures
 from experiments.frontiers import points
 from experiments.frontiers.methods import METHODS, TASKS
 from experiments.frontiers.plan import check_stored
 from experiments.frontiers.points import Row, error_at, frontiers_of, sparsity_at
-from experiments.results import README, insert
+from experiments.reporting import figures
+from experiments.reporting.results import README, insert
 
 LARGEST = 5  # error in a figure, in units of the largest that sparsities are told at
 

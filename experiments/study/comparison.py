@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from experiments.running.tuning import log_kept
 from experiments.study.trials import TRIALS
-from experiments.tuning import log_kept
 
 Row = dict[str, Any]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from experiments import figures
+from experiments.reporting import figures
 from experiments.study.comparison import OPPONENTS, Result
 
 COLOURS = figures.BLUE, figures.PURPLE, figures.ORANGE, figures.GREEN

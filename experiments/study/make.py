@@ -21,12 +21,12 @@ from rich.console import Console
 from experiments import data
 from experiments.config import Config
 from experiments.records import write_whole
+from experiments.running.sweep import complete
 from experiments.study import report
 from experiments.study.comparison import Row
 from experiments.study.plan import make_trial
 from experiments.study.report import STORE
 from experiments.study.trials import TASKS, Study
-from experiments.sweep import complete
 
 STORED = (
     *("config_id", "seed", "strength", "scale", "kept", "total", "at_once"),

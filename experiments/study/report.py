@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
-from experiments.results import README, STORE as RESULTS, insert
+from experiments.reporting.results import README, STORE as RESULTS, insert
+from experiments.running.tuning import log_kept
 from experiments.study.comparison import LEVEL, OPPONENTS, Result, Row, results_of
 from experiments.study.figure import draw
 from experiments.study.plan import is_current
 from experiments.study.transfer import transfer
 from experiments.study.trials import FEW, ROUNDS, TASKS, TRIALS
-from experiments.tuning import log_kept
 
 STORE = RESULTS / "study"
 FIGURE = RESULTS / "study"  # and its ending

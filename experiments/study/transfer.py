@@ -3,7 +3,7 @@
 import statistics
 from typing import NamedTuple
 
-from experiments.tuning import Row, Setting, log_kept
+from experiments.running.tuning import Row, Setting, log_kept
 
 # The logarithm of the weights kept, by setting and seed.
 Logs = dict[Setting, dict[int, float]]

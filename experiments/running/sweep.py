@@ -15,15 +15,17 @@ from rich.console import Console
 from rich.progress import track
 
 import sparse_optax
-from experiments import data, figures, report, training
+from experiments import data
 from experiments.config import Config, ExperimentError
 from experiments.data import Split
-from experiments.devices import Devices
-from experiments.environment import environment
-from experiments.functional import Variables
-from experiments.grid import Sweep
-from experiments.phases import Phases
+from experiments.networks.functional import Variables
 from experiments.records import differences, read_json, write_json
+from experiments.reporting import figures, terminal
+from experiments.running.environment import environment
+from experiments.running.grid import Sweep
+from experiments.training import loop
+from experiments.training.devices import Devices
+from experiments.training.phases import Phases
 
 
 class Numbers(NamedTuple):
@@ -49,7 +51,7 @@ class Outcome(NamedTuple):
     """What a run leaves."""
 
     dense: Variables
-    best: training.TrainState
+    best: loop.TrainState
     bound: jax.Array
     dense_correct: jax.Array  # of the validation split
     best_correct: jax.Array
@@ -184,7 +186,7 @@ def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str
         "dense_validation_accuracy": int(outcome.dense_correct) / num_validation,
         "validation_accuracy": int(outcome.best_correct) / num_validation,
         "validation_bound": float(outcome.bound),
-        **training.sizes(outcome.best),
+        **loop.sizes(outcome.best),
         **{
             phase: {name: row.tolist() for name, row in history._asdict().items()}
             for phase, history in (
@@ -298,6 +300,6 @@ def sweep(settings: Sweep, command: str) -> None:
         at_once=settings.at_once,
         test=settings.test,
     )
-    report.print_sweep(console, runs)
-    figures.draw_sweep(report.by_settings(runs), folder / "frontiers")
+    terminal.print_sweep(console, runs)
+    figures.draw_sweep(terminal.by_settings(runs), folder / "frontiers")
     console.print(f"Runs, figure: {folder}", soft_wrap=True)

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 import sparse_optax
-from experiments.augmentation import augment
 from experiments.data import Split
-from experiments.devices import ONE, Devices
-from experiments.functional import Network, Variables
+from experiments.networks.functional import Network, Variables
+from experiments.training.augmentation import augment
+from experiments.training.devices import ONE, Devices
 
 AUGMENTATION = 2**28  # folded into the seed, beyond the number of any epoch
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments import figures, results
 from experiments.records import read_json, read_rows, write_whole
+from experiments.reporting import figures, results
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ import optax
 
 import sparse_optax
 from experiments.config import Config
-from experiments.regularizers import make_regularizer
+from experiments.training.regularizers import make_regularizer
 
 RAMP = 0.75
 

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from rich.console import Console
 
 import sparse_optax
-from experiments import data, figures, report, training
-from experiments.checkpoint import Checkpoints
+from experiments import data
 from experiments.config import Config, ExperimentError
-from experiments.devices import Devices
-from experiments.environment import environment
-from experiments.phases import Phases
 from experiments.records import RunFolder
+from experiments.reporting import figures, terminal
+from experiments.running.checkpoint import Checkpoints
+from experiments.running.environment import environment
+from experiments.training import loop
+from experiments.training.devices import Devices
+from experiments.training.phases import Phases
 
 
 def run(config: Config, command: str) -> None:
@@ -36,14 +38,14 @@ def run(config: Config, command: str) -> None:
     summary = folder.summary()
     if summary is not None:
         console.print(f"{folder.path} holds this run, finished:", soft_wrap=True)
-        report.print_summary(console, summary)
+        terminal.print_summary(console, summary)
         return
     devices = Devices.choose(config)
     if config.data_parallel:
         console.print(f"Devices: {devices.number}.")
     dataset = data.load(config, command)
     summary = Run(config, folder, dataset, console).finish()
-    report.print_summary(console, summary)
+    terminal.print_summary(console, summary)
     console.print(f"Metrics, checkpoints, figures: {folder.path}", soft_wrap=True)
 
 
@@ -81,7 +83,7 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Goes through all that is left to do; writes and returns the summary."""
         self.resume()
-        with report.progress_bar(
+        with terminal.progress_bar(
             self.console, len(self.folder.rows), sum(self.phases.num_rounds)
         ) as show:
             if self.pruning is None:
@@ -93,7 +95,7 @@ class Run:
         self.folder.finish(summary)
         return summary
 
-    def train_dense(self, show: report.Show) -> None:
+    def train_dense(self, show: terminal.Show) -> None:
         """Trains the dense network to the end."""
         for index in range(len(self.folder.rows), self.phases.num_rounds.dense):
             self.dense = self.phases.train_dense(self.dense)
@@ -108,7 +110,7 @@ class Run:
         self.dense_variables = self.dense.variables
         self.pruning = self.phases.start_pruning(self.dense)
 
-    def train_sparse(self, show: report.Show) -> None:
+    def train_sparse(self, show: terminal.Show) -> None:
         """Prunes and fine-tunes to the end."""
         for done in self.sparse_rounds():
             self.pruning = done.state
@@ -164,14 +166,14 @@ class Run:
             **{f"dense_{name}": accuracy for name, accuracy in dense.items()},
             **accuracies(best.variables),
             "validation_bound": float(phases.bound(self.dense_variables)),
-            **training.sizes(best),
-            "magnitudes": training.magnitudes(self.dense_variables.params, best.params),
+            **loop.sizes(best),
+            "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),
             "devices": phases.devices.number,  # of them that `hardware` lists
             **environment(),
         }
 
     def record(
-        self, what: dict[str, Any], outcome: dict[str, Any], state: training.TrainState
+        self, what: dict[str, Any], outcome: dict[str, Any], state: loop.TrainState
     ) -> None:
         """Adds a row to the metrics."""
         progress = state.progress
@@ -185,7 +187,7 @@ class Run:
             jax.tree_util.keystr(path, simple=True, separator="/"): number(share)
             for path, share in jax.tree.leaves_with_path(progress.relevant_by_leaf)
         }
-        kept = jax.device_get(jax.tree.leaves(training.num_kept(state.params)))
+        kept = jax.device_get(jax.tree.leaves(loop.num_kept(state.params)))
         self.folder.append(
             {
                 **what,

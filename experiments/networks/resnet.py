@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments import convolution
 from experiments.data import NUM_CLASSES
+from experiments.networks import convolution
 
 MEMORY = 0.9  # of the running statistics of the norms
 

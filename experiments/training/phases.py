@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 
 import sparse_optax
-from experiments import forms, optimizers, training
+from experiments import forms
 from experiments.config import Config, ExperimentError
 from experiments.data import Split
-from experiments.devices import Devices
-from experiments.functional import Variables, init_network
-from experiments.masks_at_init import random_scores, snip_scores
 from experiments.networks import NETWORKS
+from experiments.networks.functional import Variables, init_network
+from experiments.training import loop, optimizers
+from experiments.training.devices import Devices
+from experiments.training.masks_at_init import random_scores, snip_scores
 
 
 class NumRounds(NamedTuple):
@@ -79,7 +80,7 @@ class Phases:
         per_example = config.form.measure == "per-example"
 
         def make_train(optimizer, per_example):
-            return training.make_train(
+            return loop.make_train(
                 self.network,
                 optimizer,
                 train,
@@ -104,22 +105,22 @@ class Phases:
         self.count_correct = self.make_count_correct(validation)
         self.num_validation = len(validation.labels)
 
-    def start_dense(self) -> training.TrainState:
+    def start_dense(self) -> loop.TrainState:
         """Returns the state before the first update."""
         return self.devices.replicate(
-            training.init_state(
+            loop.init_state(
                 self.variables, self.dense_optimizer, jnp.zeros([], jnp.int32)
             )
         )
 
     def start_pruning(
-        self, dense: training.TrainState
+        self, dense: loop.TrainState
     ) -> sparse_optax.IterativePruningState:
         """Returns the state before the first round of the iterative algorithm."""
         config, variables = self.config, dense.variables
         if config.prune in ("snip", "random"):  # not what dense training has made
             variables = self.variables
-        state = training.init_state(variables, self.pruning_optimizer, dense.step)
+        state = loop.init_state(variables, self.pruning_optimizer, dense.step)
         if config.prune == "snip":
             scores = snip_scores(
                 self.network, variables, self.train, config.batch_size, config.seed
@@ -140,7 +141,7 @@ class Phases:
 
     def make_count_correct(self, data: Split) -> Callable[[Any], jax.Array]:
         """Returns the function from variables to how many of `data` they get right."""
-        return training.make_count_correct(self.network, data, self.devices)
+        return loop.make_count_correct(self.network, data, self.devices)
 
     def accuracy(self, variables: Variables) -> jax.Array:
         """Returns the validation accuracy, a float32."""
@@ -158,7 +159,7 @@ class Phases:
             return self.accuracy(dense) - bound
         return bound
 
-    def prune(self, state: training.TrainState) -> training.TrainState:
+    def prune(self, state: loop.TrainState) -> loop.TrainState:
         """Drops a share of the remaining weights, between two rounds of training."""
         if self.config.prune != "gated":
             return state
@@ -168,8 +169,8 @@ class Phases:
         return self.drop(state, ranked, self.config.fraction)
 
     def drop(
-        self, state: training.TrainState, ranked: Any, fraction: float | jax.Array
-    ) -> training.TrainState:
+        self, state: loop.TrainState, ranked: Any, fraction: float | jax.Array
+    ) -> loop.TrainState:
         """Drops the share of the remaining weights that is smallest by `ranked`."""
         _, opt_state = sparse_optax.prune(
             ranked, state.opt_state, fraction, scope=self.config.scope

@@ -10,8 +10,8 @@ from typing import Any
 from experiments.config import ExperimentError
 from experiments.records import read_json, write_json
 
-STORE = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+STORE = Path(__file__).parents[1] / "results"
+README = Path(__file__).parents[2] / "README.md"
 HEADER = (
     "| data set | network | regularizer | strength | prunes, % | seeds "
     "| dense error, % | error, % | sparsity, % | weights kept | compression |\n"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import Split
-from experiments.functional import Network, Variables
+from experiments.networks.functional import Network, Variables
 
 FOLD = 2**29  # into a seed that has other uses
 
