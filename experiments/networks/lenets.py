@@ -1,4 +1,4 @@
-"""The two LeNets."""
+"""LeNet-300-100 and LeNet-5."""
 
 import jax
 from flax import nnx

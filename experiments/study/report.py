@@ -1,6 +1,5 @@
 """The control study's report: the tables and the figure, from its stored rows alone."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
+from experiments.records import read_rows
 from experiments.reporting.results import README, STORE as RESULTS, insert
 from experiments.running.tuning import log_kept
 from experiments.study.comparison import LEVEL, OPPONENTS, Result, Row, results_of
@@ -58,11 +58,7 @@ def check_stored(store: Path, names: Iterable[str]) -> None:
 def read(store: Path, names: Iterable[str]) -> dict[str, list[Row]]:
     """Returns the rows of those tasks that have been made, by the name of the task."""
     paths = {name: store / f"{name}.jsonl" for name in names}
-    return {
-        name: [json.loads(line) for line in path.read_text().splitlines()]
-        for name, path in paths.items()
-        if path.exists()
-    }
+    return {name: read_rows(path) for name, path in paths.items() if path.exists()}
 
 
 def report(tasks: list[list[Row]]) -> str:

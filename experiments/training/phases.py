@@ -1,8 +1,8 @@
 """The phases of a run: what is trained, and how, in each of them.
 
 A run is dense training, iterative pruning and fine-tuning. `Phases` has the parts of
-all three, and leaves it to others to drive them: `run` round by round from Python, with
-checkpoints between; `sweep` as one compiled program.
+all three, and leaves it to others to drive them: `running.run` round by round from
+Python, with checkpoints between; `running.sweep` as one compiled program.
 """
 
 from collections.abc import Callable
