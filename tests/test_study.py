@@ -165,3 +165,10 @@ def test_readme_draws_the_conclusions_of_the_stored_rows():
     assert min(found.ratio for found in against_none.values()) > 1
     unclear = [task for task, found in against_none.items() if found.low <= 1]
     assert f"clearly so on all but {' and '.join(f'`{t}`' for t in unclear)}." in said
+
+
+def test_damaged_rows_are_told_in_one_line(tmp_path):
+    path = tmp_path / "digits-sgd.jsonl"
+    path.write_text("{bad\n")
+    with pytest.raises(ExperimentError, match=r"digits-sgd\.jsonl is damaged"):
+        study_report.read(tmp_path, ["digits-sgd"])
