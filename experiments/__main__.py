@@ -1,16 +1,17 @@
 """The command line: one subcommand for each experiment."""
 
 import os
+import shlex
 import sys
 
 import tyro
 
 from experiments.config import Config, ExperimentError
 from experiments.cost.settings import Benchmark, Footprint
-from experiments.frontiers.methods import Frontiers
+from experiments.frontiers.settings import Frontiers
 from experiments.running import grid
 from experiments.running.grid import Sweep
-from experiments.study.trials import Study
+from experiments.study.settings import Study
 from experiments.tasks import (
     digits,
     lenet5_fashion,
@@ -77,7 +78,7 @@ def parse(arguments: list[str]) -> Settings:
 def main(arguments: list[str]) -> None:
     """Runs the command; a mistake of the user's ends it with one line."""
     settings = parse(arguments)
-    command = " ".join(["python -m experiments", *arguments])
+    command = shlex.join([sys.executable, "-m", "experiments", *arguments])
     try:
         settings.validate()
         # Late, because it takes seconds that neither --help nor a mistake should cost.

@@ -4,7 +4,9 @@ The test set is a function, not an array, so that nothing but the end of a run r
 """
 
 import importlib.util
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +98,16 @@ def load_whole(name: str, data_dir: Path | None, command: str) -> Dataset:
     )
 
 
+def check_there(names: Iterable[str], data_dir: Path | None, command: str) -> None:
+    """Raises what `load_whole` does for the first set that cannot be used.
+
+    Sets that are not there, but can be prepared, are prepared.
+    """
+    for name in dict.fromkeys(names):
+        if name != "digits":
+            prepared_builder(name, data_dir, command)
+
+
 def load_digits() -> Dataset:
     """Returns scikit-learn's 1,797 scanned digits: 60 % train, 20 % each the rest."""
     from sklearn import datasets, model_selection
@@ -144,7 +156,8 @@ def prepared_builder(name: str, data_dir: Path | None, command: str) -> Any:
         if not has_tensorflow():
             raise ExperimentError(
                 f"no data set {name} in {builder.data_path}; to download and prepare "
-                f"it there: pip install -e '.[prepare]' && {command}"
+                f"it there: {shlex.quote(sys.executable)} -m pip install -e "
+                f"'.[prepare]' && {command}"
             )
         try:
             builder.download_and_prepare()

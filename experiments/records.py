@@ -1,4 +1,4 @@
-"""The folder of a run: what it is a run of, its measurements and its outcome."""
+"""What is kept of runs: the folder of one, and rows of many, as JSON that is whole."""
 
 import dataclasses
 import json

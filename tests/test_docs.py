@@ -112,11 +112,13 @@ def test_the_commands_of_the_readme_exist():
         assert importlib.util.find_spec(module), module
 
 
-def test_the_files_that_the_readme_points_to_exist():
-    targets = re.findall(r"\]\((?!http)([^)#]+)", README)
-    assert "LICENSE" in targets
+@pytest.mark.parametrize("document", ["README.md", "experiments/STUDY.md"])
+def test_the_files_that_the_documents_point_to_exist(document):
+    path = ROOT / document
+    targets = re.findall(r"\]\((?!http)([^)#]+)", path.read_text())
+    assert targets
     for target in targets:
-        assert (ROOT / target).exists(), target
+        assert (path.parent / target).exists(), target
 
 
 def test_each_public_name_is_written_in_the_package():

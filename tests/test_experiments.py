@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -412,7 +413,7 @@ def test_row_30_missing_data_set(experiment, capsys, tmp_path, monkeypatch):
     message = error_line(capsys, arguments)
     assert str(tmp_path / "data") in message
     assert "[prepare]" in message
-    assert "python -m experiments " + " ".join(arguments) in message
+    assert shlex.join([sys.executable, "-m", "experiments", *arguments]) in message
 
 
 @needs_data

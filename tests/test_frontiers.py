@@ -7,9 +7,17 @@ import re
 
 import pytest
 
+from experiments import data
 from experiments.__main__ import main
 from experiments.config import ExperimentError
-from experiments.frontiers import make as frontiers, methods, plan, points, report
+from experiments.frontiers import (
+    make as frontiers,
+    methods,
+    plan,
+    points,
+    report,
+    settings,
+)
 from experiments.reporting.results import README, insert
 from experiments.tasks import digits
 
@@ -34,7 +42,7 @@ TASK = methods.Task(
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Frontiers of one small task, away from the stored ones."""
-    for module in (methods, frontiers, plan, report):
+    for module in (methods, frontiers, plan, report, settings):
         monkeypatch.setattr(module, "TASKS", {"small": TASK})
     monkeypatch.setattr(points, "STORE", tmp_path / "store")
     readme = tmp_path / "README.md"
@@ -229,7 +237,7 @@ def test_tables_say_what_was_tuned():
 
 def test_tuning_can_be_that_of_another_task(small, monkeypatch):
     tasks = {"small": TASK, "large": TASK._replace(tuned_on="small")}
-    for module in (methods, frontiers):
+    for module in (frontiers, settings):
         monkeypatch.setattr(module, "TASKS", tasks)
     (small / "store").mkdir()
 
@@ -253,12 +261,25 @@ def test_tuning_can_be_that_of_another_task(small, monkeypatch):
 
 def test_tasks_that_others_are_tuned_on_come_first(small, monkeypatch):
     tasks = {"small": TASK, "large": TASK._replace(tuned_on="small")}
-    for module in (methods, frontiers):
+    for module in (frontiers, settings):
         monkeypatch.setattr(module, "TASKS", tasks)
     made = []
     monkeypatch.setattr(frontiers, "make_task", lambda name, *_: made.append(name))
     main(["sweep", "frontiers", "--tasks", "large", "small", "--out", str(small)])
     assert made == ["small", "large"]
+
+
+@pytest.mark.parametrize(
+    "tasks", [("frontiers", "digits", "lenet300-mnist"), ("study", "digits", "mnist")]
+)
+def test_missing_data_is_told_before_any_run_is_made(tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "has_tensorflow", lambda: False)
+    command = ["sweep", tasks[0], "--tasks", *tasks[1:], "--out", str(tmp_path / "x")]
+    with pytest.raises(
+        SystemExit, match=r"error: no data set mnist in .*; to download"
+    ):
+        main([*command, "--data-dir", str(tmp_path / "data")])
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("flag", ["--tasks", "--methods"])

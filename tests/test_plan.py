@@ -26,6 +26,9 @@ def test_settings_are_chosen_by_the_mean_logarithm_and_then_by_accuracy():
     settings = [(0.1, 1.0), (0.2, 1.0), (0.3, 1.0), (0.4, 1.0)]
     best = tuning.best_of(settings, tuned)
     assert best == [(0.4, 1.0), (0.3, 1.0), (0.1, 1.0), (0.2, 1.0)]
+    tuned[-1]["diverged"] = True  # however few weights it says that it keeps
+    best = tuning.best_of(settings, tuned)
+    assert best == [(0.3, 1.0), (0.1, 1.0), (0.2, 1.0), (0.4, 1.0)]
 
 
 class Recorder:

@@ -14,6 +14,7 @@ from experiments.study import (
     make as study,
     plan,
     report as study_report,
+    settings,
     trials,
 )
 
@@ -32,7 +33,7 @@ def small(tmp_path, monkeypatch):
     names = "none", "l2", "relevance"
     task = trials.Task("A small task.", config, names, num_seeds=2, at_once=2)
     tasks = {"small": task}
-    for module in (plan, study, study_report, trials):
+    for module in (plan, study, study_report, trials, settings):
         monkeypatch.setattr(module, "TASKS", tasks)
     monkeypatch.setattr(study, "STORE", tmp_path / "store")
     monkeypatch.setattr(study_report, "REPORT", tmp_path / "STUDY.md")

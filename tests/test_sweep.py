@@ -13,8 +13,8 @@ from experiments import data
 from experiments.__main__ import main
 from experiments.config import ExperimentError
 from experiments.records import write_json
-from experiments.reporting import figures, terminal
-from experiments.running import sweep
+from experiments.reporting import figures
+from experiments.running import grid, sweep
 from experiments.running.grid import Sweep
 from experiments.tasks.digits import CONFIG
 from experiments.training.phases import Phases
@@ -239,6 +239,19 @@ def test_folder_that_cannot_be_made(tmp_path):
         sweep.sweep(settings, "")
 
 
+def test_a_run_that_diverges_costs_no_other_run(tmp_path, capsys):
+    flags = ["--dense-epochs", "1", "--epochs", "1", "--out", str(tmp_path)]
+    flags += ["--prune", "gradual", "--regularizer", "l2", "--optimizer", "sgd"]
+    flags += ["--strengths", "1e-5", "1e37"]
+    for _ in range(2):  # the second time nothing is made
+        with pytest.raises(SystemExit, match=r"seed 0 with strength 1e\+37 .*diverged"):
+            main(["sweep", "digits", *flags, "--finetune-epochs", "0"])
+        assert "│ l2 " in capsys.readouterr().out  # what is left is reported
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert [run.get("diverged", False) for run in runs].count(True) == 1
+    assert (tmp_path / "frontiers.png").exists()
+
+
 def test_settings_are_told_apart_by_their_controls():
     form = {"control": "none"}
     common = {"regularizer": "relevance", "strength": 1.0, "scale": 1.0, "fraction": 1}
@@ -246,7 +259,7 @@ def test_settings_are_told_apart_by_their_controls():
         {**common, "config_id": "a", "sparsity": 0.5, "form": form},
         {**common, "config_id": "b", "sparsity": 0.4, "form": {"control": "mean"}},
     ]
-    groups = terminal.by_settings(runs)
+    groups = grid.by_settings(runs)
     assert list(groups) == ["relevance", "relevance, control mean"]
     assert list(groups.values()) == [[runs[0]], [runs[1]]]
 
@@ -267,12 +280,12 @@ def test_groups_of_runs_are_named_by_what_plays_a_part():
         }
         for place, (name, strength, scale) in enumerate(settings)
     ]
-    assert list(terminal.by_settings(runs)) == [
+    assert list(grid.by_settings(runs)) == [
         *("relevance, strength 0.1, scale 1", "relevance, strength 0.1, scale 2"),
         *("l2, strength 0.2", "none"),
     ]
     # One scale among those that have any, one strength among all.
-    assert list(terminal.by_settings(runs[1:2] + runs[3:])) == ["relevance", "none"]
+    assert list(grid.by_settings(runs[1:2] + runs[3:])) == ["relevance", "none"]
 
 
 def test_frontier_is_the_best_at_a_sparsity_or_above():

@@ -23,17 +23,18 @@ from rich.console import Console
 from experiments import data
 from experiments.config import Config
 from experiments.frontiers import points, report
-from experiments.frontiers.methods import TASKS, Frontiers, Task
+from experiments.frontiers.methods import TASKS, Task
 from experiments.frontiers.plan import check_stored, make_method, tuned_elsewhere
 from experiments.frontiers.points import Row
+from experiments.frontiers.settings import Frontiers
 from experiments.records import write_whole
-from experiments.running.sweep import complete
+from experiments.running.sweep import check_sound, complete
 
 STORED = (
     *("config_id", "seed", "strength", "scale", "learning_rate"),
     *("bound", "target_sparsity"),
     *("kept", "total", "validation_accuracy", "dense_validation_accuracy", "sparsity"),
-    *("dense_test_accuracy", "test_accuracy", "hardware", "commit"),
+    *("diverged", "dense_test_accuracy", "test_accuracy", "hardware", "commit"),
 )
 
 
@@ -46,13 +47,15 @@ def frontiers(settings: Frontiers, command: str) -> None:
 
     Raises:
       ExperimentError: the output folder or a data set cannot be used, a task has not
-        been made that another is tuned on, or the README has no place for the
-        tables, or not those of the present methods.
+        been made that another is tuned on, a run diverged that was to be compared, or
+        the README has no place for the tables, or not those of the present methods.
     """
     console = Console(highlight=False)
     report.check_readme()
     check_stored(points.STORE, settings.tasks, settings.methods)
     check_tuned(settings)
+    sets = [TASKS[name].config.dataset for name in settings.tasks]
+    data.check_there(sets, settings.data_dir, command)
     for name in TASKS:  # in their order: some are tuned on others
         if name in settings.tasks:
             console.rule(name)
@@ -110,6 +113,8 @@ def make_rows(
             test=stage == "frontier",
         )
         for run in runs:
+            if stage == "frontier":
+                check_sound(run)
             values = {key: run[key] for key in STORED if key in run}
             rows.append({"method": method, "stage": stage, **values})
         return runs

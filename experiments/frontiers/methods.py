@@ -6,10 +6,9 @@ bounds; those that are told a sparsity, to what accuracy.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import Config, check
+from experiments.config import Config
 from experiments.tasks import (
     digits,
     lenet5_fashion,
@@ -201,24 +200,3 @@ TASKS = {
         num_seeds=3,
     ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Frontiers:
-    """Makes the frontiers of all methods, or goes on with it, and tabulates them."""
-
-    tasks: tuple[str, ...] = tuple(name for name in TASKS if "resnet" not in name)
-    """Tasks by name; by default all but resnet32-cifar10, which takes an
-    accelerator."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Methods by name; by default all of them."""
-    out: Path = Path("runs/frontiers")
-    """Folder of the runs, one folder a task."""
-    data_dir: Path | None = None
-    """Folder of the TFDS data sets; by default that of TFDS itself."""
-
-    def validate(self) -> None:
-        """Raises `ExperimentError` for the first value that makes no sense."""
-        for field, known in (("tasks", TASKS), ("methods", METHODS)):
-            for name in getattr(self, field):
-                check(field, name, name in known, "of " + ", ".join(map(repr, known)))

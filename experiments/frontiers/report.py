@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import ticker
@@ -89,6 +90,8 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
     config = TASKS[name].config
     least = 1.0
     title = f"{config.network}, {config.dataset}"
+    # Of the legend, which would have what has error bars last.
+    handles: list[Any] = []
     with figures.figure(path, title, height=4.2, suffixes=(".png",)) as axes:
         for index, (method, (_, runs)) in enumerate(frontiers_of(rows).items()):
             values = np.asarray(runs)  # [seed, point, (sparsity, error)]
@@ -96,7 +99,7 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
             spreads = values.std(axis=0, ddof=min(1, len(runs) - 1)).T
             kept = 1 - sparsities / 100
             least = min(least, *kept)
-            axes.errorbar(
+            line = axes.errorbar(
                 kept,
                 errors,
                 xerr=spreads[0] / 100,
@@ -109,10 +112,11 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
                 elinewidth=0.8,
                 label=method,
             )
+            handles.append(line)
         published = TASKS[name].published
         for place, method in enumerate(distinct(result.method for result in published)):
             own = [result for result in published if result.method == method]
-            axes.plot(
+            handles += axes.plot(
                 [1 - result.sparsity / 100 for result in own],
                 [result.error for result in own],
                 marker="sD^vPX*"[place % 7],
@@ -128,8 +132,13 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
         axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.set_ylabel("test error (%)")
-        legend = {"loc": "outside lower center", "ncols": 2, "handlelength": 4}
-        axes.figure.legend(**legend, fontsize=6)
+        axes.figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=2,
+            handlelength=4,
+            fontsize=6,
+        )
 
 
 def write(store: Path) -> None:

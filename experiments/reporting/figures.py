@@ -1,4 +1,4 @@
-"""The figures of a run, drawn from its metrics and summary alone."""
+"""The figures of runs and sweeps, drawn from what is stored of them alone."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

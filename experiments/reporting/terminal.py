@@ -16,8 +16,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from experiments.config import plays_part
-
 Show = Callable[[str, float, float], None]
 
 
@@ -70,48 +68,16 @@ def compression(kept: int, size: int) -> str:
     return f"{size / kept:.1f}x" if kept else "-"
 
 
-def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Groups runs that differ in their seeds alone, under what sets the groups apart.
-
-    The groups come sparsest first.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault(run["config_id"], []).append(run)
-    names = [
-        name
-        for name in ("strength", "scale", "fraction")
-        if len({run[name] for run in runs if plays_part(name, run["regularizer"])}) > 1
-    ]
-    named = {}
-    for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
-        first = group[0]
-        values = [
-            f"{name} {first[name]:g}"
-            for name in names
-            if plays_part(name, first["regularizer"])
-        ]
-        if first["form"]["control"] != "none":
-            values.insert(0, f"control {first['form']['control']}")
-        named[", ".join([first["regularizer"], *values])] = group
-    return named
-
-
-def mean_sparsity(runs: list[dict[str, Any]]) -> float:
-    """Returns the mean sparsity of runs."""
-    return statistics.fmean(run["sparsity"] for run in runs)
-
-
-def print_sweep(console: Console, runs: list[dict[str, Any]]) -> None:
+def print_sweep(console: Console, groups: dict[str, list[dict[str, Any]]]) -> None:
     """Prints what a sweep has come to, a row for each setting, over its seeds."""
     columns = ["sparsity", "validation_accuracy"]
-    if all("test_accuracy" in run for run in runs):
+    if all("test_accuracy" in run for group in groups.values() for run in group):
         columns.append("test_accuracy")
     table = Table(title="Over the seeds: mean, lowest, highest")
     table.add_column("setting")
     for name in ("seeds", *columns):
         table.add_column(name.replace("_", " "), justify="right")
-    for name, group in by_settings(runs).items():
+    for name, group in groups.items():
         table.add_row(
             name,
             str(len(group)),

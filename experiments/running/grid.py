@@ -19,7 +19,9 @@ those that compare the method with others.
 
 import dataclasses
 import itertools
+import statistics
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -95,3 +97,35 @@ class Sweep:
             for regularizer, control, strength, scale, fraction, seed in grid
         )
         return list(dict.fromkeys(configs))
+
+
+def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Groups runs that differ in their seeds alone, under what sets the groups apart.
+
+    The groups come sparsest first.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(run["config_id"], []).append(run)
+    names = [
+        name
+        for name in ("strength", "scale", "fraction")
+        if len({run[name] for run in runs if plays_part(name, run["regularizer"])}) > 1
+    ]
+    named = {}
+    for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
+        first = group[0]
+        values = [
+            f"{name} {first[name]:g}"
+            for name in names
+            if plays_part(name, first["regularizer"])
+        ]
+        if first["form"]["control"] != "none":
+            values.insert(0, f"control {first['form']['control']}")
+        named[", ".join([first["regularizer"], *values])] = group
+    return named
+
+
+def mean_sparsity(runs: list[dict[str, Any]]) -> float:
+    """Returns the mean sparsity of runs."""
+    return statistics.fmean(run["sparsity"] for run in runs)

@@ -22,7 +22,7 @@ from experiments.networks.functional import Variables
 from experiments.records import differences, read_json, write_json
 from experiments.reporting import figures, terminal
 from experiments.running.environment import environment
-from experiments.running.grid import Sweep
+from experiments.running.grid import Sweep, by_settings
 from experiments.training import loop
 from experiments.training.devices import Devices
 from experiments.training.phases import Phases
@@ -170,23 +170,22 @@ def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Any]:
 def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str, Any]:
     """Returns a run as JSON data: settings, outcome and what all rounds came to.
 
-    Raises:
-      ExperimentError: its training diverged.
+    Of a run whose weights are no longer finite, it says that it diverged, and that none
+    of them is gone: they are not zero.
     """
     leaves = jax.tree.leaves(outcome.best.params)
-    if not all(jnp.isfinite(leaf).all() for leaf in leaves):
-        raise ExperimentError(
-            f"the training of seed {config.seed} with strength {config.strength:g} "
-            f"and learning rate {config.learning_rate:g} diverged; a lower one may "
-            "help."
-        )
+    if all(jnp.isfinite(leaf).all() for leaf in leaves):
+        sizes = loop.sizes(outcome.best)
+    else:
+        total = sum(leaf.size for leaf in leaves)
+        sizes = {"diverged": True, "sparsity": 0.0, "kept": total, "total": total}
     return {
         **config.to_dict(),
         "config_id": config.config_id,
         "dense_validation_accuracy": int(outcome.dense_correct) / num_validation,
         "validation_accuracy": int(outcome.best_correct) / num_validation,
         "validation_bound": float(outcome.bound),
-        **loop.sizes(outcome.best),
+        **sizes,
         **{
             phase: {name: row.tolist() for name, row in history._asdict().items()}
             for phase, history in (
@@ -279,6 +278,15 @@ def complete(
     return [run for config in configs if (run := read_json(path(config)))]
 
 
+def check_sound(run: dict[str, Any]) -> None:
+    """Raises `ExperimentError` if a run diverged."""
+    if run.get("diverged"):
+        raise ExperimentError(
+            f"the training of seed {run['seed']} with strength {run['strength']:g} and "
+            f"learning rate {run['learning_rate']:g} diverged; a lower one may help."
+        )
+
+
 def sweep(settings: Sweep, command: str) -> None:
     """Makes what is missing of a sweep, and reports all of it.
 
@@ -287,7 +295,8 @@ def sweep(settings: Sweep, command: str) -> None:
       command: what the user typed, for messages to repeat.
 
     Raises:
-      ExperimentError: the output folder or the data set cannot be used.
+      ExperimentError: the output folder or the data set cannot be used, or a run
+        diverged: that is told last, below the report of the others.
     """
     console = Console(highlight=False)
     folder = settings.folder
@@ -300,6 +309,10 @@ def sweep(settings: Sweep, command: str) -> None:
         at_once=settings.at_once,
         test=settings.test,
     )
-    terminal.print_sweep(console, runs)
-    figures.draw_sweep(terminal.by_settings(runs), folder / "frontiers")
-    console.print(f"Runs, figure: {folder}", soft_wrap=True)
+    groups = by_settings([run for run in runs if not run.get("diverged")])
+    if groups:
+        terminal.print_sweep(console, groups)
+        figures.draw_sweep(groups, folder / "frontiers")
+        console.print(f"Runs, figure: {folder}", soft_wrap=True)
+    for run in runs:
+        check_sound(run)

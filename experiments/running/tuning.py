@@ -105,12 +105,14 @@ def best_of(
     """Returns settings in the order of the weights that they keep, the fewest first.
 
     It is the mean of `size` that counts, over the seeds; among equals, and a prune
-    moves the weights kept in large steps, the mean validation accuracy.
+    moves the weights kept in large steps, the mean validation accuracy. Those come last
+    of which a run diverged.
     """
 
-    def merit(setting: Setting) -> tuple[float, float]:
+    def merit(setting: Setting) -> tuple[bool, float, float]:
         own = [run for run in runs if tuple(run[name] for name in names) == setting]
         return (
+            any(run.get("diverged", False) for run in own),
             # Rounded, lest the order of a sum decides.
             round(statistics.fmean(size(run) for run in own), 9),
             -statistics.fmean(run["validation_accuracy"] for run in own),

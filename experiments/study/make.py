@@ -21,17 +21,18 @@ from rich.console import Console
 from experiments import data
 from experiments.config import Config
 from experiments.records import write_whole
-from experiments.running.sweep import complete
+from experiments.running.sweep import check_sound, complete
 from experiments.study import report
 from experiments.study.comparison import Row
 from experiments.study.plan import make_trial
 from experiments.study.report import STORE
-from experiments.study.trials import TASKS, Study
+from experiments.study.settings import Study
+from experiments.study.trials import TASKS
 
 STORED = (
     *("config_id", "seed", "strength", "scale", "kept", "total", "at_once"),
     *("validation_bound", "dense_validation_accuracy", "validation_accuracy"),
-    *("dense_test_accuracy", "test_accuracy", "hardware", "commit"),
+    *("diverged", "dense_test_accuracy", "test_accuracy", "hardware", "commit"),
 )
 
 
@@ -43,12 +44,15 @@ def study(settings: Study, command: str) -> None:
       command: what the user typed, for messages to repeat.
 
     Raises:
-      ExperimentError: the output folder or a data set cannot be used, or the report
-        cannot be written, because tasks stored before have other trials now.
+      ExperimentError: the output folder or a data set cannot be used, a run diverged
+        that was to be compared, or the report cannot be written, because tasks stored
+        before have other trials now.
     """
     console = Console(highlight=False)
     report.check_readme()
     report.check_stored(STORE, (name for name in TASKS if name not in settings.tasks))
+    sets = [TASKS[name].config.dataset for name in settings.tasks]
+    data.check_there(sets, settings.data_dir, command)
     for name in settings.tasks:
         console.rule(name)
         rows = make_task(name, settings, command, console)
@@ -77,6 +81,9 @@ def make_task(name: str, settings: Study, command: str, console: Console) -> lis
             # What is being chosen does not see the test set.
             test=stage == "comparison",
         )
+        if stage == "comparison":
+            for run in runs:
+                check_sound(run)
         rows.extend(
             {
                 **{"task": name, "stage": stage, "trial": trial},

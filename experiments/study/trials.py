@@ -6,10 +6,9 @@ and as many more as it takes to have the best strength and scale inside of those
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import Config, check
+from experiments.config import Config
 from experiments.forms import Form
 from experiments.tasks import digits
 
@@ -212,20 +211,3 @@ TASKS = {
         at_once=1,
     ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Makes the control study, or goes on with it: see experiments/STUDY.md."""
-
-    tasks: tuple[str, ...] = tuple(TASKS)
-    """Tasks by name; by default all of them."""
-    out: Path = Path("runs/study")
-    """Folder of the runs, one folder a task."""
-    data_dir: Path | None = None
-    """Folder of the TFDS data sets; by default that of TFDS itself."""
-
-    def validate(self) -> None:
-        """Raises `ExperimentError` for the first value that makes no sense."""
-        for name in self.tasks:
-            check("tasks", name, name in TASKS, "of " + ", ".join(map(repr, TASKS)))
