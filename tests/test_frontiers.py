@@ -22,7 +22,6 @@ from experiments.reporting.results import README, insert
 from experiments.tasks import digits
 
 TRAINING_SET = {
-    "digits": 1078,
     "mnist": 55_000,
     "fashion_mnist": 55_000,
     "cifar10": 45_000,
@@ -230,7 +229,7 @@ def test_tables_give_means_over_seeds_with_their_spread():
 
 def test_tables_say_what_was_tuned():
     rows = [{**row, "learning_rate": 0.25} for row in rows_of("none", [(60, 1)])]
-    table = report.table("digits", rows + rows_of("l1", [(99, 4)]))
+    table = report.table("lenet300-mnist", rows + rows_of("l1", [(99, 4)]))
     assert "| none | learning rate 0.25 | 1 | " in table
     assert "| l1 | strength 0.5 | 1 | " in table
 
@@ -270,16 +269,19 @@ def test_tasks_that_others_are_tuned_on_come_first(small, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "tasks", [("frontiers", "digits", "lenet300-mnist"), ("study", "digits", "mnist")]
+    "words",
+    [("frontiers", "lenet300-mnist", "lenet5-fashion"), ("study", "digits", "fashion")],
 )
-def test_missing_data_is_told_before_any_run_is_made(tasks, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "has_tensorflow", lambda: False)
-    command = ["sweep", tasks[0], "--tasks", *tasks[1:], "--out", str(tmp_path / "x")]
-    with pytest.raises(
-        SystemExit, match=r"error: no data set mnist in .*; to download"
-    ):
-        main([*command, "--data-dir", str(tmp_path / "data")])
-    assert not (tmp_path / "x").exists()
+def test_missing_data_is_told_before_any_run_is_made(words, tmp_path, monkeypatch):
+    def builder(name, *_):
+        if name == "fashion_mnist":
+            raise ExperimentError("no fashion_mnist")
+
+    monkeypatch.setattr(data, "prepared_builder", builder)
+    name, *tasks = words
+    with pytest.raises(SystemExit, match="error: no fashion_mnist"):
+        main(["sweep", name, "--out", str(tmp_path / "runs"), "--tasks", *tasks])
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("flag", ["--tasks", "--methods"])

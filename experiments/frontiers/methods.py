@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from experiments.config import Config
 from experiments.tasks import (
-    digits,
     lenet5_fashion,
     lenet5_mnist,
     lenet300_mnist,
@@ -138,19 +137,6 @@ LENET5_BUDGET = {
 }
 # The learning rate stays up while weights go: one that falls ends gated prunes early.
 TASKS = {
-    "digits": Task(
-        dataclasses.replace(
-            digits.CONFIG,
-            dense_epochs=100,
-            epochs=600,
-            interval=50,
-            finetune_epochs=100,
-            relative_bound=False,
-        ),
-        bounds=(0.94, 0.96, 0.975),
-        sparsities=(0.98, 0.99, 0.995),
-        errors=(4.0, 5.0),
-    ),
     "lenet300-mnist": Task(
         dataclasses.replace(
             lenet300_mnist.CONFIG,
