@@ -99,9 +99,9 @@ def load_whole(name: str, data_dir: Path | None, command: str) -> Dataset:
 
 
 def check_there(names: Iterable[str], data_dir: Path | None, command: str) -> None:
-    """Raises what `load_whole` does for the first set that cannot be used.
+    """Raises `ExperimentError` for the first set that is missing.
 
-    Sets that are not there, but can be prepared, are prepared.
+    Those that can be prepared, are. What is there is not read: it may be damaged.
     """
     for name in dict.fromkeys(names):
         if name != "digits":

@@ -31,8 +31,8 @@ def main(folders: list[str]) -> None:
     """Stores the given runs and writes everything that shows them, or others."""
     try:
         for folder in map(Path, folders):
-            results.store(folder)
             illustrations.store(folder)
+            results.store(folder)
         write()
     except ExperimentError as error:
         sys.exit(f"error: {error}")

@@ -22,26 +22,41 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_text(path: Path) -> str | None:
     """Returns what a file holds, or None where there is no such file."""
     try:
-        return json.loads(path.read_text())
+        return path.read_text()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ExperimentError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ExperimentError(f"{path} is not valid JSON: {error}") from error
+    except UnicodeError as error:
+        raise ExperimentError(f"{path} is damaged: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the JSON data that a file holds, or None where there is no such file."""
+    text = read_text(path)
+    return None if text is None else parse(text, path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of JSON data that a file holds."""
+    text = read_text(path)
+    if text is None:
+        raise ExperimentError(f"there is no {path}.")
+    return [parse(line, path) for line in text.splitlines()]
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """Returns what is written in JSON in a file: values under names."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise ExperimentError(f"cannot read {path}: {error.strerror}") from error
+        found = json.loads(text)
     except ValueError as error:
         raise ExperimentError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ExperimentError(f"{path} is damaged: {text[:40]!r} has no names.")
+    return found
 
 
 def differences(found: dict[str, Any], config: Config) -> list[str]:
@@ -98,14 +113,23 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.checkpoints = path / "checkpoints"
         self.rows: list[dict[str, Any]] = []
         self._config = path / "config.json"
         self._metrics = path / "metrics.jsonl"
+        self._summary = path / "summary.json"
 
     def check(self, config: Config) -> None:
         """Raises `ExperimentError` if the folder holds a run of another `config`."""
         found = read_json(self._config)
         if found is None:
+            # Without it, nothing tells what the rest is of.
+            for path in (self.checkpoints, self._metrics, self._summary):
+                if path.exists():
+                    raise ExperimentError(
+                        f"{path} is there, but no {self._config.name} to say of which "
+                        "run; choose another --out."
+                    )
             return
         if different := differences(found, config):
             raise ExperimentError(
@@ -130,13 +154,8 @@ class RunFolder:
 
         Later rows, and a last line torn by a kill, are of rounds to be made again.
         """
-        lines = []
-        if self._metrics.exists():
-            lines = self._metrics.read_text().splitlines()[:count]
-        try:
-            self.rows = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise ExperimentError(f"{self._metrics} is damaged: {error}") from error
+        lines = (read_text(self._metrics) or "").splitlines()[:count]
+        self.rows = [parse(line, self._metrics) for line in lines]
         if len(lines) < count:
             raise ExperimentError(
                 f"{self._metrics} has {len(lines)} rows, the checkpoint {count}; "
@@ -152,8 +171,13 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any] | None:
         """Returns the outcome of a finished run, or None."""
-        return read_json(self.path / "summary.json")
+        found = read_json(self._summary)
+        if found is not None and "wall_seconds" not in found:
+            raise ExperimentError(
+                f"{self._summary} is damaged; delete it, to finish the run again."
+            )
+        return found
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the outcome, which marks the run as finished."""
-        write_json(self.path / "summary.json", summary)
+        write_json(self._summary, summary)

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -178,6 +179,21 @@ def test_finished_run_says_so(finished, capsys, monkeypatch):
     main(digits(out))
     assert "finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_patience_and_scope(tmp_path):
+    flags = "--patience", "1", "--scope", "leaf", "--fraction", "0.75"
+    arguments = digits(tmp_path, *flags)
+    arguments[arguments.index("--bound") + 1] = "0.05"  # below the dense network
+    main(arguments)
+    rows = [row for row in read_rows(tmp_path) if row["phase"] == "prune"]
+    first_without = [row["pruned"] for row in rows].index(False)
+    assert first_without == len(rows) - 1 < 8  # there would have been eight of them
+    prunes = first_without - 1  # the last went too far, and is not in the result
+    assert prunes > 0
+    for layer in read_summary(tmp_path)["layers"].values():
+        # A quarter of each leaf is left by each.
+        assert layer["kept"] == pytest.approx(layer["size"] / 4**prunes, abs=1), layer
 
 
 def test_other_configuration_is_an_error(finished, capsys):
@@ -403,6 +419,34 @@ def test_folder_that_cannot_be_made(capsys, tmp_path):
     assert "cannot read" in error_line(capsys, digits(tmp_path / "file" / "run"))
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "run")
     assert "cannot write" in error_line(capsys, digits(tmp_path / "link"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", None, "no config.json to say of which run"),
+        ("config.json", b"null", r"config\.json is damaged: 'null' has no names"),
+        ("config.json", b"\xff", r"config\.json is damaged: .*utf-8"),
+        ("summary.json", b"{}", r"summary\.json is damaged; delete it"),
+        ("summary.json", b"", r"summary\.json is damaged: "),
+    ],
+)
+def test_damaged_files_of_a_run(finished, name, content, told, capsys, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert re.search(told, error_line(capsys, digits(folder)))
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"3\n", b"", None])
+def test_damaged_metrics_of_a_run(finished, content, capsys, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").unlink()
+    if content is not None:
+        (folder / "metrics.jsonl").write_bytes(content)
+    assert "metrics.jsonl" in error_line(capsys, digits(folder))
 
 
 @pytest.mark.parametrize("experiment", ["lenet300-mnist", "lenet5-fashion"])

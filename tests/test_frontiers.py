@@ -41,7 +41,7 @@ TASK = methods.Task(
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Frontiers of one small task, away from the stored ones."""
-    for module in (methods, frontiers, plan, report, settings):
+    for module in (frontiers, plan, report, settings):
         monkeypatch.setattr(module, "TASKS", {"small": TASK})
     monkeypatch.setattr(points, "STORE", tmp_path / "store")
     readme = tmp_path / "README.md"
@@ -263,9 +263,37 @@ def test_tasks_that_others_are_tuned_on_come_first(small, monkeypatch):
     for module in (frontiers, settings):
         monkeypatch.setattr(module, "TASKS", tasks)
     made = []
-    monkeypatch.setattr(frontiers, "make_task", lambda name, *_: made.append(name))
+
+    def make_task(name, *_):
+        made.append(name)
+        return []
+
+    monkeypatch.setattr(frontiers, "make_task", make_task)
     main(["sweep", "frontiers", "--tasks", "large", "small", "--out", str(small)])
     assert made == ["small", "large"]
+
+
+def test_a_method_of_which_a_run_diverged_is_left_out(small, monkeypatch):
+    def complete(configs, *_, **__):
+        return [
+            {
+                **config.to_dict(),
+                **{"config_id": config.config_id, "kept": 1, "total": 100},
+                **{"validation_accuracy": 0.9, "sparsity": 0.99},
+                **{"test_accuracy": 0.9, "hardware": "none", "commit": None},
+                "diverged": config.regularizer == "l2" and config.seed >= 10,
+            }
+            for config in configs
+        ]
+
+    monkeypatch.setattr(frontiers, "complete", complete)
+    command = ["sweep", "frontiers", "--tasks", "small", "--out", str(small / "runs")]
+    with pytest.raises(SystemExit, match=r"error: small, l2: training diverged: l2 at"):
+        main([*command, "--methods", "l2", "l1"])
+    rows = points.read(small / "store", "small")
+    assert {row["method"] for row in rows} == {"l1"}
+    # It is told of runs, too, whose commit is not known.
+    assert "commit unknown." in (small / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

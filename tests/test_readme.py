@@ -118,9 +118,26 @@ def test_folders_without_a_finished_run_are_refused(runs, tmp_path):
     (runs[0] / "metrics.jsonl").write_text("{")
     with pytest.raises(SystemExit, match=r"error: .*metrics\.jsonl is damaged"):
         readme.main([str(runs[0])])
-    (runs[0] / "metrics.jsonl").unlink()
-    with pytest.raises(SystemExit, match=r"error: cannot read .*metrics\.jsonl"):
+    (runs[0] / "metrics.jsonl").write_text("")
+    with pytest.raises(SystemExit, match=r"error: .* no rounds of a sparse network"):
         readme.main([str(runs[0])])
+    (runs[0] / "metrics.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"error: there is no .*metrics\.jsonl"):
+        readme.main([str(runs[0])])
+    assert not list(results.STORE.rglob("*.json"))  # nothing is stored by halves
+
+
+def test_what_is_stored_but_damaged_is_told_in_one_line(runs):
+    illustrations.store(runs[0])
+    results.store(runs[0])
+    (path,) = results.STORE.glob("*.json")
+    path.write_text(path.read_text()[:99])
+    for write in (results.write, illustrations.write):
+        with pytest.raises(ExperimentError, match=rf"{path.name} is damaged"):
+            write()
+    path.unlink()
+    with pytest.raises(ExperimentError, match=r"the summary of .* is not there"):
+        illustrations.write()
 
 
 def test_parts_need_their_markers():

@@ -170,6 +170,20 @@ def test_readme_draws_the_conclusions_of_the_stored_rows():
 
 def test_damaged_rows_are_told_in_one_line(tmp_path):
     path = tmp_path / "digits-sgd.jsonl"
-    path.write_text("{bad\n")
-    with pytest.raises(ExperimentError, match=r"digits-sgd\.jsonl is damaged"):
-        study_report.read(tmp_path, ["digits-sgd"])
+    for text in ("{bad\n", "5\n"):
+        path.write_text(text)
+        with pytest.raises(ExperimentError, match=r"digits-sgd\.jsonl is damaged"):
+            study_report.read(tmp_path, ["digits-sgd"])
+
+
+def test_a_task_with_a_run_that_diverged_is_left_out(small, monkeypatch):
+    def diverging(*_):
+        raise study.Diverged("training diverged: a run.")
+
+    monkeypatch.setattr(study, "make_task", diverging)
+    monkeypatch.setattr(study_report, "write", lambda store: made.append(store))
+    made = []
+    with pytest.raises(SystemExit, match=r"error: small: training diverged: a run\."):
+        main(["sweep", "study", "--tasks", "small", "--out", str(small / "runs")])
+    assert made == [small / "store"]  # the report is written all the same
+    assert not (small / "store/small.jsonl").exists()

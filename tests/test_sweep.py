@@ -239,14 +239,16 @@ def test_folder_that_cannot_be_made(tmp_path):
         sweep.sweep(settings, "")
 
 
-def test_a_run_that_diverges_costs_no_other_run(tmp_path, capsys):
+@pytest.mark.parametrize("prune", ["gated", "gradual"])
+def test_a_run_that_diverges_costs_no_other_run(prune, tmp_path, capsys):
     flags = ["--dense-epochs", "1", "--epochs", "1", "--out", str(tmp_path)]
-    flags += ["--prune", "gradual", "--regularizer", "l2", "--optimizer", "sgd"]
+    flags += ["--prune", prune, "--regularizer", "l2", "--optimizer", "sgd"]
     flags += ["--strengths", "1e-5", "1e37"]
-    for _ in range(2):  # the second time nothing is made
-        with pytest.raises(SystemExit, match=r"seed 0 with strength 1e\+37 .*diverged"):
+    for missing in (2, 0):
+        with pytest.raises(SystemExit, match=r"diverged: l2 at strength 1e\+37, "):
             main(["sweep", "digits", *flags, "--finetune-epochs", "0"])
-        assert "│ l2 " in capsys.readouterr().out  # what is left is reported
+        assert f"to be made: {missing}." in (text := capsys.readouterr().out)
+        assert "│ l2 " in text  # what is left is reported
     runs = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert [run.get("diverged", False) for run in runs].count(True) == 1
     assert (tmp_path / "frontiers.png").exists()

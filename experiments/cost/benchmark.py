@@ -22,6 +22,7 @@ import sparse_optax
 from experiments.cost import prunes, torch_rivals, training_time, updates
 from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
+from experiments.reporting.results import commit
 from experiments.running.environment import environment
 from experiments.tasks import digits, lenet300_mnist
 
@@ -149,9 +150,8 @@ def table(measured: list[dict[str, Any]]) -> str:
     """Returns a Markdown table for each backend."""
     parts = []
     for one in measured:
-        head, *dirty = (one["commit"] or "unknown").split("-")
         versions = [f"{name} {number}" for name, number in one["versions"].items()]
-        where = [one["hardware"], *versions, "commit " + "-".join([head[:8], *dirty])]
+        where = [one["hardware"], *versions, "commit " + commit(one)]
         lines = [f"On {', '.join(where)}:\n"]
         lines += ["| measured | in units of | value | target |"]
         lines += ["| --- | --- | --- | --- |"]

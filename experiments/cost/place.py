@@ -1,12 +1,11 @@
 """Where measurements go: into the repository and its README, or elsewhere."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
-from experiments.records import write_json
+from experiments.records import read_json, write_json
 from experiments.reporting import results
 
 Table = Callable[[list[dict[str, Any]]], str]
@@ -40,8 +39,7 @@ class Place:
 
     def stored(self) -> list[dict[str, Any]]:
         """Returns what the folder holds, in the order of the backends' names."""
-        paths = sorted(self._folder.glob("*.json"))
-        return [json.loads(path.read_text()) for path in paths]
+        return list(filter(None, map(read_json, sorted(self._folder.glob("*.json")))))
 
     def write(self, found: dict[str, Any], table: Table) -> None:
         """Stores what was found, and shows all that is stored in the README."""

@@ -28,7 +28,7 @@ from experiments.frontiers.plan import check_stored, make_method, tuned_elsewher
 from experiments.frontiers.points import Row
 from experiments.frontiers.settings import Frontiers
 from experiments.records import write_whole
-from experiments.running.sweep import check_sound, complete
+from experiments.running.sweep import Diverged, check_finite, complete
 
 STORED = (
     *("config_id", "seed", "strength", "scale", "learning_rate"),
@@ -47,8 +47,9 @@ def frontiers(settings: Frontiers, command: str) -> None:
 
     Raises:
       ExperimentError: the output folder or a data set cannot be used, a task has not
-        been made that another is tuned on, a run diverged that was to be compared, or
-        the README has no place for the tables, or not those of the present methods.
+        been made that another is tuned on, or the README has no place for the
+        tables, or not those of the present methods.
+      Diverged: runs did that were to be compared; told last, the rest is reported.
     """
     console = Console(highlight=False)
     report.check_readme()
@@ -56,12 +57,15 @@ def frontiers(settings: Frontiers, command: str) -> None:
     check_tuned(settings)
     sets = [TASKS[name].config.dataset for name in settings.tasks]
     data.check_there(sets, settings.data_dir, command)
+    failed = []
     for name in TASKS:  # in their order: some are tuned on others
         if name in settings.tasks:
             console.rule(name)
-            make_task(name, settings, command, console)
+            failed += make_task(name, settings, command, console)
     report.write(points.STORE)
     console.print(f"Tables: {report.README}", soft_wrap=True)
+    if failed:
+        raise Diverged(" ".join(failed))
 
 
 def check_tuned(settings: Frontiers) -> None:
@@ -73,13 +77,24 @@ def check_tuned(settings: Frontiers) -> None:
                 tuned_elsewhere(method, source)
 
 
-def make_task(name: str, settings: Frontiers, command: str, console: Console) -> None:
-    """Makes the methods of a task, and stores the rows of each when it is done."""
+def make_task(
+    name: str, settings: Frontiers, command: str, console: Console
+) -> list[str]:
+    """Makes the methods of a task, and stores the rows of each when it is done.
+
+    Returns:
+      Why methods are left out: a run that was to be compared diverged.
+    """
     config = dataclasses.replace(TASKS[name].config, data_dir=settings.data_dir)
     task = TASKS[name]._replace(config=config)
     load = functools.cache(lambda: data.load(config, command))
+    failed = []
     for method in settings.methods:
-        rows = make_rows(method, task, settings.out / name, load, console)
+        try:
+            rows = make_rows(method, task, settings.out / name, load, console)
+        except Diverged as error:
+            failed.append(f"{name}, {method}: {error}")
+            continue
         stored = points.read(points.STORE, name)
         others = [row for row in stored if row["method"] != method]
         points.STORE.mkdir(parents=True, exist_ok=True)
@@ -87,6 +102,7 @@ def make_task(name: str, settings: Frontiers, command: str, console: Console) ->
         write_whole(points.STORE / f"{name}.jsonl", lines)
         # Another method is another program, and the memory for code is limited.
         jax.clear_caches()
+    return failed
 
 
 def make_rows(
@@ -112,9 +128,9 @@ def make_rows(
             # What is being chosen does not see the test set.
             test=stage == "frontier",
         )
+        if stage == "frontier":
+            check_finite(runs)
         for run in runs:
-            if stage == "frontier":
-                check_sound(run)
             values = {key: run[key] for key in STORED if key in run}
             rows.append({"method": method, "stage": stage, **values})
         return runs

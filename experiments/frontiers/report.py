@@ -14,7 +14,7 @@ from experiments.frontiers.methods import METHODS, TASKS
 from experiments.frontiers.plan import check_stored
 from experiments.frontiers.points import Row, error_at, frontiers_of, sparsity_at
 from experiments.reporting import figures
-from experiments.reporting.results import README, insert
+from experiments.reporting.results import README, commit, insert
 
 LARGEST = 5  # error in a figure, in units of the largest that sparsities are told at
 
@@ -60,7 +60,7 @@ def caption(name: str, rows: list[Row]) -> str:
     task = TASKS[name]
     config = task.config
     hardware = ", ".join(distinct(row["hardware"] for row in rows))
-    commits = ", ".join(distinct(row["commit"][:8] for row in rows))
+    commits = ", ".join(distinct(map(commit, rows)))
     text = (
         f"`{name}`: {config.dense_epochs} epochs of dense training, {config.epochs} of "
         f"pruning and {config.finetune_epochs} of fine-tuning, batches of "

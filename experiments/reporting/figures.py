@@ -137,9 +137,10 @@ def draw_accuracy(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
         ("dense", "--", summary["dense_validation_accuracy"]),
         ("bound", ":", summary["validation_bound"]),
     ):
-        axes.axhline(
-            100 * accuracy, color=GREY, linestyle=style, linewidth=1, label=label
-        )
+        if accuracy:  # nothing has to be met where a schedule prunes
+            axes.axhline(
+                100 * accuracy, color=GREY, linestyle=style, linewidth=1, label=label
+            )
     axes.plot(
         1 - summary["sparsity"],
         100 * summary["validation_accuracy"],

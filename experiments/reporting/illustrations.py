@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments.config import ExperimentError
 from experiments.records import read_json, read_rows, write_whole
 from experiments.reporting import figures, results
 
@@ -23,6 +24,8 @@ def store(folder: Path) -> None:
         return
     rows = read_rows(folder / "metrics.jsonl")
     rows = [row for row in rows if row["phase"] != "dense"]
+    if not rows:
+        raise ExperimentError(f"{folder} has no rounds of a sparse network.")
     target = results.STORE / ROUNDS
     target.mkdir(exist_ok=True)
     text = json.dumps(columns(rows), separators=(",", ":"))
@@ -59,6 +62,8 @@ def rows_of(columns: Row) -> list[Row]:
 def write() -> None:
     """Draws the figure of every run whose rounds are stored, beside them."""
     for path in sorted((results.STORE / ROUNDS).glob("*.json")):
-        summary = json.loads((results.STORE / path.name).read_text())
-        rows = rows_of(json.loads(path.read_text()))
+        summary, rounds = read_json(results.STORE / path.name), read_json(path)
+        if summary is None or rounds is None:
+            raise ExperimentError(f"the summary of {path} is not there.")
+        rows = rows_of(rounds)
         figures.draw_overview(rows, summary, path)

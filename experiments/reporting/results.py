@@ -1,6 +1,5 @@
 """The results table of the README, from the stored summaries of finished runs."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -100,6 +99,12 @@ def prunes(run: dict[str, Any]) -> str:
     return f"above {100 * run['bound']:g}{below}"
 
 
+def commit(row: dict[str, Any]) -> str:
+    """Returns the commit that made a run, short; "unknown" where git did not tell."""
+    head, *dirty = (row["commit"] or "unknown").split("-")
+    return "-".join([head[:8], *dirty])
+
+
 def insert(text: str, name: str, new: str) -> str:
     """Returns `text` with `new` in place of what stands between the markers `name`."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -112,5 +117,5 @@ def insert(text: str, name: str, new: str) -> str:
 
 def write() -> None:
     """Writes the table of all that is stored into the README."""
-    summaries = [json.loads(path.read_text()) for path in STORE.glob("*.json")]
+    summaries = list(filter(None, map(read_json, STORE.glob("*.json"))))
     README.write_text(insert(README.read_text(), "results", table(summaries)))

@@ -116,7 +116,7 @@ def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
         first = group[0]
         values = [
-            f"{name} {first[name]:g}"
+            f"{name} {first[name]:.12g}"
             for name in names
             if plays_part(name, first["regularizer"])
         ]

@@ -77,7 +77,7 @@ class Run:
         self.dense_variables: Any = None
         self.pruning: Any = None
         self.seconds_before = 0.0
-        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+        self.checkpoints = Checkpoints(folder.checkpoints)
         self.saved = self.checkpoints.latest()
 
     def finish(self) -> dict[str, Any]:

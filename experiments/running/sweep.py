@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -47,9 +48,14 @@ class History(NamedTuple):
     pruned: jax.Array
 
 
+class Diverged(ExperimentError):
+    """Weights of a run are no longer finite."""
+
+
 class Outcome(NamedTuple):
     """What a run leaves."""
 
+    finite: jax.Array  # whether all weights were, wherever a phase ended
     dense: Variables
     best: loop.TrainState
     bound: jax.Array
@@ -95,19 +101,21 @@ def whole_run(
         length=phases.num_rounds.dense,
     )
     bound = phases.bound(dense.variables)
-    state, pruning = rounds_of(
+    pruned, pruning = rounds_of(
         phases.start_pruning(dense),
         phases.train_sparse,
         phases.prune,
         phases.num_rounds.pruning,
     )
     state, finetuning = rounds_of(
-        phases.start_finetuning(state),
+        phases.start_finetuning(pruned),
         phases.finetune,
         None,
         phases.num_rounds.finetuning,
     )
+    ends = dense.params, pruned.current.params, state.current.params
     return Outcome(
+        finite=jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(ends)]).all(),
         dense=dense.variables,
         best=state.best,
         bound=bound,
@@ -171,13 +179,12 @@ def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str
     """Returns a run as JSON data: settings, outcome and what all rounds came to.
 
     Of a run whose weights are no longer finite, it says that it diverged, and that none
-    of them is gone: they are not zero.
+    of them is gone: they need not be zero.
     """
-    leaves = jax.tree.leaves(outcome.best.params)
-    if all(jnp.isfinite(leaf).all() for leaf in leaves):
+    if outcome.finite:
         sizes = loop.sizes(outcome.best)
     else:
-        total = sum(leaf.size for leaf in leaves)
+        total = sum(leaf.size for leaf in jax.tree.leaves(outcome.best.params))
         sizes = {"diverged": True, "sparsity": 0.0, "kept": total, "total": total}
     return {
         **config.to_dict(),
@@ -268,6 +275,8 @@ def complete(
         dataset = load()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass  # now, rather than when the first runs are made
         except OSError as error:
             raise ExperimentError(
                 f"cannot write to {folder}: {error.strerror}"
@@ -278,13 +287,16 @@ def complete(
     return [run for config in configs if (run := read_json(path(config)))]
 
 
-def check_sound(run: dict[str, Any]) -> None:
-    """Raises `ExperimentError` if a run diverged."""
-    if run.get("diverged"):
-        raise ExperimentError(
-            f"the training of seed {run['seed']} with strength {run['strength']:g} and "
-            f"learning rate {run['learning_rate']:g} diverged; a lower one may help."
-        )
+def check_finite(runs: list[dict[str, Any]]) -> None:
+    """Raises `Diverged` if runs did, and names them."""
+    names = [
+        f"{run['regularizer']} at strength {run['strength']:g}, learning rate "
+        f"{run['learning_rate']:g} and seed {run['seed']}"
+        for run in runs
+        if run.get("diverged")
+    ]
+    if names:
+        raise Diverged(f"training diverged: {'; '.join(names)}. Lower may help.")
 
 
 def sweep(settings: Sweep, command: str) -> None:
@@ -295,8 +307,8 @@ def sweep(settings: Sweep, command: str) -> None:
       command: what the user typed, for messages to repeat.
 
     Raises:
-      ExperimentError: the output folder or the data set cannot be used, or a run
-        diverged: that is told last, below the report of the others.
+      ExperimentError: the output folder or the data set cannot be used.
+      Diverged: runs did; told last, below the report of the others.
     """
     console = Console(highlight=False)
     folder = settings.folder
@@ -314,5 +326,4 @@ def sweep(settings: Sweep, command: str) -> None:
         terminal.print_sweep(console, groups)
         figures.draw_sweep(groups, folder / "frontiers")
         console.print(f"Runs, figure: {folder}", soft_wrap=True)
-    for run in runs:
-        check_sound(run)
+    check_finite(runs)

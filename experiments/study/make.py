@@ -21,7 +21,7 @@ from rich.console import Console
 from experiments import data
 from experiments.config import Config
 from experiments.records import write_whole
-from experiments.running.sweep import check_sound, complete
+from experiments.running.sweep import Diverged, check_finite, complete
 from experiments.study import report
 from experiments.study.comparison import Row
 from experiments.study.plan import make_trial
@@ -44,23 +44,30 @@ def study(settings: Study, command: str) -> None:
       command: what the user typed, for messages to repeat.
 
     Raises:
-      ExperimentError: the output folder or a data set cannot be used, a run diverged
-        that was to be compared, or the report cannot be written, because tasks stored
-        before have other trials now.
+      ExperimentError: the output folder or a data set cannot be used, or the report
+        cannot be written, because tasks stored before have other trials now.
+      Diverged: runs did that were to be compared; told last, the rest is reported.
     """
     console = Console(highlight=False)
     report.check_readme()
     report.check_stored(STORE, (name for name in TASKS if name not in settings.tasks))
     sets = [TASKS[name].config.dataset for name in settings.tasks]
     data.check_there(sets, settings.data_dir, command)
+    failed = []
     for name in settings.tasks:
         console.rule(name)
-        rows = make_task(name, settings, command, console)
+        try:
+            rows = make_task(name, settings, command, console)
+        except Diverged as error:
+            failed.append(f"{name}: {error}")
+            continue
         STORE.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(STORE / f"{name}.jsonl", lines)
     report.write(STORE)
     console.print(f"Report: {report.REPORT}", soft_wrap=True)
+    if failed:
+        raise Diverged(" ".join(failed))
 
 
 def make_task(name: str, settings: Study, command: str, console: Console) -> list[Row]:
@@ -82,8 +89,7 @@ def make_task(name: str, settings: Study, command: str, console: Console) -> lis
             test=stage == "comparison",
         )
         if stage == "comparison":
-            for run in runs:
-                check_sound(run)
+            check_finite(runs)
         rows.extend(
             {
                 **{"task": name, "stage": stage, "trial": trial},

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.config import ExperimentError
 from experiments.records import read_rows
-from experiments.reporting.results import README, STORE as RESULTS, insert
+from experiments.reporting.results import README, STORE as RESULTS, commit, insert
 from experiments.running.tuning import log_kept
 from experiments.study.comparison import LEVEL, OPPONENTS, Result, Row, results_of
 from experiments.study.figure import draw
@@ -200,8 +200,7 @@ def section(rows: list[Row]) -> str:
     opponents = opponents_of(results)
     compared = [row for row in rows if row["stage"] == "comparison"]
     dense = statistics.fmean(row["dense_test_accuracy"] for row in compared)
-    hashes = {str(row["commit"]).partition("-")[::2] for row in rows}
-    commits = sorted(f"{name[:8]} {dirty}".strip() for name, dirty in hashes)
+    commits = sorted(set(map(commit, rows)))
     hardware = {row["hardware"] for row in rows}
     name = rows[0]["task"]
     lines = [
@@ -254,7 +253,9 @@ def tried(tasks: list[list[Row]]) -> str:
             first["control"],
             *numbers,
             f"{min(seeds)} to {max(seeds)}",
-            f"{geometric_mean(group):,.0f}",
+            "diverged"
+            if any(row.get("diverged") for row in group)
+            else f"{geometric_mean(group):,.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
