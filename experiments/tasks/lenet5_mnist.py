@@ -1,4 +1,4 @@
-"""LeNet-5 (431,080 parameters) on MNIST.
+r"""LeNet-5 (431,080 parameters) on MNIST.
 
 python -m experiments lenet5-mnist --data-dir DATA
 
@@ -12,6 +12,14 @@ accuracy worst while most weights are there, so that the bound is low, and the n
 prunes decides where it ends. Settings were chosen on the validation split, by a run of
 another seed whose test accuracy was not looked at; three runs of other settings had
 been tested before.
+
+The settings of the paper, seed 0, on one of two busy cores in 55 minutes: 99.89 % sparse
+at 1.95 % test error, from a dense 0.70 %, by
+
+python -m experiments lenet5-mnist --shift 0 --strength 1e-3 \
+    --strength-decay-epochs 1 --fraction 0.04 --bound 0.98 --interval 250 \
+    --epochs 120 --batch-size 100 --learning-rate 1e-3 --finetune-epochs 0 \
+    --finetune-learning-rate 3e-4 --finetune-schedule constant --data-dir DATA
 """
 
 from experiments.config import Config
