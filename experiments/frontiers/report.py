@@ -16,7 +16,7 @@ from experiments.frontiers.points import Row, error_at, frontiers_of, sparsity_a
 from experiments.reporting import figures
 from experiments.reporting.results import README, commit, insert
 
-LARGEST = 5  # error in a figure, in units of the largest that sparsities are told at
+LARGEST = 2  # error in a figure, in units of the largest that sparsities are told at
 
 
 def cell(found: list[tuple[str, float]]) -> str:
