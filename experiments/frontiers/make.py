@@ -94,15 +94,20 @@ def make_task(
             rows = make_rows(method, task, settings.out / name, load, console)
         except Diverged as error:
             failed.append(f"{name}, {method}: {error}")
-            continue
-        stored = points.read(points.STORE, name)
-        others = [row for row in stored if row["method"] != method]
-        points.STORE.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(row) + "\n" for row in others + rows)
-        write_whole(points.STORE / f"{name}.jsonl", lines)
+        else:
+            store(name, method, rows)
         # Another method is another program, and the memory for code is limited.
         jax.clear_caches()
     return failed
+
+
+def store(task: str, method: str, rows: list[Row]) -> None:
+    """Stores the runs of a method in place of what is stored of it."""
+    stored = points.read(points.STORE, task)
+    others = [row for row in stored if row["method"] != method]
+    points.STORE.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in others + rows)
+    write_whole(points.STORE / f"{task}.jsonl", lines)
 
 
 def make_rows(
