@@ -27,7 +27,7 @@ EXPERIMENTS = (
     lenet5_fashion,
     resnet32_cifar10,
 )
-
+DEFAULTS = {task.CONFIG.experiment: task.CONFIG for task in EXPERIMENTS}
 
 Settings = Config | Sweep | Study | Frontiers | Benchmark | Footprint
 
@@ -81,6 +81,9 @@ def main(arguments: list[str]) -> None:
     command = shlex.join([sys.executable, "-m", "experiments", *arguments])
     try:
         settings.validate()
+        if isinstance(settings, Config | Sweep):
+            base = settings.base if isinstance(settings, Sweep) else settings
+            base.check_parts(DEFAULTS[base.experiment])
         # Late, because it takes seconds that neither --help nor a mistake should cost.
         if isinstance(settings, Sweep):
             from experiments.running.sweep import sweep
@@ -109,16 +112,23 @@ def main(arguments: list[str]) -> None:
     except ExperimentError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        resumes = not isinstance(settings, Benchmark | Footprint)
-        print(
-            "\ninterrupted; the same command "
-            + ("goes on from what is stored, if any is" if resumes else "starts again"),
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"\ninterrupted; {going_on(settings)}", file=sys.stderr, flush=True)
         # At once: what XLA and Orbax still compute in their threads cannot be stopped,
         # and would crash a Python that shuts down around them.
         os._exit(130)
+
+
+def going_on(settings: Settings) -> str:
+    """Returns what becomes of work that was interrupted."""
+    if isinstance(settings, Benchmark | Footprint):
+        return "the same command starts again"
+    if isinstance(settings, Config):
+        rounds = settings.checkpoint_every
+        return (
+            "the same command goes on from the last checkpoint, if there is one: they "
+            f"are {rounds} rounds apart"
+        )
+    return "the same command goes on after the last run that was finished"
 
 
 if __name__ == "__main__":

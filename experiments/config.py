@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,22 @@ PLACES = ("out", "data_dir", "checkpoint_every", "data_parallel")
 
 Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]
 Prune = Literal["gated", "gradual", "snip", "random"]
+AT_INIT: tuple[Prune, ...] = ("snip", "random")  # before any training
+
+
+# Settings that play a part only with some choices of another one.
+_SHRINKING: tuple[Regularizer, ...] = ("relevance", "l2", "l1", "lobster")
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "strength": ("regularizer", _SHRINKING),
+    "strength_decay_epochs": ("regularizer", _SHRINKING),
+    "scale": ("regularizer", ("relevance",)),
+    "decoupled": ("regularizer", ("relevance", "l2", "l1")),
+    "target_sparsity": ("prune", ("gradual", *AT_INIT)),
+    "fraction": ("prune", ("gated",)),
+    "bound": ("prune", ("gated",)),
+    "relative_bound": ("prune", ("gated",)),
+    "patience": ("prune", ("gated",)),
+}
 
 
 class ExperimentError(Exception):
@@ -40,8 +57,9 @@ class Config:
     seed: int = 0
     """Determines the initial weights and the order of the batches."""
     out: Path | None = None
-    """Folder of the run; by default runs/EXPERIMENT-REGULARIZER-seedSEED. A run that
-    was interrupted goes on from what it finds there."""
+    """Folder of the run; by default runs/EXPERIMENT-REGULARIZER-seedSEED, where it is
+    not gated with -PRUNE in it. A run that was interrupted goes on from what it finds
+    there."""
     data_dir: Path | None = None
     """Folder of the TFDS data sets; by default that of TFDS itself,
     ~/tensorflow_datasets. The digits need none."""
@@ -131,8 +149,11 @@ class Config:
     @property
     def folder(self) -> Path:
         """Where the run writes."""
-        name = f"{self.experiment}-{self.regularizer}-seed{self.seed}"
-        return self.out if self.out is not None else Path("runs") / name
+        if self.out is not None:
+            return self.out
+        prune = "" if self.prune == "gated" else f"-{self.prune}"
+        name = f"{self.experiment}-{self.regularizer}{prune}-seed{self.seed}"
+        return Path("runs") / name
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything that the run's results depend on, as JSON data."""
@@ -197,11 +218,6 @@ class Config:
         check("fraction", self.fraction, 0 < self.fraction < 1, "between 0 and 1")
         target = self.target_sparsity
         check("target_sparsity", target, 0 <= target < 1, "in [0, 1)")
-        if self.prune != "gated" and patience is not None:
-            raise ExperimentError(
-                f"--patience counts evaluations without a prune, which --prune "
-                f"{self.prune} does not wait for; got {patience}."
-            )
         if self.prune != "gated" and self.form.acts_on != "decay":
             raise ExperimentError(
                 f"--acts-on {self.form.acts_on} is about the ranking by gated prunes, "
@@ -212,12 +228,21 @@ class Config:
                 f"--strength-decay-epochs counts from the last prune, of which --prune "
                 f"gradual tells nothing; got {self.strength_decay_epochs}."
             )
-        if self.regularizer == "lobster" and self.decoupled:
-            raise ExperimentError(
-                "--decoupled has no part in --regularizer lobster, which acts beside "
-                "the optimizer in any case."
-            )
         check("bound", self.bound, 0 <= self.bound < 1, "in [0, 1)")
+
+    def check_parts(self, default: "Config") -> None:
+        """Raises `ExperimentError` for a setting that was given, and plays no part.
+
+        Args:
+          default: the settings before any was given.
+        """
+        for name, (choice, _) in PARTS.items():
+            value = getattr(self, name)
+            if value != getattr(default, name) and not plays_part(name, vars(self)):
+                raise ExperimentError(
+                    f"{flag(name)} plays no part with {flag(choice)} "
+                    f"{getattr(self, choice)}; got {value!r}."
+                )
 
 
 def beyond_defaults(settings: Any) -> dict[str, Any]:
@@ -233,14 +258,18 @@ def beyond_defaults(settings: Any) -> dict[str, Any]:
     return fields
 
 
-def plays_part(name: str, regularizer: str) -> bool:
-    """Whether a number, such as "scale", changes a run with the regularizer."""
-    having = {"strength": ("relevance", "l2", "l1", "lobster"), "scale": ("relevance",)}
-    return name not in having or regularizer in having[name]
+def plays_part(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a setting, such as "scale", changes a run with these settings."""
+    choice, having = PARTS[name]
+    return settings[choice] in having
 
 
 def check(name: str, value: object, condition: bool, wanted: str) -> None:
     """Raises `ExperimentError` naming the flag unless `condition` holds."""
     if not condition:
-        flag = "--" + name.replace("_", "-")
-        raise ExperimentError(f"{flag} must be {wanted}; got {value!r}.")
+        raise ExperimentError(f"{flag(name)} must be {wanted}; got {value!r}.")
+
+
+def flag(name: str) -> str:
+    """Returns what sets a setting on the command line."""
+    return "--" + name.replace("_", "-")

@@ -6,6 +6,7 @@ stores each finished run FOLDER in experiments/results before, if any are given.
 shown is all generated from there, and no run is made.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -27,15 +28,28 @@ def write() -> None:
     Place("footprint", None).show(footprint.table)
 
 
-def main(folders: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Stores the given runs and writes everything that shows them, or others."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.readme",
+        description="Writes every table and figure of the README again, from what is "
+        "stored in experiments/results alone.",
+    )
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="*",
+        metavar="FOLDER",
+        help="a finished run, to be stored there before",
+    )
     try:
-        for folder in map(Path, folders):
+        for folder in parser.parse_args(arguments).folders:
             illustrations.store(folder)
-            results.store(folder)
+            print(f"Stored: {results.store(folder)}")
         write()
     except ExperimentError as error:
         sys.exit(f"error: {error}")
+    print(f"Written: the tables and figures of {results.README}")
 
 
 if __name__ == "__main__":

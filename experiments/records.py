@@ -3,14 +3,25 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Config, ExperimentError
+from experiments.config import PLACES, Config, ExperimentError
+
+Row = dict[str, Any]  # of JSON data: values under names
+
+# What is shown of a finished run, one of any age.
+SUMMARY = (
+    *("experiment", "dataset", "network", "seed", "config_id", "regularizer"),
+    *("strength", "scale", "strength_decay_epochs", "bound", "relative_bound"),
+    *("dense_test_accuracy", "test_accuracy", "sparsity", "kept", "total", "layers"),
+    *("dense_validation_accuracy", "validation_accuracy", "validation_bound"),
+    "wall_seconds",
+)
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: Row) -> None:
     """Writes JSON data; the file is never half of it."""
     write_whole(path, json.dumps(data, indent=2) + "\n")
 
@@ -34,13 +45,21 @@ def read_text(path: Path) -> str | None:
         raise ExperimentError(f"{path} is damaged: {error}") from error
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> Row | None:
     """Returns the JSON data that a file holds, or None where there is no such file."""
     text = read_text(path)
     return None if text is None else parse(text, path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_summary(path: Path) -> Row | None:
+    """Returns the summary of a finished run, or None where there is no such file."""
+    found = read_json(path)
+    if found is not None:
+        check_names(found, SUMMARY, path)
+    return found
+
+
+def read_rows(path: Path) -> list[Row]:
     """Returns the lines of JSON data that a file holds."""
     text = read_text(path)
     if text is None:
@@ -48,7 +67,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [parse(line, path) for line in text.splitlines()]
 
 
-def parse(text: str, path: Path) -> dict[str, Any]:
+def parse(text: str, path: Path) -> Row:
     """Returns what is written in JSON in a file: values under names."""
     try:
         found = json.loads(text)
@@ -59,12 +78,19 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def differences(found: dict[str, Any], config: Config) -> list[str]:
+def check_names(found: Row, names: Iterable[str], path: Path) -> None:
+    """Raises `ExperimentError` if what a file holds lacks one of the names."""
+    for name in names:
+        if name not in found:
+            raise ExperimentError(f"{path} is damaged: it has no {name!r}.")
+
+
+def differences(found: Row, config: Config) -> list[str]:
     """Returns in which settings a run that is there differs from one that is wanted."""
     wanted = config.to_dict()
-    # A setting that is newer than the run was not there to be changed.
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    found = {name: defaults[name] for name in wanted} | found
+    found = with_defaults(found, config)
+    for name in PLACES:
+        del found[name]
     return [
         f"{name} {found.get(name)!r} there, {wanted.get(name)!r} here"
         for name in sorted(found.keys() | wanted.keys())
@@ -72,9 +98,24 @@ def differences(found: dict[str, Any], config: Config) -> list[str]:
     ]
 
 
+def with_defaults(found: Row, settings: Any) -> Row:
+    """Returns what is found of a dataclass, the defaults of what is not among it.
+
+    A setting that is newer than a run was not there to be changed.
+    """
+    values = dict(found)
+    for field in dataclasses.fields(settings):
+        value, inner = getattr(settings, field.name), found.get(field.name, {})
+        if dataclasses.is_dataclass(value) and isinstance(inner, dict):
+            values[field.name] = with_defaults(inner, value)
+        else:
+            values.setdefault(field.name, field.default)
+    return values
+
+
 def replays(
     make_all: Callable[[Callable[..., list[Any]]], None],
-    rows: list[dict[str, Any]],
+    rows: list[Row],
     names: Sequence[str],
 ) -> bool:
     """Whether rows are of the runs that are made, and in their order.
@@ -86,9 +127,9 @@ def replays(
       names: where in a row those arguments are, configuration id and seed after them.
     """
     by_run = {tuple(row.get(name) for name in names): row for row in rows}
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
 
-    def find(*arguments: Any) -> list[dict[str, Any]]:
+    def find(*arguments: Any) -> list[Row]:
         *where, configs = arguments
         runs = [(*where, config.config_id, config.seed) for config in configs]
         if not by_run.keys() >= set(runs):
@@ -114,7 +155,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self._config = path / "config.json"
         self._metrics = path / "metrics.jsonl"
         self._summary = path / "summary.json"
@@ -163,21 +204,16 @@ class RunFolder:
             )
         write_whole(self._metrics, "".join(line + "\n" for line in lines))
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Row) -> None:
         """Adds a row to the metrics."""
         self.rows.append(row)
         with self._metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Row | None:
         """Returns the outcome of a finished run, or None."""
-        found = read_json(self._summary)
-        if found is not None and "wall_seconds" not in found:
-            raise ExperimentError(
-                f"{self._summary} is damaged; delete it, to finish the run again."
-            )
-        return found
+        return read_summary(self._summary)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Row) -> None:
         """Writes the outcome, which marks the run as finished."""
         write_json(self._summary, summary)

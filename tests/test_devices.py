@@ -13,7 +13,7 @@ from test_experiments import assert_same_run, digits, error_line, read_rows
 
 from experiments import data
 from experiments.__main__ import main
-from experiments.running import sweep
+from experiments.running import program
 from experiments.tasks.digits import CONFIG
 from experiments.training.phases import Phases
 
@@ -88,9 +88,9 @@ def test_sweeps_divide_batches_too(dataset):
     outcomes = []
     for flag in (False, True):
         config = dataclasses.replace(TINY, data_parallel=flag)
-        numbers = [getattr(config, name) for name in sweep.Numbers._fields]
-        both = sweep.Numbers(*(jnp.stack([jnp.asarray(x)] * 2) for x in numbers))
-        outcomes.append(sweep.runs_at_once(config, both, *dataset[:2], dataset.white))
+        numbers = [getattr(config, name) for name in program.Numbers._fields]
+        both = program.Numbers(*(jnp.stack([jnp.asarray(x)] * 2) for x in numbers))
+        outcomes.append(program.runs_at_once(config, both, *dataset[:2], dataset.white))
     assert len(jax.tree.leaves(outcomes[1])[0].sharding.device_set) == 8
     # The few weights that Adam moves by a sign of nothing but rounding go elsewhere.
     for one, other in zip(*map(jax.tree.leaves, outcomes), strict=True):

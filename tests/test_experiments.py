@@ -31,7 +31,9 @@ from experiments.config import Config
 from experiments.forms import Form
 from experiments.networks import convolution, lenets
 from experiments.networks.functional import Variables, init_network
-from experiments.records import RunFolder
+from experiments.records import RunFolder, differences
+from experiments.reporting.results import STORE
+from experiments.running import environment
 from experiments.running.checkpoint import Checkpoints
 from experiments.tasks import lenet300_mnist, resnet32_cifar10
 from experiments.tasks.digits import CONFIG
@@ -282,7 +284,8 @@ def test_row_19_killed_runs_end_like_an_uninterrupted_one(tmp_path):
 def test_row_19_with_everything_that_goes_on_from_somewhere(tmp_path, monkeypatch):
     """Running statistics, momentum, augmentation, learning rates, a cubic schedule."""
     monkeypatch.setitem(networks.NETWORKS, "lenet300", Shallow)
-    flags = ["--prune", "gradual", "--shift", "1", "--mirror", "--optimizer", "sgd"]
+    flags = ["--prune", "gradual", "--bound", str(CONFIG.bound)]
+    flags += ["--shift", "1", "--mirror", "--optimizer", "sgd"]
     flags += ["--schedule", "cosine", "--finetune-schedule", "cosine"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     main(digits(whole, *flags))
@@ -427,7 +430,7 @@ def test_folder_that_cannot_be_made(capsys, tmp_path):
         ("config.json", None, "no config.json to say of which run"),
         ("config.json", b"null", r"config\.json is damaged: 'null' has no names"),
         ("config.json", b"\xff", r"config\.json is damaged: .*utf-8"),
-        ("summary.json", b"{}", r"summary\.json is damaged; delete it"),
+        ("summary.json", b"{}", r"summary\.json is damaged: it has no 'experiment'"),
         ("summary.json", b"", r"summary\.json is damaged: "),
     ],
 )
@@ -480,6 +483,39 @@ def test_row_30_damaged_data_set(damage, capsys, tmp_path, monkeypatch):
     assert str(tmp_path) in message and "mnist" in message
 
 
+def test_commits_are_those_that_made_the_rounds(tmp_path, monkeypatch, capsys):
+    """Code may change while a run goes on, and before it is taken up again."""
+    append = RunFolder.append
+
+    def change(self, row):
+        if len(self.rows) == 2:
+            monkeypatch.setattr(environment, "commit", lambda: "later")
+        if len(self.rows) == change.end:
+            raise InterruptedError
+        append(self, row)
+
+    monkeypatch.setattr(RunFolder, "append", change)
+    monkeypatch.setattr(environment, "commit", lambda: "first")
+    change.end = 7
+    with pytest.raises(InterruptedError):
+        main(digits(tmp_path))
+    monkeypatch.setattr(environment, "commit", lambda: "second")
+    change.end = None
+    main(digits(tmp_path))
+    assert "made by code of another commit" in capsys.readouterr().out
+    summary = read_summary(tmp_path)
+    assert summary["commit"] == "second"
+    assert summary["earlier_commits"] == ["first"]
+
+
+def test_a_run_that_pruned_nothing_says_so(tmp_path, capsys):
+    flags = "--bound", "0", "--relative-bound", "--dense-epochs", "8"
+    main(digits(tmp_path, *flags, "--learning-rate", "1.0"))
+    bound = 100 * read_summary(tmp_path)["validation_bound"]
+    found = " ".join(capsys.readouterr().out.split())
+    assert f"No pruned network had a validation accuracy above {bound:.2f} %" in found
+
+
 def test_training_that_diverges_is_an_error(capsys, tmp_path):
     message = error_line(capsys, digits(tmp_path, "--dense-learning-rate", "1e30"))
     assert "the training diverged: at update" in message
@@ -511,6 +547,36 @@ def test_commands_in_the_docstrings_of_tasks_are_understood(task):
             isinstance(config, Config) and config.experiment == task.CONFIG.experiment
         )
         config.validate()
+        config.check_parts(task.CONFIG)
+        # Of whatever is told of a command there are the runs, but for one that waits
+        # for a GPU.
+        stored = list(STORE.glob(f"{config.experiment}-*-{config.config_id}-seed*"))
+        assert bool(stored) == (config != resnet32_cifar10.CONFIG)
+
+
+def test_default_folders_tell_what_prunes():
+    folders = [
+        parse(["digits", "--regularizer", "none", *flags]).folder
+        for flags in ((), ("--prune", "snip"), ("--prune", "snip", "--out", "there"))
+    ]
+    assert [str(folder) for folder in folders] == [
+        *("runs/digits-none-seed0", "runs/digits-none-snip-seed0", "there")
+    ]
+
+
+def test_settings_newer_than_a_run_had_their_defaults():
+    config = dataclasses.replace(
+        lenet300_mnist.CONFIG, form=Form(measure="per-example")
+    )
+    found = config.to_dict()
+    del found["mirror"], found["form"]["memory"]
+    assert not differences(found, config)
+    assert not differences(lenet300_mnist.CONFIG.to_dict(), lenet300_mnist.CONFIG)
+    del found["form"]
+    (line,) = differences(found, config)
+    assert "per-example" in line and "MISSING" not in line
+    assert len(differences({**found, "form": 3}, config)) == 1
+    assert len(differences({**config.to_dict(), "mirror": True}, config)) == 1
 
 
 def test_config_id_depends_on_hyperparameters_alone():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import exact_share, find_states, numpy_drop
 from shallow import Shallow
 
 import sparse_optax
@@ -136,14 +137,22 @@ def test_masks_at_init_are_those_of_the_untrained_network(prune):
     dense = dense._replace(params=jax.tree.map(lambda w: w + 1, dense.params))
     state = phases.start_pruning(dense).current
     masks = sparse_optax.get_masks(state.opt_state)
-    report = sparse_optax.sparsity_report(state.params, masks)
-    total = report.total.size
-    assert report.total.kept == total - round(float(np.float32(0.7)) * total)
-    for mask, w, start in zip(
-        *map(jax.tree.leaves, (masks, state.params, phases.variables.params)),
+    start = phases.variables
+    scores = {
+        "snip": masks_at_init.snip_scores(
+            phases.network, start, dataset.train, config.batch_size, config.seed
+        ),
+        "random": masks_at_init.random_scores(start.params, config.seed),
+    }[prune]
+    everything = jax.tree.map(np.ones_like, masks)
+    total = sum(mask.size for mask in jax.tree.leaves(masks))
+    expected = numpy_drop(scores, everything, exact_share(0.7, total))
+    for mask, wanted, w, initial in zip(
+        *map(jax.tree.leaves, (masks, expected, state.params, start.params)),
         strict=True,
     ):
-        np.testing.assert_array_equal(w, jnp.where(mask, start, 0))
+        np.testing.assert_array_equal(mask, wanted)
+        np.testing.assert_array_equal(w, jnp.where(mask, initial, 0))
 
 
 # ---------------------------------------------------------------------- in a whole run
@@ -183,7 +192,16 @@ def test_a_run_of_each(flags, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--prune", "gradual", "--patience", "3"), "--patience .* gradual .* 3"),
+        (("--prune", "gradual", "--patience", "3"), "--patience .* gradual; got 3"),
+        (("--prune", "snip", "--fraction", "0.3"), "--fraction .* snip; got 0.3"),
+        (("--prune", "random", "--bound", "0.3"), "--bound .* random; got 0.3"),
+        (("--target-sparsity", "0.5"), "--target-sparsity .* gated; got 0.5"),
+        (("--regularizer", "none", "--strength", "3"), "--strength .* none; got 3"),
+        (("--regularizer", "l2", "--scale", "5"), "--scale plays no part .* l2; got 5"),
+        (
+            ("--prune", "gradual", "--strength-decay-epochs", "2"),
+            "--strength-decay-epochs .* gradual .*; got 2",
+        ),
         (
             ("--prune", "gradual", "--acts-on", "both"),
             "--acts-on both .* --prune gradual",
@@ -311,3 +329,25 @@ def test_the_learning_rate_of_fine_tuning_begins_anew():
         rates.append(-float(updates[0]))
     expected = [0.25 * (1 + np.cos(np.pi * min(t / 10, 1))) for t in range(11)]
     np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+def test_fine_tuning_begins_with_its_whole_learning_rate():
+    """After one round of pruning a course that went on would be at its end."""
+    dataset = data.load_digits()
+    config = changed(
+        **{"finetune_schedule": "cosine", "finetune_learning_rate": 0.5},
+        **{"finetune_epochs": 1, "epochs": 2, "interval": 1, "batch_size": 1000},
+        **{"optimizer": "sgd", "regularizer": "none"},
+    )
+    phases = Phases(config, dataset.train, dataset.validation, white=16)
+    assert phases.num_rounds[1:] == (2, 1)
+    state = phases.start_pruning(phases.start_dense())
+    for _ in range(2):
+        state = state._replace(current=phases.train_sparse(state.current))
+    before = phases.start_finetuning(state._replace(best=state.current)).current
+    after = phases.finetune(before)
+    (trace,) = find_states(after.opt_state, optax.TraceState)
+    for w, then, momentum in zip(
+        *map(jax.tree.leaves, (before.params, after.params, trace.trace)), strict=True
+    ):
+        np.testing.assert_allclose(then, w - 0.5 * momentum, rtol=1e-5, atol=1e-6)

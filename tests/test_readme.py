@@ -78,7 +78,7 @@ def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
     assert "old" not in text
     assert (
         "| digits | lenet300 | relevance | 0.0001, 0 after 2 epochs, scale 0.01 "
-        "| above 4 below dense | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 | 90.00 ± 0.00 "
+        "| above dense - 4 % | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 | 90.00 ± 0.00 "
         "| 5 ± 0 of 50 | 10.0 ± 0.0 |\n"
     ) in text
     # Every part that the README marks is written.
@@ -100,7 +100,7 @@ def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
 def test_runs_on_part_of_a_data_set_are_said_to_be_reduced():
     run = {**SUMMARY, "seed": 0, "test_accuracy": 0.9, "num_train": 5_000}
     whole = {**run, "num_train": None, "config_id": "all"}
-    _, _, reduced, other = results.table([run, whole]).splitlines()
+    _, _, other, reduced = results.table([run, whole]).splitlines()
     assert reduced.startswith("| digits (reduced run: 5,000 images) | lenet300 |")
     assert other.startswith("| digits | lenet300 |")
 
@@ -115,6 +115,11 @@ def test_rounds_are_stored_as_they_were_but_for_digits_that_cannot_be_seen(runs)
 def test_folders_without_a_finished_run_are_refused(runs, tmp_path):
     with pytest.raises(SystemExit, match=r"error: .* holds no finished run"):
         readme.main([str(tmp_path)])
+    summary = (runs[0] / "summary.json").read_text()
+    (runs[0] / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"error: .*damaged: it has no 'experiment'"):
+        readme.main([str(runs[0])])
+    (runs[0] / "summary.json").write_text(summary)
     (runs[0] / "metrics.jsonl").write_text("{")
     with pytest.raises(SystemExit, match=r"error: .*metrics\.jsonl is damaged"):
         readme.main([str(runs[0])])
@@ -134,6 +139,10 @@ def test_what_is_stored_but_damaged_is_told_in_one_line(runs):
     path.write_text(path.read_text()[:99])
     for write in (results.write, illustrations.write):
         with pytest.raises(ExperimentError, match=rf"{path.name} is damaged"):
+            write()
+    path.write_text(json.dumps({"seed": 0}))
+    for write in (results.write, illustrations.write):
+        with pytest.raises(ExperimentError, match=r"damaged: it has no 'experiment'"):
             write()
     path.unlink()
     with pytest.raises(ExperimentError, match=r"the summary of .* is not there"):
@@ -155,4 +164,6 @@ def test_results_in_the_readme_are_what_is_stored(tmp_path, monkeypatch):
 
 def test_what_is_shown_of_runs_was_made_by_code_that_is_committed():
     for path in results.STORE.glob("*.json"):
-        assert "-dirty" not in json.loads(path.read_text())["commit"], path
+        summary = json.loads(path.read_text())
+        for commit in (summary["commit"], *summary.get("earlier_commits", [])):
+            assert "-dirty" not in commit, path

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from study_rows import runs
 
 from experiments.__main__ import main
 from experiments.config import ExperimentError
@@ -81,7 +82,7 @@ def test_tasks_that_there_are_not_are_refused_in_one_line():
     assert str(info.value.code).startswith("error: --tasks must be of 'digits'")
 
 
-@pytest.mark.parametrize("text", ["", '{"seed": 1}\n'])
+@pytest.mark.parametrize("text", ["", json.dumps(runs([5])[0]) + "\n"])
 def test_rows_of_other_trials_are_told_before_any_run_is_made(small, text):
     for name in ("one", "two"):
         trials.TASKS[name] = trials.TASKS["small"]
@@ -170,7 +171,7 @@ def test_readme_draws_the_conclusions_of_the_stored_rows():
 
 def test_damaged_rows_are_told_in_one_line(tmp_path):
     path = tmp_path / "digits-sgd.jsonl"
-    for text in ("{bad\n", "5\n"):
+    for text in ("{bad\n", "5\n", '{"task": "digits-sgd"}\n'):
         path.write_text(text)
         with pytest.raises(ExperimentError, match=r"digits-sgd\.jsonl is damaged"):
             study_report.read(tmp_path, ["digits-sgd"])

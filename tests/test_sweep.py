@@ -14,7 +14,7 @@ from experiments.__main__ import main
 from experiments.config import ExperimentError
 from experiments.records import write_json
 from experiments.reporting import figures
-from experiments.running import grid, sweep
+from experiments.running import environment, grid, program, sweep
 from experiments.running.grid import Sweep
 from experiments.tasks.digits import CONFIG
 from experiments.training.phases import Phases
@@ -37,14 +37,15 @@ def dataset():
 
 def of(config):
     """Returns what runs of one program may differ in."""
-    return [getattr(config, name) for name in sweep.Numbers._fields]
+    return [getattr(config, name) for name in program.Numbers._fields]
 
 
-def test_one_program_does_what_rounds_one_by_one_do(dataset):
+@pytest.mark.parametrize("prune", ["gated", "gradual", "snip", "random"])
+def test_one_program_does_what_rounds_one_by_one_do(dataset, prune):
     """Scanned or driven from Python: the same masks and, but for rounding, weights."""
-    config = dataclasses.replace(TINY, bound=0.85)
-    whole = jax.jit(sweep.whole_run, static_argnums=(0, 4))(
-        config, sweep.Numbers(*of(config)), *dataset[:2], dataset.white
+    config = dataclasses.replace(TINY, bound=0.85, prune=prune, target_sparsity=0.7)
+    whole = jax.jit(program.whole_run, static_argnums=(0, 4))(
+        config, program.Numbers(*of(config)), *dataset[:2], dataset.white
     )
     phases = Phases(config, *dataset[:2], dataset.white)
     dense = phases.start_dense()
@@ -67,7 +68,7 @@ def test_one_program_does_what_rounds_one_by_one_do(dataset):
         lambda *parts: np.concatenate(parts), whole.pruning, whole.finetuning
     )
     assert [row.pruned for row in rows] == history.pruned.tolist()
-    assert {row.pruned for row in rows} == {True, False}
+    assert {row.pruned for row in rows} == {prune == "gated", False}
     np.testing.assert_array_equal([row.sparsity for row in rows], history.sparsity)
     np.testing.assert_allclose([row.metric for row in rows], history.metric, atol=0.01)
     best = rows[-1].state.best
@@ -92,9 +93,9 @@ def test_runs_at_once_are_what_they_are_alone(dataset):
             (0, 1e-3, 1e-2, 0.5),
         )
     ]
-    together = sweep.make(configs, dataset, test=False)
+    together = program.make(configs, dataset, test=False)
     for config, run in zip(configs, together, strict=True):
-        (alone,) = sweep.make([config], dataset, test=False)
+        (alone,) = program.make([config], dataset, test=False)
         assert run["config_id"] == alone["config_id"] == config.config_id
         assert run["kept"] == alone["kept"]
         assert run["pruning"]["sparsity"] == alone["pruning"]["sparsity"]
@@ -104,6 +105,18 @@ def test_runs_at_once_are_what_they_are_alone(dataset):
     # Each of the numbers arrives: none of the runs is another's double.
     courses = {json.dumps([run["pruning"], run["layers"]]) for run in together}
     assert len(courses) == len(configs)
+
+
+def test_the_commit_is_that_of_the_start(dataset, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(environment, "commit", lambda: "later")
+        return runs_at_once(*arguments)
+
+    runs_at_once = program.runs_at_once
+    monkeypatch.setattr(program, "runs_at_once", run)
+    monkeypatch.setattr(environment, "commit", lambda: "first")
+    (summary,) = program.make([TINY], dataset, test=False)
+    assert summary["commit"] == "first"
 
 
 def test_grid_holds_every_run_once():

@@ -21,7 +21,7 @@ from experiments.cost.updates import CHAIN
 from experiments.data import Split
 from experiments.networks import LeNet5, LeNet300, ResNet32
 from experiments.networks.functional import Variables, init_network
-from experiments.running.sweep import Numbers, runs_at_once
+from experiments.running.program import Numbers, runs_at_once
 from experiments.training import loop
 
 NUM_EXAMPLES = 10_000

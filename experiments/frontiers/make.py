@@ -25,16 +25,16 @@ from experiments.config import Config
 from experiments.frontiers import points, report
 from experiments.frontiers.methods import TASKS, Task
 from experiments.frontiers.plan import check_stored, make_method, tuned_elsewhere
-from experiments.frontiers.points import Row
 from experiments.frontiers.settings import Frontiers
-from experiments.records import write_whole
+from experiments.records import Row, write_whole
 from experiments.running.sweep import Diverged, check_finite, complete
 
 STORED = (
     *("config_id", "seed", "strength", "scale", "learning_rate"),
     *("bound", "target_sparsity"),
     *("kept", "total", "validation_accuracy", "dense_validation_accuracy", "sparsity"),
-    *("diverged", "dense_test_accuracy", "test_accuracy", "hardware", "commit"),
+    *("diverged", "dense_test_accuracy", "test_accuracy"),
+    *("hardware", "commit", "wall_seconds"),
 )
 
 

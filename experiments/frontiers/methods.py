@@ -53,6 +53,7 @@ class Task(NamedTuple):
       published: results of others.
       num_seeds: of each point of a frontier.
       tuned_on: the task whose tuning is taken, where there is none anew.
+      accelerator: whether it takes one.
     """
 
     config: Config
@@ -62,6 +63,7 @@ class Task(NamedTuple):
     published: tuple[Published, ...] = ()
     num_seeds: int = 5
     tuned_on: str | None = None
+    accelerator: bool = False
 
 
 STRENGTHS = "strength", (0.5, 1.5, 5.0)
@@ -90,7 +92,7 @@ METHODS = {
         *RATES,
         "magnitude along a cubic schedule (Zhu and Gupta 2017), but over all layers",
     ),
-    "gradual, l2": Method(
+    "gradual-l2": Method(
         {"prune": "gradual", "regularizer": "l2"}, *STRENGTHS, "the same with l2"
     ),
     "snip": Method(
@@ -106,7 +108,7 @@ METHODS = {
 }
 SNIP, SWS = "arXiv:1810.02340", "arXiv:1702.04008"
 LENET300 = (
-    Published("Han et al. 2015", 1.59, 91.7, SNIP),
+    Published("Han et al. 2015", 1.59, 91.7, "arXiv:1506.02626"),
     Published("Dynamic network surgery 2016", 1.99, 98.2, SWS),
     Published("Soft weight sharing 2017", 1.94, 95.7, SWS),
     Published("Sparse variational dropout 2017", 1.92, 98.5, "arXiv:1701.05369"),
@@ -116,7 +118,7 @@ LENET300 = (
     Published("Dynamic sparse training 2020", 2.31, 97.52, "arXiv:2005.06870"),
 )
 LENET5 = (
-    Published("Han et al. 2015", 0.77, 91.7, SNIP),
+    Published("Han et al. 2015", 0.77, 91.7, "arXiv:1506.02626"),
     Published("Dynamic network surgery 2016", 0.91, 99.1, SWS),
     Published("Soft weight sharing 2017", 0.97, 99.5, SWS),
     Published("Sparse variational dropout 2017", 0.75, 99.64, "arXiv:1701.05369"),
@@ -184,5 +186,6 @@ TASKS = {
         sparsities=(0.9, 0.95),
         errors=(8.5, 10.0),
         num_seeds=3,
+        accelerator=True,
     ),
 }

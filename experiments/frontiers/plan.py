@@ -5,11 +5,10 @@ import math
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
-from experiments.config import Config, ExperimentError
+from experiments.config import AT_INIT, Config, ExperimentError
 from experiments.frontiers import points
 from experiments.frontiers.methods import METHODS, TASKS, Method, Task
-from experiments.frontiers.points import Row
-from experiments.records import replays
+from experiments.records import Row, replays
 from experiments.running.tuning import at, best_of, surround
 
 # Makes the runs of a stage ("tuning" or "frontier").
@@ -22,7 +21,7 @@ FIRST_SEED = 10  # of those that frontiers are made on
 def make_method(name: str, task: Task, make: Make) -> None:
     """Tunes a method, and makes its frontier."""
     config = dataclasses.replace(task.config, **METHODS[name].changes)
-    if config.prune in ("snip", "random"):
+    if config.prune in AT_INIT:
         # Nothing is left of a dense training, so they get its epochs, all but the one
         # that a run has at the least.
         epochs = config.epochs + config.dense_epochs - 1
@@ -129,7 +128,7 @@ def check_stored(
                 raise ExperimentError(
                     f"the rows of {method} in {store / task}.jsonl are not those of "
                     f"the present methods: make them with --tasks {task} --methods "
-                    f"'{method}', or delete them."
+                    f"{method}, or delete them."
                 )
 
 

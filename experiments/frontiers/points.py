@@ -4,18 +4,21 @@ import itertools
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.frontiers.methods import METHODS
-from experiments.records import read_rows
+from experiments.records import Row, check_names, read_rows
 from experiments.reporting.results import STORE as RESULTS
-
-Row = dict[str, Any]
 
 STORE = RESULTS / "frontiers"
 ROUNDING = 0.005  # of a sparsity, in %
+# What is shown of a run, but for its accuracy on the test set, which few have.
+NAMES = (
+    *("method", "stage", "seed", "strength", "learning_rate", "sparsity"),
+    *("hardware", "commit"),
+)
 
 
 class Point(NamedTuple):
@@ -35,7 +38,12 @@ class Frontier(NamedTuple):
 def read(store: Path, task: str) -> list[Row]:
     """Returns the rows that a folder has of a task, none if it has none."""
     path = store / f"{task}.jsonl"
-    return read_rows(path) if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
+    for row in rows:
+        check_names(row, NAMES, path)
+        if row["stage"] == "frontier":
+            check_names(row, ("test_accuracy", "dense_test_accuracy"), path)
+    return rows
 
 
 def frontiers_of(rows: list[Row]) -> dict[str, Frontier]:
@@ -69,9 +77,11 @@ def error_at(points: list[Point], sparsity: float) -> tuple[str, float]:
     depths = [depth(point.sparsity) for point in points]
     errors = [point.error for point in points]
     # What was told a sparsity has it but for a weight.
-    wanted = depth(sparsity - ROUNDING)
-    sign = "≤ " if sparsity < points[0].sparsity - ROUNDING else ""
-    return sign, float(np.interp(wanted, depths, errors, right=math.nan))
+    first, last = points[0].sparsity - ROUNDING, points[-1].sparsity + ROUNDING
+    if sparsity > last:
+        return "", math.nan
+    sign = "≤ " if sparsity < first else ""
+    return sign, float(np.interp(depth(sparsity), depths, errors))
 
 
 def sparsity_at(points: list[Point], error: float) -> tuple[str, float]:

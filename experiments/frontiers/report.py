@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 
+from experiments.config import AT_INIT
 from experiments.frontiers import points
 from experiments.frontiers.methods import METHODS, TASKS
 from experiments.frontiers.plan import check_stored
-from experiments.frontiers.points import Row, error_at, frontiers_of, sparsity_at
+from experiments.frontiers.points import error_at, frontiers_of, sparsity_at
+from experiments.records import Row
 from experiments.reporting import figures
 from experiments.reporting.results import README, commit, insert
 
@@ -59,6 +61,13 @@ def caption(name: str, rows: list[Row]) -> str:
     """Returns what the methods of a task were given, and what others published."""
     task = TASKS[name]
     config = task.config
+    # Of what is pruned at initialisation, the dense training is cut short.
+    dense = {
+        row["seed"]: 100 * (1 - row["dense_test_accuracy"])
+        for row in rows
+        if row["stage"] == "frontier"
+        and METHODS[row["method"]].changes.get("prune") not in AT_INIT
+    }
     hardware = ", ".join(distinct(row["hardware"] for row in rows))
     commits = ", ".join(distinct(map(commit, rows)))
     text = (
@@ -67,6 +76,8 @@ def caption(name: str, rows: list[Row]) -> str:
         f"{config.batch_size}; on {hardware}, commit {commits}. The figure ends at "
         f"{LARGEST * max(task.errors):g} % error."
     )
+    if dense:
+        text += f" The dense network has {spread(list(dense.values()))} % error."
     if task.tuned_on:
         text += f" Tuned on `{task.tuned_on}`."
     if task.published:
@@ -88,7 +99,7 @@ def distinct(values: Iterable[str]) -> list[str]:
 def draw(name: str, rows: list[Row], path: Path) -> None:
     """Draws the frontiers of a task: test error against sparsity, both logarithmic."""
     config = TASKS[name].config
-    least = 1.0
+    least, top = 1.0, LARGEST * max(TASKS[name].errors)
     title = f"{config.network}, {config.dataset}"
     # Of the legend, which would have what has error bars last.
     handles: list[Any] = []
@@ -112,7 +123,8 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
                 elinewidth=0.8,
                 label=method,
             )
-            handles.append(line)
+            if min(errors) < top:
+                handles.append(line)
         published = TASKS[name].published
         for place, method in enumerate(distinct(result.method for result in published)):
             own = [result for result in published if result.method == method]
@@ -121,13 +133,15 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
                 [result.error for result in own],
                 marker="sD^vPX*"[place % 7],
                 markersize=5,
-                color=figures.GREY,
+                markerfacecolor="none",
+                color=figures.BLACK,
                 linestyle="none",
+                zorder=3,
                 label=f"{method}, published",
             )
         figures.sparsity_axis(axes, least)
         axes.set_yscale("log")
-        axes.set_ylim(top=LARGEST * max(TASKS[name].errors))
+        axes.set_ylim(top=top)
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())

@@ -11,7 +11,9 @@ from experiments.frontiers.methods import METHODS, TASKS
 class Frontiers:
     """Makes the frontiers of all methods, or goes on with it, and tabulates them."""
 
-    tasks: tuple[str, ...] = tuple(name for name in TASKS if "resnet" not in name)
+    tasks: tuple[str, ...] = tuple(
+        name for name, task in TASKS.items() if not task.accelerator
+    )
     """Tasks by name; by default all but resnet32-cifar10, which takes an
     accelerator."""
     methods: tuple[str, ...] = tuple(METHODS)
@@ -24,5 +26,7 @@ class Frontiers:
     def validate(self) -> None:
         """Raises `ExperimentError` for the first value that makes no sense."""
         for field, known in (("tasks", TASKS), ("methods", METHODS)):
-            for name in getattr(self, field):
+            names = getattr(self, field)
+            check(field, names, len(names) > 0, "one or more")
+            for name in names:
                 check(field, name, name in known, "of " + ", ".join(map(repr, known)))

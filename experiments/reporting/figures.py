@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-Row = dict[str, Any]
+from experiments.records import Row
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
 SPARSITY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
 
-def draw(rows: list[Row], summary: dict[str, Any], folder: Path) -> None:
+def draw(rows: list[Row], summary: Row, folder: Path) -> None:
     """Draws all figures of a run into its folder, each as PNG and as PDF."""
     title = f"{summary['network']}, {summary['dataset']}, {summary['regularizer']}"
     sparse_rows = [row for row in rows if row["phase"] != "dense"]
@@ -53,7 +53,7 @@ def draw(rows: list[Row], summary: dict[str, Any], folder: Path) -> None:
         draw_magnitudes(axes, summary["magnitudes"])
 
 
-def draw_overview(rows: list[Row], summary: dict[str, Any], path: Path) -> None:
+def draw_overview(rows: list[Row], summary: Row, path: Path) -> None:
     """Draws what a run did in four panels of one figure, as PNG.
 
     Accuracy against sparsity, the share of each tensor that is kept, the share of those
@@ -110,7 +110,7 @@ def set_title(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=9, loc="left", color=GREY)
 
 
-def draw_accuracy(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
+def draw_accuracy(axes: Axes, rows: list[Row], summary: Row) -> None:
     """Draws validation accuracy against sparsity, one point a round."""
     groups = (
         ("pruned", "o", BLUE, [r for r in rows if r["pruned"]]),
@@ -207,7 +207,7 @@ def frontier(run: Row, sparsities: np.ndarray) -> np.ndarray:
     return np.where(at_least, metric, 0.0).max(axis=1)
 
 
-def draw_layers(axes: Axes, summary: dict[str, Any]) -> None:
+def draw_layers(axes: Axes, summary: Row) -> None:
     """Draws the final sparsity of each tensor and of them all."""
     layers = dict(summary["layers"])
     layers["total"] = {"kept": summary["kept"], "size": summary["total"]}
@@ -240,7 +240,7 @@ def draw_relevance(axes: Axes, rows: list[Row]) -> None:
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
 
 
-def draw_course(axes: Axes, rows: list[Row], summary: dict[str, Any]) -> None:
+def draw_course(axes: Axes, rows: list[Row], summary: Row) -> None:
     """Draws which share of each tensor is kept after each round."""
     sizes = {path: layer["size"] for path, layer in summary["layers"].items()}
     by_leaf = {

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
-from experiments.records import read_json, read_rows, write_whole
+from experiments.records import Row, read_json, read_rows, read_summary, write_whole
 from experiments.reporting import figures, results
-
-Row = dict[str, Any]
 
 ROUNDS = "rounds"  # the folder of the rounds, in that of the summaries
 DIGITS = 6  # of a number: a sparsity of 99.9 % is to have three of what is kept
@@ -19,7 +17,7 @@ DIGITS = 6  # of a number: a sparsity of 99.9 % is to have three of what is kept
 
 def store(folder: Path) -> None:
     """Copies the rounds of a finished run of seed 0 into the repository."""
-    summary = read_json(folder / "summary.json")
+    summary = read_summary(folder / "summary.json")
     if summary is None or summary["seed"] != 0:
         return
     rows = read_rows(folder / "metrics.jsonl")
@@ -62,7 +60,7 @@ def rows_of(columns: Row) -> list[Row]:
 def write() -> None:
     """Draws the figure of every run whose rounds are stored, beside them."""
     for path in sorted((results.STORE / ROUNDS).glob("*.json")):
-        summary, rounds = read_json(results.STORE / path.name), read_json(path)
+        summary, rounds = read_summary(results.STORE / path.name), read_json(path)
         if summary is None or rounds is None:
             raise ExperimentError(f"the summary of {path} is not there.")
         rows = rows_of(rounds)

@@ -7,46 +7,57 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
-from experiments.records import read_json, write_json
+from experiments.records import Row, read_summary, write_json
 
 STORE = Path(__file__).parents[1] / "results"
 README = Path(__file__).parents[2] / "README.md"
 HEADER = (
-    "| data set | network | regularizer | strength | prunes, % | seeds "
+    "| data set | network | regularizer | strength | prunes | seeds "
     "| dense error, % | error, % | sparsity, % | weights kept | compression |\n"
     + "| --- " * 11
     + "|\n"
 )
 
 
-def store(folder: Path) -> None:
+def store(folder: Path) -> Path:
     """Copies the summary of a finished run into the repository.
+
+    Returns:
+      The file, which may have held an earlier run of the same settings and seed.
 
     Raises:
       ExperimentError: the folder holds none.
     """
-    summary = read_json(folder / "summary.json")
+    summary = read_summary(folder / "summary.json")
     if summary is None:
         raise ExperimentError(f"{folder} holds no finished run.")
-    write_json(STORE / f"{name_of(summary)}.json", summary)
+    path = STORE / f"{name_of(summary)}.json"
+    write_json(path, summary)
+    return path
 
 
-def name_of(summary: dict[str, Any]) -> str:
+def name_of(summary: Row) -> str:
     """Returns the name of a run among all that are stored."""
     names = ("experiment", "regularizer", "config_id")
     return "-".join(summary[key] for key in names) + f"-seed{summary['seed']}"
 
 
-def table(summaries: Iterable[dict[str, Any]]) -> str:
+def table(summaries: Iterable[Row]) -> str:
     """Returns a Markdown table: a row for each configuration, over its seeds."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    keys = ("dataset", "network", "regularizer", "config_id")
-    for summary in summaries:
-        groups[tuple(summary[key] for key in keys)].append(summary)
-    return HEADER + "".join(row(runs) for _, runs in sorted(groups.items()))
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for summary in sorted(summaries, key=place):
+        groups[summary["config_id"]].append(summary)
+    return HEADER + "".join(map(row, groups.values()))
 
 
-def row(runs: list[dict[str, Any]]) -> str:
+def place(run: Row) -> tuple[Any, ...]:
+    """Returns what runs are sorted by: reduced ones come last."""
+    keys = ("dataset", "network", "regularizer", "strength_decay_epochs", "strength")
+    reduced = run.get("num_train") is not None
+    return reduced, *(run[key] for key in keys), run["config_id"], run["seed"]
+
+
+def row(runs: list[Row]) -> str:
     """Returns the table row of runs that differ in their seeds alone."""
 
     def column(values: Iterable[float], form: str) -> str:
@@ -70,14 +81,14 @@ def row(runs: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def data_set(run: dict[str, Any]) -> str:
+def data_set(run: Row) -> str:
     """Returns what a run was made on, and if not on all of it, that it was reduced."""
     images = run.get("num_train")
     reduced = f" (reduced run: {images:,} images)" if images is not None else ""
     return run["dataset"] + reduced
 
 
-def strength(run: dict[str, Any]) -> str:
+def strength(run: Row) -> str:
     """Returns how strong the regularizer of a run is, on what, and for how long."""
     if run["regularizer"] == "none":
         return ""
@@ -91,15 +102,15 @@ def strength(run: dict[str, Any]) -> str:
     )
 
 
-def prunes(run: dict[str, Any]) -> str:
-    """Returns when weights of a run go, in %: above what accuracy, or how many."""
+def prunes(run: Row) -> str:
+    """Returns when weights of a run go: above what validation accuracy, or how many."""
     if run.get("prune", "gated") != "gated":
-        return f"{run['prune']}, to {100 * run['target_sparsity']:g} sparsity"
-    below = " below dense" if run["relative_bound"] else ""
-    return f"above {100 * run['bound']:g}{below}"
+        return f"{run['prune']}, to {100 * run['target_sparsity']:g} % sparsity"
+    dense = "dense - " if run["relative_bound"] else ""
+    return f"above {dense}{100 * run['bound']:g} %"
 
 
-def commit(row: dict[str, Any]) -> str:
+def commit(row: Row) -> str:
     """Returns the commit that made a run, short; "unknown" where git did not tell."""
     head, *dirty = (row["commit"] or "unknown").split("-")
     return "-".join([head[:8], *dirty])
@@ -117,5 +128,5 @@ def insert(text: str, name: str, new: str) -> str:
 
 def write() -> None:
     """Writes the table of all that is stored into the README."""
-    summaries = list(filter(None, map(read_json, STORE.glob("*.json"))))
+    summaries = list(filter(None, map(read_summary, STORE.glob("*.json"))))
     README.write_text(insert(README.read_text(), "results", table(summaries)))

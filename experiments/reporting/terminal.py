@@ -3,7 +3,6 @@
 import contextlib
 import statistics
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from experiments.records import Row
 
 Show = Callable[[str, float, float], None]
 
@@ -68,7 +69,7 @@ def compression(kept: int, size: int) -> str:
     return f"{size / kept:.1f}x" if kept else "-"
 
 
-def print_sweep(console: Console, groups: dict[str, list[dict[str, Any]]]) -> None:
+def print_sweep(console: Console, groups: dict[str, list[Row]]) -> None:
     """Prints what a sweep has come to, a row for each setting, over its seeds."""
     columns = ["sparsity", "validation_accuracy"]
     if all("test_accuracy" in run for group in groups.values() for run in group):
@@ -90,7 +91,7 @@ def print_sweep(console: Console, groups: dict[str, list[dict[str, Any]]]) -> No
     console.print(table)
 
 
-def print_summary(console: Console, summary: dict[str, Any]) -> None:
+def print_summary(console: Console, summary: Row) -> None:
     """Prints what a run has come to: dense against sparse, then layer by layer."""
     outcome = Table(
         title=f"{summary['network']} on {summary['dataset']}, "
@@ -122,3 +123,9 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
             compression(kept, size),
         )
     console.print(outcome, layers, f"{summary['wall_seconds']:.0f} seconds")
+    if not summary["sparsity"]:
+        bound = percent(summary["validation_bound"])
+        console.print(
+            f"No pruned network had a validation accuracy above {bound}: of this one "
+            "nothing is pruned."
+        )

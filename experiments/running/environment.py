@@ -13,7 +13,7 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """Returns hardware, versions, commit and date."""
+    """Returns hardware, versions, commit and date; to be asked before a run starts."""
     packages = ("jax", "flax", "optax", "sparse_optax")
     device = jax.devices()[0]
     return {

@@ -21,12 +21,14 @@ import dataclasses
 import itertools
 import statistics
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from experiments.config import Config, Regularizer, check, plays_part
 from experiments.forms import Control, Form
+from experiments.records import Row
+
+NUMBERS = "strength", "scale", "fraction"  # of which a sweep has several values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,46 +81,42 @@ class Sweep:
             self.fractions or (base.fraction,),
             self.seeds or (base.seed,),
         )
-        configs = (
-            dataclasses.replace(
-                base,
-                regularizer=regularizer,
-                # What plays no part is the same for all, and makes no further run.
-                strength=strength
-                if plays_part("strength", regularizer)
-                else base.strength,
-                scale=scale if plays_part("scale", regularizer) else base.scale,
-                form=dataclasses.replace(base.form, control=control)
-                if regularizer == "relevance"
-                else Form(),
-                fraction=fraction,
-                seed=seed,
+        configs = []
+        for regularizer, control, *values, seed in grid:
+            form = dataclasses.replace(base.form, control=control)
+            if regularizer != "relevance":
+                form = Form()
+            config = dataclasses.replace(
+                base, regularizer=regularizer, form=form, seed=seed
             )
-            for regularizer, control, strength, scale, fraction, seed in grid
-        )
+            # What plays no part is the same for all, and makes no further run.
+            numbers = {
+                name: value
+                for name, value in zip(NUMBERS, values, strict=True)
+                if plays_part(name, vars(config))
+            }
+            configs.append(dataclasses.replace(config, **numbers))
         return list(dict.fromkeys(configs))
 
 
-def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def by_settings(runs: list[Row]) -> dict[str, list[Row]]:
     """Groups runs that differ in their seeds alone, under what sets the groups apart.
 
     The groups come sparsest first.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Row]] = {}
     for run in runs:
         groups.setdefault(run["config_id"], []).append(run)
     names = [
         name
-        for name in ("strength", "scale", "fraction")
-        if len({run[name] for run in runs if plays_part(name, run["regularizer"])}) > 1
+        for name in NUMBERS
+        if len({run[name] for run in runs if plays_part(name, run)}) > 1
     ]
     named = {}
     for group in sorted(groups.values(), key=mean_sparsity, reverse=True):
         first = group[0]
         values = [
-            f"{name} {first[name]:.12g}"
-            for name in names
-            if plays_part(name, first["regularizer"])
+            f"{name} {first[name]:.12g}" for name in names if plays_part(name, first)
         ]
         if first["form"]["control"] != "none":
             values.insert(0, f"control {first['form']['control']}")
@@ -126,6 +124,6 @@ def by_settings(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return named
 
 
-def mean_sparsity(runs: list[dict[str, Any]]) -> float:
+def mean_sparsity(runs: list[Row]) -> float:
     """Returns the mean sparsity of runs."""
     return statistics.fmean(run["sparsity"] for run in runs)

@@ -12,7 +12,7 @@ from rich.console import Console
 import sparse_optax
 from experiments import data
 from experiments.config import Config, ExperimentError
-from experiments.records import RunFolder
+from experiments.records import Row, RunFolder
 from experiments.reporting import figures, terminal
 from experiments.running.checkpoint import Checkpoints
 from experiments.running.environment import environment
@@ -65,6 +65,8 @@ class Run:
         self.dataset = dataset
         self.console = console
         self.started = time.monotonic()
+        self.environment = environment()  # now: the code may change while this runs
+        self.earlier_commits: list[str | None] = []
         self.phases = Phases(
             config, dataset.train, dataset.validation, white=dataset.white
         )
@@ -80,7 +82,7 @@ class Run:
         self.checkpoints = Checkpoints(folder.checkpoints)
         self.saved = self.checkpoints.latest()
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Row:
         """Goes through all that is left to do; writes and returns the summary."""
         self.resume()
         with terminal.progress_bar(
@@ -146,7 +148,7 @@ class Run:
             finetune_rounds=phases.num_rounds.finetuning,
         )
 
-    def test(self) -> dict[str, Any]:
+    def test(self) -> Row:
         """Measures both networks on the test set, and sums the run up."""
         best = self.pruning.best
         phases, test = self.phases, self.dataset.read_test()
@@ -169,12 +171,11 @@ class Run:
             **loop.sizes(best),
             "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),
             "devices": phases.devices.number,  # of them that `hardware` lists
-            **environment(),
+            **self.environment,
+            "earlier_commits": self.earlier_commits,
         }
 
-    def record(
-        self, what: dict[str, Any], outcome: dict[str, Any], state: loop.TrainState
-    ) -> None:
+    def record(self, what: Row, outcome: Row, state: loop.TrainState) -> None:
         """Adds a row to the metrics."""
         progress = state.progress
         loss = float(progress.loss)
@@ -207,6 +208,8 @@ class Run:
             return
         notes = self.checkpoints.notes(self.saved)
         self.seconds_before = notes["seconds"]
+        now, earlier = self.environment["commit"], notes.get("commits", [None])
+        self.earlier_commits = [commit for commit in earlier if commit != now]
         if notes["phase"] == "dense":
             target = {"dense": self.dense}
             self.dense = self.checkpoints.restore(self.saved, target)["dense"]
@@ -218,6 +221,8 @@ class Run:
             restored = self.checkpoints.restore(self.saved, target)
             self.dense_variables, self.pruning = restored["dense"], restored["pruning"]
         self.console.print(f"Going on after {self.saved} rounds.")
+        if self.earlier_commits:
+            self.console.print("They were made by code of another commit.")
 
     def sparse_tree(self) -> dict[str, Any]:
         """Returns what there is to save once the dense training is done."""
@@ -231,7 +236,10 @@ class Run:
         if only_if_due and count % self.config.checkpoint_every:
             return
         if count != self.saved:
-            notes = {"phase": phase, "seconds": self.seconds()}
+            notes = {
+                **{"phase": phase, "seconds": self.seconds()},
+                "commits": [*self.earlier_commits, self.environment["commit"]],
+            }
             self.checkpoints.save(count, tree, notes)
             self.saved = count
 

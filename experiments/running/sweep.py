@@ -1,223 +1,25 @@
-"""Many runs at once: the whole of each is one compiled program, and vmap makes many."""
+"""Completes runs: those that are stored count, the others are made, many at once."""
 
-import dataclasses
-import functools
 import itertools
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import track
 
-import sparse_optax
 from experiments import data
 from experiments.config import Config, ExperimentError
-from experiments.data import Split
-from experiments.networks.functional import Variables
-from experiments.records import differences, read_json, write_json
+from experiments.records import Row, differences, read_json, write_json
 from experiments.reporting import figures, terminal
-from experiments.running.environment import environment
 from experiments.running.grid import Sweep, by_settings
-from experiments.training import loop
+from experiments.running.program import make, without_numbers
 from experiments.training.devices import Devices
-from experiments.training.phases import Phases
-
-
-class Numbers(NamedTuple):
-    """What may differ between runs of one program: scalars, or `[R]` for R runs."""
-
-    seed: jax.Array
-    strength: jax.Array
-    scale: jax.Array
-    fraction: jax.Array
-    bound: jax.Array
-    target_sparsity: jax.Array
-
-
-class History(NamedTuple):
-    """What the rounds of a phase came to: each `[N]` for N rounds."""
-
-    metric: jax.Array
-    sparsity: jax.Array
-    pruned: jax.Array
 
 
 class Diverged(ExperimentError):
     """Weights of a run are no longer finite."""
-
-
-class Outcome(NamedTuple):
-    """What a run leaves."""
-
-    finite: jax.Array  # whether all weights were, wherever a phase ended
-    dense: Variables
-    best: loop.TrainState
-    bound: jax.Array
-    dense_correct: jax.Array  # of the validation split
-    best_correct: jax.Array
-    pruning: History
-    finetuning: History
-
-
-def whole_run(
-    config: Config, numbers: Numbers, train: Split, validation: Split, white: int
-) -> Outcome:
-    """Makes a whole run, with no return to Python between its rounds: traceable.
-
-    Args:
-      config: the run, but for what `numbers` says.
-      numbers: scalars.
-      train: what is trained on.
-      validation: what decides about prunes.
-      white: value of a white pixel.
-    """
-    config = dataclasses.replace(config, **numbers._asdict())
-    phases = Phases(config, train, validation, white)
-
-    def rounds_of(state, train_fn, prune, length):
-        rounds = sparse_optax.pruning_rounds(
-            train_fn,
-            lambda state: phases.accuracy(state.variables),
-            prune,
-            bound=bound,
-            patience=config.patience if prune else None,
-        )
-
-        def step(state, _):
-            state = rounds.round(state)
-            return state, History(state.metric, state.sparsity, state.pruned)
-
-        return jax.lax.scan(step, state, length=length)
-
-    dense, _ = jax.lax.scan(
-        lambda state, _: (phases.train_dense(state), None),
-        phases.start_dense(),
-        length=phases.num_rounds.dense,
-    )
-    bound = phases.bound(dense.variables)
-    pruned, pruning = rounds_of(
-        phases.start_pruning(dense),
-        phases.train_sparse,
-        phases.prune,
-        phases.num_rounds.pruning,
-    )
-    state, finetuning = rounds_of(
-        phases.start_finetuning(pruned),
-        phases.finetune,
-        None,
-        phases.num_rounds.finetuning,
-    )
-    ends = dense.params, pruned.current.params, state.current.params
-    return Outcome(
-        finite=jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(ends)]).all(),
-        dense=dense.variables,
-        best=state.best,
-        bound=bound,
-        dense_correct=phases.count_correct(dense.variables),
-        best_correct=phases.count_correct(state.best.variables),
-        pruning=pruning,
-        finetuning=finetuning,
-    )
-
-
-# Compiled once for all runs that differ in `Numbers` alone.
-@functools.partial(jax.jit, static_argnames=("config", "white"))
-def runs_at_once(
-    config: Config, numbers: Numbers, train: Split, validation: Split, white: int
-) -> Outcome:
-    """Makes R runs, whose `numbers` are `[R]`; so is all that it returns."""
-    return jax.vmap(
-        lambda numbers: whole_run(config, numbers, train, validation, white)
-    )(numbers)
-
-
-def without_numbers(config: Config) -> Config:
-    """Returns what runs that can be made at once have in common."""
-    return dataclasses.replace(config, **dict.fromkeys(Numbers._fields, 0))
-
-
-def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Any]:
-    """Makes runs that differ in `Numbers` alone; returns a summary of each."""
-    start = time.monotonic()
-    numbers = Numbers(
-        *(
-            jnp.asarray([getattr(config, name) for config in configs])
-            for name in Numbers._fields
-        )
-    )
-    outcomes = runs_at_once(
-        without_numbers(configs[0]),
-        numbers,
-        dataset.train,
-        dataset.validation,
-        dataset.white,
-    )
-    jax.block_until_ready(outcomes)
-    seconds = (time.monotonic() - start) / len(configs)
-    tested = test_accuracies(configs[0], outcomes, dataset) if test else {}
-    summaries = []
-    for index, config in enumerate(configs):
-        outcome = jax.tree.map(lambda x, index=index: x[index], outcomes)
-        summaries.append(
-            {
-                **summarize(config, outcome, len(dataset.validation.labels)),
-                **{name: values[index] for name, values in tested.items()},
-                "at_once": len(configs),
-                "wall_seconds": seconds,
-            }
-        )
-    return summaries
-
-
-def summarize(config: Config, outcome: Outcome, num_validation: int) -> dict[str, Any]:
-    """Returns a run as JSON data: settings, outcome and what all rounds came to.
-
-    Of a run whose weights are no longer finite, it says that it diverged, and that none
-    of them is gone: they need not be zero.
-    """
-    if outcome.finite:
-        sizes = loop.sizes(outcome.best)
-    else:
-        total = sum(leaf.size for leaf in jax.tree.leaves(outcome.best.params))
-        sizes = {"diverged": True, "sparsity": 0.0, "kept": total, "total": total}
-    return {
-        **config.to_dict(),
-        "config_id": config.config_id,
-        "dense_validation_accuracy": int(outcome.dense_correct) / num_validation,
-        "validation_accuracy": int(outcome.best_correct) / num_validation,
-        "validation_bound": float(outcome.bound),
-        **sizes,
-        **{
-            phase: {name: row.tolist() for name, row in history._asdict().items()}
-            for phase, history in (
-                ("pruning", outcome.pruning),
-                ("finetuning", outcome.finetuning),
-            )
-        },
-        **environment(),
-    }
-
-
-def test_accuracies(
-    config: Config, outcomes: Outcome, dataset: data.Dataset
-) -> dict[str, list[float]]:
-    """Measures both networks of R runs on the test set, read once for all of them."""
-    test = dataset.read_test()
-    phases = Phases(config, dataset.train, dataset.validation, dataset.white)
-    correct = jax.vmap(phases.make_count_correct(test))
-    return {
-        name: [int(count) / len(test.labels) for count in correct(variables)]
-        for name, variables in (
-            ("dense_test_accuracy", outcomes.dense),
-            ("test_accuracy", outcomes.best.variables),
-        )
-    }
 
 
 def batches(configs: list[Config], size: int) -> Iterator[list[Config]]:
@@ -243,7 +45,7 @@ def complete(
     *,
     at_once: int,
     test: bool,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Returns the summaries of runs, those that are stored and those it has to make.
 
     Args:
@@ -287,7 +89,7 @@ def complete(
     return [run for config in configs if (run := read_json(path(config)))]
 
 
-def check_finite(runs: list[dict[str, Any]]) -> None:
+def check_finite(runs: list[Row]) -> None:
     """Raises `Diverged` if runs did, and names them."""
     names = [
         f"{run['regularizer']} at strength {run['strength']:g}, learning rate "

@@ -5,11 +5,10 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from experiments.config import Config
+from experiments.records import Row
 
-Row = dict[str, Any]
 Setting = tuple[float, ...]  # the values of what is tuned
 NAMES = "strength", "scale"  # that, unless others are given
 

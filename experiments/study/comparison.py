@@ -3,15 +3,14 @@
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from experiments.records import Row
 from experiments.running.tuning import log_kept
 from experiments.study.trials import TRIALS
-
-Row = dict[str, Any]
 
 LEVEL = 0.01
 # What a trial is compared with, and what that is called. "Alike" is the l2 whose

@@ -20,10 +20,9 @@ from rich.console import Console
 
 from experiments import data
 from experiments.config import Config
-from experiments.records import write_whole
+from experiments.records import Row, write_whole
 from experiments.running.sweep import Diverged, check_finite, complete
 from experiments.study import report
-from experiments.study.comparison import Row
 from experiments.study.plan import make_trial
 from experiments.study.report import STORE
 from experiments.study.settings import Study

@@ -6,9 +6,8 @@ from typing import get_args
 
 from experiments.config import Config
 from experiments.forms import Control
-from experiments.records import replays
+from experiments.records import Row, replays
 from experiments.running.tuning import Setting, at, best_of, surround
-from experiments.study.comparison import Row
 from experiments.study.trials import FIRST_SEED, ROUNDS, TASKS, TRIALS
 
 # Makes the runs of a stage ("tuning" or "comparison") of a trial.

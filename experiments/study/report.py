@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
-from experiments.records import read_rows
+from experiments.records import Row, check_names, read_rows
 from experiments.reporting.results import README, STORE as RESULTS, commit, insert
 from experiments.running.tuning import log_kept
-from experiments.study.comparison import LEVEL, OPPONENTS, Result, Row, results_of
+from experiments.study.comparison import LEVEL, OPPONENTS, Result, results_of
 from experiments.study.figure import draw
 from experiments.study.plan import is_current
 from experiments.study.transfer import transfer
@@ -18,6 +18,11 @@ from experiments.study.trials import FEW, ROUNDS, TASKS, TRIALS
 
 STORE = RESULTS / "study"
 FIGURE = RESULTS / "study"  # and its ending
+# What is shown of a run, but for its accuracy on the test set, which few have.
+NAMES = (
+    *("task", "stage", "trial", "control", "seed", "strength", "scale"),
+    *("kept", "total", "hardware", "commit"),
+)
 HEADER = Path(__file__).parent / "header.md"
 REPORT = RESULTS.parent / "STUDY.md"
 
@@ -57,8 +62,14 @@ def check_stored(store: Path, names: Iterable[str]) -> None:
 
 def read(store: Path, names: Iterable[str]) -> dict[str, list[Row]]:
     """Returns the rows of those tasks that have been made, by the name of the task."""
-    paths = {name: store / f"{name}.jsonl" for name in names}
-    return {name: read_rows(path) for name, path in paths.items() if path.exists()}
+    tasks = {}
+    for name in names:
+        path = store / f"{name}.jsonl"
+        if path.exists():
+            tasks[name] = read_rows(path)
+            for row in tasks[name]:
+                check_names(row, NAMES, path)
+    return tasks
 
 
 def report(tasks: list[list[Row]]) -> str:

@@ -20,5 +20,6 @@ class Study:
 
     def validate(self) -> None:
         """Raises `ExperimentError` for the first value that makes no sense."""
+        check("tasks", self.tasks, len(self.tasks) > 0, "one or more")
         for name in self.tasks:
             check("tasks", name, name in TASKS, "of " + ", ".join(map(repr, TASKS)))

@@ -3,7 +3,8 @@
 import statistics
 from typing import NamedTuple
 
-from experiments.running.tuning import Row, Setting, log_kept
+from experiments.records import Row
+from experiments.running.tuning import Setting, log_kept
 
 # The logarithm of the weights kept, by setting and seed.
 Logs = dict[Setting, dict[int, float]]

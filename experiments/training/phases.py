@@ -2,7 +2,7 @@
 
 A run is dense training, iterative pruning and fine-tuning. `Phases` has the parts of
 all three, and leaves it to others to drive them: `running.run` round by round from
-Python, with checkpoints between; `running.sweep` as one compiled program.
+Python, with checkpoints between; `running.program` as one compiled program.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import sparse_optax
 from experiments import forms
-from experiments.config import Config, ExperimentError
+from experiments.config import AT_INIT, Config, ExperimentError
 from experiments.data import Split
 from experiments.networks import NETWORKS
 from experiments.networks.functional import Variables, init_network
@@ -34,7 +34,7 @@ class Phases:
     """The parts of the run that a configuration describes.
 
     Its states lie on the devices that the run is to use. The data, the seed and the
-    strength, scale, fraction and bound may be traced.
+    strength, scale, fraction, bound and target sparsity may be traced.
 
     Raises:
       ExperimentError: the batch is larger than the training set, or cannot be divided
@@ -98,7 +98,9 @@ class Phases:
         self.train_sparse = make_train(self.pruning_optimizer, per_example)
         self.finetune = make_train(
             optimizers.finetuning_optimizer(
-                config, *(n * config.interval for n in reversed(self.num_rounds[1:]))
+                config,
+                num_steps=self.num_rounds.finetuning * config.interval,
+                num_pruning_steps=self.num_rounds.pruning * config.interval,
             ),
             per_example,
         )
@@ -118,7 +120,7 @@ class Phases:
     ) -> sparse_optax.IterativePruningState:
         """Returns the state before the first round of the iterative algorithm."""
         config, variables = self.config, dense.variables
-        if config.prune in ("snip", "random"):  # not what dense training has made
+        if config.prune in AT_INIT:  # not what dense training has made
             variables = self.variables
         state = loop.init_state(variables, self.pruning_optimizer, dense.step)
         if config.prune == "snip":
