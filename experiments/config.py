@@ -259,9 +259,12 @@ def beyond_defaults(settings: Any) -> dict[str, Any]:
 
 
 def plays_part(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting, such as "scale", changes a run with these settings."""
+    """Whether a setting, such as "scale", changes a run with these settings.
+
+    Those of a run that is older than a choice lack it: it had the default.
+    """
     choice, having = PARTS[name]
-    return settings[choice] in having
+    return settings.get(choice, getattr(Config, choice)) in having
 
 
 def check(name: str, value: object, condition: bool, wanted: str) -> None:
