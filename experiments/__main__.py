@@ -12,22 +12,7 @@ from experiments.frontiers.settings import Frontiers
 from experiments.running import grid
 from experiments.running.grid import Sweep
 from experiments.study.settings import Study
-from experiments.tasks import (
-    digits,
-    lenet5_fashion,
-    lenet5_mnist,
-    lenet300_mnist,
-    resnet32_cifar10,
-)
-
-EXPERIMENTS = (
-    digits,
-    lenet300_mnist,
-    lenet5_mnist,
-    lenet5_fashion,
-    resnet32_cifar10,
-)
-DEFAULTS = {task.CONFIG.experiment: task.CONFIG for task in EXPERIMENTS}
+from experiments.tasks import DEFAULTS, TASKS
 
 Settings = Config | Sweep | Study | Frontiers | Benchmark | Footprint
 
@@ -53,7 +38,7 @@ def parse(arguments: list[str]) -> Settings:
         return tyro.extras.overridable_config_cli(
             {
                 module.CONFIG.experiment: (module.__doc__ or "", Sweep(module.CONFIG))
-                for module in EXPERIMENTS
+                for module in TASKS
             },
             prog=f"{command} sweep",
             description=grid.__doc__,
@@ -63,7 +48,7 @@ def parse(arguments: list[str]) -> Settings:
     return tyro.extras.overridable_config_cli(
         {
             module.CONFIG.experiment: (module.__doc__ or "", module.CONFIG)
-            for module in EXPERIMENTS
+            for module in TASKS
         },
         prog=command,
         description="Trains a network, prunes it, and reports both. "
@@ -81,10 +66,12 @@ def main(arguments: list[str]) -> None:
     command = shlex.join([sys.executable, "-m", "experiments", *arguments])
     try:
         settings.validate()
-        if isinstance(settings, Config | Sweep):
-            base = settings.base if isinstance(settings, Sweep) else settings
-            base.check_parts(DEFAULTS[base.experiment])
+        if isinstance(settings, Config):
+            settings.check_parts(DEFAULTS[settings.experiment])
         # Late, because it takes seconds that neither --help nor a mistake should cost.
+        from experiments.running.environment import commit
+
+        commit()  # is remembered: the code may change while it runs
         if isinstance(settings, Sweep):
             from experiments.running.sweep import sweep
 

@@ -57,8 +57,8 @@ class Config:
     seed: int = 0
     """Determines the initial weights and the order of the batches."""
     out: Path | None = None
-    """Folder of the run; by default runs/EXPERIMENT-REGULARIZER-seedSEED, where it is
-    not gated with -PRUNE in it. A run that was interrupted goes on from what it finds
+    """Folder of the run; by default runs/EXPERIMENT-REGULARIZER[-PRUNE]-seedSEED, with
+    PRUNE where it is not gated. A run that was interrupted goes on from what it finds
     there."""
     data_dir: Path | None = None
     """Folder of the TFDS data sets; by default that of TFDS itself,

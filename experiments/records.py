@@ -108,7 +108,7 @@ def with_defaults(found: Row, settings: Any) -> Row:
         value, inner = getattr(settings, field.name), found.get(field.name, {})
         if dataclasses.is_dataclass(value) and isinstance(inner, dict):
             values[field.name] = with_defaults(inner, value)
-        else:
+        elif field.default is not dataclasses.MISSING:
             values.setdefault(field.name, field.default)
     return values
 

@@ -16,7 +16,7 @@ import types
 import pytest
 
 import sparse_optax
-from experiments.__main__ import EXPERIMENTS
+from experiments.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -105,7 +105,7 @@ def test_the_commands_of_the_readme_exist():
         command[2] for command in run if command[:2] == ["-m", "experiments"]
     ]
     assert len(experiments) >= 2
-    known = {module.CONFIG.experiment for module in EXPERIMENTS}
+    known = {module.CONFIG.experiment for module in TASKS}
     assert set(experiments) <= known | {"sweep"}
     modules = [command[1] for command in run if command[0] == "-m"]
     for module in modules:

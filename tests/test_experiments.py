@@ -26,7 +26,7 @@ from shallow import Shallow
 
 import sparse_optax
 from experiments import data, networks
-from experiments.__main__ import EXPERIMENTS, main, parse
+from experiments.__main__ import main, parse
 from experiments.config import Config
 from experiments.forms import Form
 from experiments.networks import convolution, lenets
@@ -35,7 +35,7 @@ from experiments.records import RunFolder, differences
 from experiments.reporting.results import STORE
 from experiments.running import environment
 from experiments.running.checkpoint import Checkpoints
-from experiments.tasks import lenet300_mnist, resnet32_cifar10
+from experiments.tasks import TASKS, lenet300_mnist, resnet32_cifar10
 from experiments.tasks.digits import CONFIG
 from experiments.training import loop, optimizers, regularizers
 
@@ -344,7 +344,7 @@ def test_row_29_nothing_is_unpickled():
 
 
 @needs_data
-@pytest.mark.parametrize("module", EXPERIMENTS[1:], ids=lambda m: m.CONFIG.experiment)
+@pytest.mark.parametrize("module", TASKS[1:], ids=lambda m: m.CONFIG.experiment)
 def test_image_sets_for_a_few_steps(module, tmp_path, monkeypatch):
     load = data.load
 
@@ -430,6 +430,7 @@ def test_folder_that_cannot_be_made(capsys, tmp_path):
         ("config.json", None, "no config.json to say of which run"),
         ("config.json", b"null", r"config\.json is damaged: 'null' has no names"),
         ("config.json", b"\xff", r"config\.json is damaged: .*utf-8"),
+        ("config.json", b"{}", r"another configuration \(.*dataset None there"),
         ("summary.json", b"{}", r"summary\.json is damaged: it has no 'experiment'"),
         ("summary.json", b"", r"summary\.json is damaged: "),
     ],
@@ -502,7 +503,7 @@ def test_commits_are_those_that_made_the_rounds(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(environment, "commit", lambda: "second")
     change.end = None
     main(digits(tmp_path))
-    assert "made by code of another commit" in capsys.readouterr().out
+    assert "They were made by other code" in capsys.readouterr().out
     summary = read_summary(tmp_path)
     assert summary["commit"] == "second"
     assert summary["earlier_commits"] == ["first"]
@@ -534,7 +535,7 @@ def test_help_documents_every_setting(capsys):
         assert ("--" + name.replace("_", "-") in text) == (name not in fixed)
 
 
-@pytest.mark.parametrize("task", EXPERIMENTS, ids=lambda task: task.CONFIG.experiment)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.CONFIG.experiment)
 def test_commands_in_the_docstrings_of_tasks_are_understood(task):
     paragraphs = (task.__doc__ or "").split("\n\n")
     commands = [text for text in paragraphs if text.startswith("python -m experiments")]

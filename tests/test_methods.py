@@ -332,22 +332,25 @@ def test_the_learning_rate_of_fine_tuning_begins_anew():
 
 
 def test_fine_tuning_begins_with_its_whole_learning_rate():
-    """After one round of pruning a course that went on would be at its end."""
+    """And goes along its own course: that of the pruning is longer, and at its end."""
     dataset = data.load_digits()
     config = changed(
         **{"finetune_schedule": "cosine", "finetune_learning_rate": 0.5},
-        **{"finetune_epochs": 1, "epochs": 2, "interval": 1, "batch_size": 1000},
+        **{"finetune_epochs": 2, "epochs": 4, "interval": 1, "batch_size": 1000},
         **{"optimizer": "sgd", "regularizer": "none"},
     )
     phases = Phases(config, dataset.train, dataset.validation, white=16)
-    assert phases.num_rounds[1:] == (2, 1)
+    assert phases.num_rounds[1:] == (4, 2)
     state = phases.start_pruning(phases.start_dense())
-    for _ in range(2):
+    for _ in range(4):
         state = state._replace(current=phases.train_sparse(state.current))
     before = phases.start_finetuning(state._replace(best=state.current)).current
-    after = phases.finetune(before)
-    (trace,) = find_states(after.opt_state, optax.TraceState)
-    for w, then, momentum in zip(
-        *map(jax.tree.leaves, (before.params, after.params, trace.trace)), strict=True
-    ):
-        np.testing.assert_allclose(then, w - 0.5 * momentum, rtol=1e-5, atol=1e-6)
+    for rate in (0.5, 0.25):
+        after = phases.finetune(before)
+        (trace,) = find_states(after.opt_state, optax.TraceState)
+        for w, then, momentum in zip(
+            *map(jax.tree.leaves, (before.params, after.params, trace.trace)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(then, w - rate * momentum, rtol=1e-5, atol=1e-6)
+        before = after

@@ -140,6 +140,16 @@ def test_what_is_stored_but_damaged_is_told_in_one_line(runs):
     for write in (results.write, illustrations.write):
         with pytest.raises(ExperimentError, match=rf"{path.name} is damaged"):
             write()
+    (rounds,) = (results.STORE / "rounds").glob("*.json")
+    whole, summary = rounds.read_text(), (runs[0] / "summary.json").read_text()
+    path.write_text(summary)
+    rounds.write_text("{}")
+    with pytest.raises(ExperimentError, match=rf"rounds/{path.name} .*no 'phase'"):
+        illustrations.write()
+    rounds.write_text(whole)
+    path.write_text(summary.replace("magnitudes", "sizes"))
+    with pytest.raises(ExperimentError, match=rf"{path.name} .*no 'magnitudes'"):
+        illustrations.write()
     path.write_text(json.dumps({"seed": 0}))
     for write in (results.write, illustrations.write):
         with pytest.raises(ExperimentError, match=r"damaged: it has no 'experiment'"):
@@ -166,4 +176,4 @@ def test_what_is_shown_of_runs_was_made_by_code_that_is_committed():
     for path in results.STORE.glob("*.json"):
         summary = json.loads(path.read_text())
         for commit in (summary["commit"], *summary.get("earlier_commits", [])):
-            assert "-dirty" not in commit, path
+            assert commit and "-dirty" not in commit, path

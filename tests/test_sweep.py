@@ -10,7 +10,7 @@ import pytest
 
 import sparse_optax
 from experiments import data
-from experiments.__main__ import main
+from experiments.__main__ import main, parse
 from experiments.config import ExperimentError
 from experiments.records import write_json
 from experiments.reporting import figures
@@ -130,11 +130,33 @@ def test_grid_holds_every_run_once():
     )
     runs = grid.runs()
     assert len(runs) == len(set(runs)) == 2 * (2 * 3 + 2 + 1)
+    # What plays no part is the default, as in a run by itself.
     assert {(run.strength, run.scale) for run in runs if run.regularizer == "none"} == {
-        (0.5, 0.25)
+        (CONFIG.strength, CONFIG.scale)
     }
-    assert {run.scale for run in runs if run.regularizer == "l2"} == {0.25}
+    assert {run.scale for run in runs if run.regularizer == "l2"} == {CONFIG.scale}
     assert Sweep(base).runs() == [base]
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ("--regularizers l2 none --scale 0.3", "--scale"),
+        ("--regularizers l2 --scales 0.3 0.1", "--scale"),
+        ("--regularizers none lobster --decoupled", "--decoupled"),
+        ("--prune snip --fractions 0.1 0.2", "--fraction"),
+        ("--regularizers none --strength 3", "--strength"),
+        ("--regularizer l2 --regularizers relevance --scale 0.3", None),
+        ("--regularizers relevance lobster --decoupled", None),
+    ],
+)
+def test_what_plays_no_part_in_any_run_is_refused(flags, refused):
+    settings = parse(["sweep", "digits", *flags.split()])
+    if refused is None:
+        settings.validate()
+    else:
+        with pytest.raises(ExperimentError, match=f"{refused} plays no part in any"):
+            settings.validate()
 
 
 def test_grid_makes_controls_of_what_has_them():

@@ -120,10 +120,10 @@ def check_stored(
     """
     for task in TASKS:
         rows = points.read(store, task)
-        for method in dict.fromkeys(row.get("method", "") for row in rows):
+        for method in dict.fromkeys(row["method"] for row in rows):
             if task in tasks and method in methods:
                 continue
-            own = [row for row in rows if row.get("method", "") == method]
+            own = [row for row in rows if row["method"] == method]
             if not is_current(method, TASKS[task], own):
                 raise ExperimentError(
                     f"the rows of {method} in {store / task}.jsonl are not those of "

@@ -13,7 +13,7 @@ from experiments.config import AT_INIT
 from experiments.frontiers import points
 from experiments.frontiers.methods import METHODS, TASKS
 from experiments.frontiers.plan import check_stored
-from experiments.frontiers.points import error_at, frontiers_of, sparsity_at
+from experiments.frontiers.points import Point, error_at, frontiers_of, sparsity_at
 from experiments.records import Row
 from experiments.reporting import figures
 from experiments.reporting.results import README, commit, insert
@@ -74,8 +74,14 @@ def caption(name: str, rows: list[Row]) -> str:
         f"`{name}`: {config.dense_epochs} epochs of dense training, {config.epochs} of "
         f"pruning and {config.finetune_epochs} of fine-tuning, batches of "
         f"{config.batch_size}; on {hardware}, commit {commits}. The figure ends at "
-        f"{LARGEST * max(task.errors):g} % error."
+        f"{top(name):g} % error"
     )
+    hidden = [
+        f"`{method}`"
+        for method, (_, runs) in frontiers_of(rows).items()
+        if not in_sight(runs, name)
+    ]
+    text += f", below {' and '.join(hidden)}." if hidden else "."
     if dense:
         text += f" The dense network has {spread(list(dense.values()))} % error."
     if task.tuned_on:
@@ -96,15 +102,27 @@ def distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
+def top(name: str) -> float:
+    """Returns the error at which the figure of a task ends, in %."""
+    return LARGEST * max(TASKS[name].errors)
+
+
+def in_sight(runs: list[list[Point]], name: str) -> bool:
+    """Whether the figure of a task shows some point of a method, and not at its rim."""
+    return min(np.mean(runs, axis=0)[:, 1]) < 0.9 * top(name)
+
+
 def draw(name: str, rows: list[Row], path: Path) -> None:
     """Draws the frontiers of a task: test error against sparsity, both logarithmic."""
     config = TASKS[name].config
-    least, top = 1.0, LARGEST * max(TASKS[name].errors)
+    least = 1.0
     title = f"{config.network}, {config.dataset}"
     # Of the legend, which would have what has error bars last.
     handles: list[Any] = []
     with figures.figure(path, title, height=4.2, suffixes=(".png",)) as axes:
         for index, (method, (_, runs)) in enumerate(frontiers_of(rows).items()):
+            if not in_sight(runs, name):
+                continue
             values = np.asarray(runs)  # [seed, point, (sparsity, error)]
             sparsities, errors = values.mean(axis=0).T
             spreads = values.std(axis=0, ddof=min(1, len(runs) - 1)).T
@@ -123,8 +141,7 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
                 elinewidth=0.8,
                 label=method,
             )
-            if min(errors) < top:
-                handles.append(line)
+            handles.append(line)
         published = TASKS[name].published
         for place, method in enumerate(distinct(result.method for result in published)):
             own = [result for result in published if result.method == method]
@@ -132,7 +149,7 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
                 [1 - result.sparsity / 100 for result in own],
                 [result.error for result in own],
                 marker="sD^vPX*"[place % 7],
-                markersize=5,
+                markersize=4 + place % 3,  # lest one hides another
                 markerfacecolor="none",
                 color=figures.BLACK,
                 linestyle="none",
@@ -141,7 +158,7 @@ def draw(name: str, rows: list[Row], path: Path) -> None:
             )
         figures.sparsity_axis(axes, least)
         axes.set_yscale("log")
-        axes.set_ylim(top=top)
+        axes.set_ylim(top=top(name))
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())

@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
-from experiments.records import Row, read_json, read_rows, read_summary, write_whole
+from experiments.records import (
+    Row,
+    check_names,
+    read_json,
+    read_rows,
+    read_summary,
+    write_whole,
+)
 from experiments.reporting import figures, results
 
 ROUNDS = "rounds"  # the folder of the rounds, in that of the summaries
+DRAWN = "phase", "metric", "sparsity", "kept_by_leaf", "relevant_by_leaf"
 DIGITS = 6  # of a number: a sparsity of 99.9 % is to have three of what is kept
 
 
@@ -63,5 +71,7 @@ def write() -> None:
         summary, rounds = read_summary(results.STORE / path.name), read_json(path)
         if summary is None or rounds is None:
             raise ExperimentError(f"the summary of {path} is not there.")
+        check_names(summary, ("magnitudes",), results.STORE / path.name)
+        check_names(rounds, DRAWN, path)
         rows = rows_of(rounds)
         figures.draw_overview(rows, summary, path)

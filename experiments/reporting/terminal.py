@@ -123,7 +123,7 @@ def print_summary(console: Console, summary: Row) -> None:
             compression(kept, size),
         )
     console.print(outcome, layers, f"{summary['wall_seconds']:.0f} seconds")
-    if not summary["sparsity"]:
+    if not summary["sparsity"] and summary.get("prune", "gated") == "gated":
         bound = percent(summary["validation_bound"])
         console.print(
             f"No pruned network had a validation accuracy above {bound}: of this one "

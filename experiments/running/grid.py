@@ -24,9 +24,18 @@ from pathlib import Path
 
 import tyro
 
-from experiments.config import Config, Regularizer, check, plays_part
+from experiments.config import (
+    PARTS,
+    Config,
+    ExperimentError,
+    Regularizer,
+    check,
+    flag,
+    plays_part,
+)
 from experiments.forms import Control, Form
 from experiments.records import Row
+from experiments.tasks import DEFAULTS
 
 NUMBERS = "strength", "scale", "fraction"  # of which a sweep has several values
 
@@ -64,21 +73,33 @@ class Sweep:
             return self.base.out
         return Path("runs") / f"sweep-{self.base.experiment}"
 
+    @property
+    def numbers(self) -> dict[str, tuple[float, ...]]:
+        """Values in place of those of the base, by the settings' names."""
+        values = self.strengths, self.scales, self.fractions
+        return dict(zip(NUMBERS, values, strict=True))
+
     def validate(self) -> None:
         """Raises `ExperimentError` for the first value that makes no sense."""
         check("at_once", self.at_once, self.at_once >= 1, "1 or more")
-        for config in self.runs():
+        runs = self.runs()
+        for config in runs:
             config.validate()
+        default = DEFAULTS[self.base.experiment]
+        for name in PARTS:
+            changed = getattr(self.base, name) != getattr(default, name)
+            given = changed or self.numbers.get(name)
+            if given and not any(plays_part(name, vars(run)) for run in runs):
+                raise ExperimentError(f"{flag(name)} plays no part in any of the runs.")
 
     def runs(self) -> list[Config]:
         """Returns the configurations of all runs, each once."""
         base = self.base
+        numbers = self.numbers.items()
         grid = itertools.product(
             self.regularizers or (base.regularizer,),
             self.controls or (base.form.control,),
-            self.strengths or (base.strength,),
-            self.scales or (base.scale,),
-            self.fractions or (base.fraction,),
+            *(values or (getattr(base, name),) for name, values in numbers),
             self.seeds or (base.seed,),
         )
         configs = []
@@ -89,13 +110,14 @@ class Sweep:
             config = dataclasses.replace(
                 base, regularizer=regularizer, form=form, seed=seed
             )
-            # What plays no part is the same for all, and makes no further run.
-            numbers = {
-                name: value
-                for name, value in zip(NUMBERS, values, strict=True)
-                if plays_part(name, vars(config))
+            given = dict(zip(NUMBERS, values, strict=True))
+            # What plays no part is the default, and makes no further run.
+            idle = {
+                name: getattr(DEFAULTS[base.experiment], name)
+                for name in PARTS
+                if not plays_part(name, vars(config))
             }
-            configs.append(dataclasses.replace(config, **numbers))
+            configs.append(dataclasses.replace(config, **given | idle))
         return list(dict.fromkeys(configs))
 
 

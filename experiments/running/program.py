@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ def without_numbers(config: Config) -> Config:
     return dataclasses.replace(config, **dict.fromkeys(Numbers._fields, 0))
 
 
-def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Any]:
+def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Row]:
     """Makes runs that differ in `Numbers` alone; returns a summary of each."""
     start, where = time.monotonic(), environment()
     numbers = Numbers(

@@ -208,7 +208,7 @@ class Run:
             return
         notes = self.checkpoints.notes(self.saved)
         self.seconds_before = notes["seconds"]
-        now, earlier = self.environment["commit"], notes.get("commits", [None])
+        now, earlier = self.environment["commit"], notes.get("commits", ["unknown"])
         self.earlier_commits = [commit for commit in earlier if commit != now]
         if notes["phase"] == "dense":
             target = {"dense": self.dense}
@@ -222,7 +222,7 @@ class Run:
             self.dense_variables, self.pruning = restored["dense"], restored["pruning"]
         self.console.print(f"Going on after {self.saved} rounds.")
         if self.earlier_commits:
-            self.console.print("They were made by code of another commit.")
+            self.console.print("They were made by other code, or by code unknown.")
 
     def sparse_tree(self) -> dict[str, Any]:
         """Returns what there is to save once the dense training is done."""
