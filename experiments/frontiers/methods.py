@@ -127,7 +127,7 @@ LENET5 = (
     Published("SNIP 2019", 1.1, 99.0, SNIP),
     Published("Dynamic sparse training 2020", 0.89, 98.36, "arXiv:2005.06870"),
 )
-# Six minutes a run on one core.
+# Five to eight minutes a run on one core.
 LENET5_BUDGET = {
     "dense_epochs": 2,
     "epochs": 9,
