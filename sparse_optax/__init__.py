@@ -1,5 +1,6 @@
 """Sparse networks by shrinking and pruning irrelevant weights, for Optax."""
 
+from sparse_optax._bcoo import from_bcoo as from_bcoo, to_bcoo as to_bcoo
 from sparse_optax._iterative import (
     IterativePruningState as IterativePruningState,
     PruningRound as PruningRound,
@@ -30,6 +31,10 @@ from sparse_optax._relevance import (
 from sparse_optax._relevance_pruning import (
     RelevancePruningState as RelevancePruningState,
     relevance_pruning as relevance_pruning,
+)
+from sparse_optax._sparse_files import (
+    load_sparse as load_sparse,
+    save_sparse as save_sparse,
 )
 from sparse_optax._states import (
     check_sparsity as check_sparsity,

@@ -94,7 +94,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
 
 def test_the_commands_of_the_readme_exist():
     installed = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", COMMANDS))
-    assert installed == {"experiments", "test", "prepare", "cuda", "tpu"}
+    assert installed == {"experiments", "test", "prepare", "files", "cuda", "tpu"}
     assert installed <= set(EXTRAS)
     run = [line.rsplit("&&", maxsplit=1)[-1].strip() for line in COMMANDS.splitlines()]
     run = [shlex.split(command, comments=True) for command in run]
@@ -154,6 +154,11 @@ def test_the_package_exports_what_its_users_rely_on():
         "sparsity_report",
         "LeafSparsity",
         "SparsityReport",
+        # files and formats
+        "save_sparse",
+        "load_sparse",
+        "to_bcoo",
+        "from_bcoo",
         # the algorithm
         "iterative_pruning",
         "pruning_rounds",

@@ -1,0 +1,262 @@
+"""Sparse files: what is kept of a network and where it was, in a safetensors container.
+
+A leaf is stored dense, or as the values that are not zero and the code of their places
+(`_mask_code`), whichever is smaller. Tensor `i/name` has the values of the i-th leaf,
+tensor `masks` all the codes one after the other, and the metadata, one string of JSON,
+have the tree, dtypes and shapes, and the SHA-256 of the whole file but for itself.
+"""
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sparse_optax import _containers, _mask_code, _trees
+from sparse_optax._mask_code import Block
+from sparse_optax._trees import KeyPath, PyTree
+
+_VERSION = 1
+_METADATA = "sparse_optax"  # the one string, which so has one order of what is in it
+_MASKS = "masks"
+# Other dtypes are stored as bytes, because the container has only some of them.
+_STORABLE = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+_DIGEST = b'\\"sha256\\":\\"'  # as it is found in the metadata, before the digest
+_ZEROS = b"0" * 64
+
+
+def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
+    """Writes a tree of arrays to a file in which zeros take next to no space.
+
+    Of each leaf the file has either all elements or those that are not zero, and where
+    they were; whichever takes less. Where n weights of N are kept, without structure,
+    that is about n times the size of one, and N H(n / N) / 8 bytes, H being the entropy
+    in bits. What is read back has the same bits: signs of zeros and NaNs included. The
+    file is a container of safetensors, without pickle.
+
+    Args:
+        path: of the file. One that is there is replaced when the new one is complete,
+            and not before.
+        params: a tree of arrays of any dtypes, those of NumPy and random keys included,
+            in dicts, lists, tuples, flax's `FrozenDict` and `State`, with `None` and
+            Python numbers as they are. An optimizer's state is none; masks are taken
+            from the zeros again, by `masks_from_zeros`.
+
+    Raises:
+        TypeError: if there is something else in the tree.
+        ValueError: if not all of an array lies on devices of this process.
+        OSError: if the file cannot be written.
+        ImportError: if safetensors is not there: `pip install 'sparse-optax[files]'`.
+
+    Examples:
+        >>> import os, tempfile
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params = {"kernel": jnp.zeros((1000, 1000)).at[3, ::2].set(1.0)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "params.safetensors")
+        ...     sparse_optax.save_sparse(path, params)
+        ...     print(os.path.getsize(path) < 4_000, params["kernel"].nbytes)
+        True 4000000
+    """
+    safetensors = _import_safetensors()
+    tensors: dict[str, np.ndarray] = {}
+    codes: list[np.ndarray] = []
+
+    def store(key_path: KeyPath, leaf: Any) -> dict[str, Any]:
+        name = _trees.leaf_name(key_path)
+        kind, array = _on_host(leaf, name)
+        description = {**kind, "dtype": array.dtype.name, "shape": array.shape}
+        mask = _words(array.reshape(-1)) != 0
+        blocks = _mask_code.encode(mask)
+        size = sum(block.code.nbytes for block in blocks)
+        if np.count_nonzero(mask) * array.itemsize + size < array.nbytes:
+            array = array.reshape(-1)[mask]
+            codes.extend(block.code for block in blocks)
+            description["masks"] = [[b.bits, b.code.nbytes] for b in blocks]
+        if array.dtype.name not in _STORABLE:
+            array = array.reshape(-1).view(np.uint8)
+        tensors[f"{len(tensors)}/{name}"] = array
+        return description
+
+    tree = _containers.to_json(params, store)
+    if codes:
+        tensors[_MASKS] = np.concatenate(codes)
+    # The digest comes first, and so before what might look like it.
+    metadata = {"sha256": _ZEROS.decode(), "version": _VERSION, "tree": tree}
+    text = json.dumps(metadata, separators=(",", ":"))
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb"):
+            pass  # or an error which names the file
+        try:
+            safetensors.numpy.save_file(tensors, temporary, metadata={_METADATA: text})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+        with open(temporary, "r+b") as file:
+            place, digest = _digest(file)
+            file.seek(place)
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_sparse(path: str | os.PathLike[str]) -> PyTree:
+    """Reads a tree of arrays that `save_sparse` has written.
+
+    Nothing is returned of a file that is not whole, or not as it was written: every
+    byte of it is checked first.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The tree, of the same containers, shapes, dtypes and bits. Arrays of JAX are on
+        the default device, arrays of NumPy are NumPy's again.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut short, altered, or none of `save_sparse`; if it
+            is of a later version; or if it has numbers of 64 bits of JAX, which needs
+            `jax_enable_x64` for them.
+        ImportError: if safetensors is not there, or flax for what is in the file.
+
+    Examples:
+        >>> import os, tempfile
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params = {"kernel": jnp.array([0.0, -0.5, 0.0]), "bias": None}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "params.safetensors")
+        ...     sparse_optax.save_sparse(path, params)
+        ...     print(sparse_optax.load_sparse(path))
+        {'kernel': Array([ 0. , -0.5,  0. ], dtype=float32), 'bias': None}
+    """
+    safetensors = _import_safetensors()
+    with open(path, "rb") as file:
+        place, digest = _digest(file)
+        file.seek(place)
+        if file.read(len(digest)) != digest:
+            raise ValueError(
+                f"{path} cannot be read: it is damaged, incomplete, or not written by "
+                "save_sparse."
+            )
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata = json.loads(file.metadata()[_METADATA])
+        if metadata["version"] != _VERSION:
+            raise ValueError(
+                f"{path} has version {metadata['version']} of the format; this "
+                f"sparse_optax reads version {_VERSION}."
+            )
+        names = {name.partition("/")[0]: name for name in file.keys()}  # noqa: SIM118
+        codes = file.get_tensor(_MASKS) if _MASKS in names else np.empty(0, np.uint8)
+        read = restored = 0
+
+        def load(description: dict[str, Any]) -> Any:
+            nonlocal read, restored
+            name = names[str(read)]
+            values, read = file.get_tensor(name), read + 1
+            dtype, shape = jnp.dtype(description["dtype"]), description["shape"]
+            values = values.reshape(-1).view(dtype)
+            if "masks" in description:
+                blocks = []
+                for bits, size in description["masks"]:
+                    blocks.append(Block(bits, codes[restored:][:size]))
+                    restored += size
+                array = np.zeros(math.prod(shape), dtype)
+                array[_mask_code.decode(blocks, array.size)] = values
+                values = array
+            return _off_host(values.reshape(shape), description, name, path)
+
+        return _containers.from_json(metadata["tree"], load)
+
+
+def _on_host(leaf: Any, name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """What kind of an array a leaf is, and its elements."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        if leaf.dtype != bool and not jnp.issubdtype(leaf.dtype, jnp.number):
+            raise TypeError(f"params at {name} has no numbers but {leaf.dtype}.")
+        native = leaf.dtype.newbyteorder("=")
+        return {"numpy": True}, np.asarray(leaf, native, order="C")
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
+        raise TypeError(f"params at {name} is no concrete array but {leaf!r}.")
+    if not leaf.is_fully_addressable:
+        raise ValueError(
+            f"params at {name} lies on devices of other processes too: "
+            "`jax.experimental.multihost_utils.process_allgather` gets all of it."
+        )
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        key_data = np.asarray(jax.random.key_data(leaf))
+        return {"key": str(jax.random.key_impl(leaf))}, key_data
+    return {}, np.asarray(leaf, order="C")
+
+
+def _off_host(
+    array: np.ndarray,
+    kind: dict[str, Any],
+    name: str,
+    path: str | os.PathLike[str],
+) -> Any:
+    """The leaf, of its elements and of what `_on_host` said of it."""
+    if kind.get("numpy"):
+        return array
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise ValueError(
+            f"{path} has {array.dtype} at {name.partition('/')[2]}, and JAX has that "
+            "with `jax.config.update('jax_enable_x64', True)` only."
+        )
+    leaf = jnp.asarray(array)
+    return jax.random.wrap_key_data(leaf, impl=kind["key"]) if "key" in kind else leaf
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    """Integers that are zero where all bits of an element are."""
+    if values.itemsize <= 8:
+        return values.view(f"uint{8 * values.itemsize}")
+    halves = values.view(np.uint64)
+    return halves[::2] | halves[1::2]
+
+
+def _digest(file: Any) -> tuple[int, bytes]:
+    """Where in a file its digest is, and what it should be.
+
+    It is the SHA-256 of the file with zeros in place of the digest.
+    """
+    file.seek(0)
+    start = file.read(8)
+    # A length that no header has is not read: the file is foreign.
+    length = min(int.from_bytes(start, "little"), 100_000_000)
+    header = start + file.read(length)
+    # Where there is none, some other bytes are taken for it, and prove to be wrong.
+    place = header.find(_DIGEST) + len(_DIGEST)
+    digest = hashlib.sha256(header[:place])
+    digest.update(_ZEROS)
+    digest.update(header[place + len(_ZEROS) :])
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return place, digest.hexdigest().encode()
+
+
+def _import_safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "sparse files need safetensors: pip install 'sparse-optax[files]'"
+        ) from error
+    return safetensors
