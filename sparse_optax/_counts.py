@@ -42,8 +42,7 @@ def add(a: Count, b: Count) -> Count:
 def subtract(a: Count, b: Count) -> Count:
     """`a - b`, or 0 where `b` is the larger."""
     difference = Count(a.high - b.high - (a.low < b.low), a.low - b.low)
-    negative = less(a, b)
-    return Count(*(jnp.where(negative, jnp.uint32(0), word) for word in difference))
+    return where(less(a, b), constant(0), difference)
 
 
 def less(a: Count, b: Count) -> jax.Array:
@@ -51,10 +50,14 @@ def less(a: Count, b: Count) -> jax.Array:
     return (a.high < b.high) | ((a.high == b.high) & (a.low < b.low))
 
 
+def where(condition: jax.Array, a: Count, b: Count) -> Count:
+    """`a` where the condition is true, `b` elsewhere."""
+    return Count(*(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)))
+
+
 def minimum(a: Count, b: Count) -> Count:
     """The smaller of the two."""
-    smaller = less(a, b)
-    return Count(*(jnp.where(smaller, x, y) for x, y in zip(a, b, strict=True)))
+    return where(less(a, b), a, b)
 
 
 def is_zero(a: Count) -> jax.Array:
@@ -79,18 +82,23 @@ def count_true_in(leaves: Iterable[jax.Array]) -> Count:
     if not leaves:
         return constant(0)
     # Of both kinds, because a pass with one count alone is slow: see `_words`.
-    return unstack(count_all([x, ~x] for x in leaves))[0]
+    return count_all([x, ~x] for x in leaves)[0]
 
 
-def count_all(leaves: Iterable[Sequence[jax.Array]]) -> Count:
-    """How many are true, over all leaves: a `Count` with an element for each kind.
+def count_true_in_each(leaves: Iterable[jax.Array]) -> Count:
+    """The same array by array: a `Count` with an element for each."""
+    return count_each([x, ~x] for x in leaves)[0]
+
+
+def count_all(leaves: Iterable[Sequence[jax.Array]]) -> list[Count]:
+    """How many are true over all leaves, for each kind.
 
     Args:
         leaves: each a number of boolean arrays of one shape: one of every kind.
     """
     words = [_words(arrays) for arrays in leaves]
     of_each_kind = [jnp.concatenate(kind) for kind in zip(*words, strict=True)]
-    return stack([sum_words(kind) for kind in of_each_kind])
+    return [sum_words(kind) for kind in of_each_kind]
 
 
 def count_each(leaves: Iterable[Sequence[jax.Array]]) -> list[Count]:
@@ -168,11 +176,6 @@ def sum_words(words: jax.Array) -> Count:
 def stack(counts: Sequence[Count]) -> Count:
     """One `Count`, with an element of the first axis for each."""
     return Count(*(jnp.stack(words) for words in zip(*counts, strict=True)))
-
-
-def unstack(counts: Count) -> list[Count]:
-    """The elements of the first axis."""
-    return [Count(*words) for words in zip(*counts, strict=True)]
 
 
 def total(counts: Count) -> Count:

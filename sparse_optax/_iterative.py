@@ -78,6 +78,7 @@ class PruningRound:
     sparsity: float  # of the same
     pruned: bool  # whether weights were removed after the evaluation
     num_prunes: int  # so far, over all pruning links
+    shortfall: int  # weights that the last prune left because of floors
     best_metric: float
     best_sparsity: float
     state: IterativePruningState  # to checkpoint, or to take `best` from
@@ -338,6 +339,7 @@ def _report(state: IterativePruningState) -> PruningRound:
         sparsity=float(state.sparsity),
         pruned=bool(state.pruned),
         num_prunes=int(_num_prunes(state.current)),
+        shortfall=_shortfall(state.current),
         best_metric=float(state.best_metric),
         best_sparsity=float(state.best_sparsity),
         state=state,
@@ -369,3 +371,8 @@ def _sparsity(train_state):
 
 def _num_prunes(train_state):
     return sum(state.num_prunes for state in prune_states(train_state))
+
+
+def _shortfall(train_state):
+    found = [state.shortfall for state in prune_states(train_state)]
+    return sum(int(shortfall) for shortfall in found if shortfall is not None)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_optax import _arguments, _counts, _selection, _trees
+from sparse_optax import _arguments, _counts, _floors, _selection, _trees
 from sparse_optax._arguments import ScalarOrSchedule, Scope
 from sparse_optax._counts import Count
+from sparse_optax._floors import Floors
 from sparse_optax._trees import Mask
 
 # How many weights to drop, from how many are left and how many there are in all.
@@ -32,15 +33,26 @@ class PruneState(NamedTuple):
         num_prunes: how many times weights were pruned.
         num_updates: how many updates were made. Only `prune_to_sparsity` is driven by
             them, and counts them.
+        min_kept: how many weights of each prunable leaf are kept at the least, in the
+            order of the leaves of `masks`; None where a link has no floors.
+        shortfall: how many weights fewer than it should have the last prune dropped,
+            because floors allowed no more; 2^32 - 1 for all numbers above.
     """
 
     masks: optax.Params  # bool
     num_prunes: jax.Array  # shape=(), dtype=int32.
     num_updates: jax.Array | None = None  # shape=(), dtype=int32.
+    min_kept: jax.Array | None = None  # shape=(L,), dtype=uint32.
+    shortfall: jax.Array | None = None  # shape=(), dtype=uint32.
 
 
 def prune_by_magnitude(
-    fraction: ScalarOrSchedule, *, scope: Scope = "global", mask: Mask | None = None
+    fraction: ScalarOrSchedule,
+    *,
+    scope: Scope = "global",
+    min_kept: Floors | None = None,
+    max_sparsity: Floors | None = None,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Removes the smallest weights for good, whenever it is told to.
 
@@ -65,7 +77,15 @@ def prune_by_magnitude(
         fraction: of the remaining weights, in [0, 1], or an optax schedule of the
             number of prunes so far. Used as a `float32`.
         scope: "global" ranks the weights of all leaves together, "leaf" takes the
-            fraction of each leaf. There is no floor: a leaf may lose all its weights.
+            fraction of each leaf.
+        min_kept: how many weights of a leaf are kept in any case; of a smaller leaf,
+            all. A number for every leaf; a dict of numbers by regular expressions, of
+            which the first counts that matches the leaf's name (such as
+            `"layer/kernel"`) or the beginning of it, up to a slash; or a tree of
+            numbers, or a prefix of one. By default a leaf may lose all its weights.
+        max_sparsity: in [0, 1], the same as a sparsity: of N weights of a leaf
+            round(max_sparsity * N) may go. Given like `min_kept`, and where both are,
+            the one counts that keeps more.
         mask: which leaves may be pruned: a tree of booleans, a prefix of one, or a
             function from params to one, such as `matrices_only`. By default every
             floating leaf.
@@ -76,6 +96,11 @@ def prune_by_magnitude(
         and takes the extra argument `prune`, a boolean. With a
         Python False, or none, nothing of the selection is compiled; a traced one puts
         it under one `lax.cond`.
+
+    Where floors keep a small weight, a larger one of another leaf goes instead: it is
+    exactly k that go, and where floors allow less than that, as many as they allow. The
+    state's `shortfall` tells how many are missing. Floors are part of the state, and
+    `sparse_optax.prune` keeps to them.
 
     Of equal magnitudes the earlier is dropped first (by order of leaves, then row-major
     index); non-finite weights rank largest. The result is the same with and without
@@ -108,9 +133,10 @@ def prune_by_magnitude(
     """
     _arguments.check_number("fraction", fraction, high=1.0)
     _arguments.check_scope(scope)
+    _floors.check_floors(min_kept, max_sparsity)
 
     def init_fn(params) -> Any:
-        return PruneState(_all_kept(mask, params), jnp.zeros([], jnp.int32))
+        return _init(params, mask, min_kept, max_sparsity)
 
     def update_fn(updates, state, params=None, *, prune=False, **extra_args):
         del extra_args
@@ -128,6 +154,8 @@ def prune_to_sparsity(
     *,
     every: int = 1,
     scope: Scope = "global",
+    min_kept: Floors | None = None,
+    max_sparsity: Floors | None = None,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Removes the smallest weights to reach a sparsity given by the step count.
@@ -140,7 +168,8 @@ def prune_to_sparsity(
         \quad\text{(half to even, exactly)}
 
     are gone, with t = 0 at the first update. It never revives weights: where the
-    schedule falls, or stays, nothing is done and no prune is counted.
+    schedule falls, or stays, or floors allow no more, nothing is done and no prune is
+    counted.
 
     Every update is written out for the prune that might follow, as by a traced flag of
     `prune_by_magnitude`.
@@ -150,6 +179,8 @@ def prune_to_sparsity(
             this one, or a number: then it prunes once, at the `every`-th update.
         every: how many updates lie between two prunes, at least 1.
         scope: "global" or "leaf", as in `prune_by_magnitude`.
+        min_kept: floors, as in `prune_by_magnitude`.
+        max_sparsity: floors, as in `prune_by_magnitude`.
         mask: which leaves may be pruned, as in `prune_by_magnitude`.
 
     Returns:
@@ -186,16 +217,17 @@ def prune_to_sparsity(
     if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
         _arguments.check_integer("every", every, low=1)
     _arguments.check_scope(scope)
+    _floors.check_floors(min_kept, max_sparsity)
 
     def init_fn(params) -> Any:
-        zero = jnp.zeros([], jnp.int32)
-        return PruneState(_all_kept(mask, params), zero, jnp.zeros_like(zero))
+        state = _init(params, mask, min_kept, max_sparsity)
+        return state._replace(num_updates=jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
         sparsity = _arguments.value_at("schedule", schedule, state.num_updates)
-        due = _is_due(num_updates % every == 0, state.masks, sparsity, scope)
+        due = _is_due(num_updates % every == 0, state, sparsity, scope)
         flag, amount = _arguments.as_flag(due), up_to_sparsity(sparsity)
         updates, state = _update(updates, state, params, flag, amount, scope)
         return updates, state._replace(num_updates=num_updates)
@@ -203,14 +235,36 @@ def prune_to_sparsity(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _init(
+    params: optax.Params,
+    mask: Mask | None,
+    min_kept: Floors | None,
+    max_sparsity: Floors | None,
+) -> PruneState:
+    """The state before any prune: all kept where weights may be pruned."""
+    masks = params
+    if jax.tree.leaves(params):
+        masks = jax.tree.map(
+            lambda s, p: jnp.ones_like(p, dtype=bool) if s else optax.MaskedNode(),
+            _trees.select_leaves(mask, params),
+            params,
+        )
+    floors = _floors.floors_of(min_kept, max_sparsity, params, masks)
+    return PruneState(
+        masks,
+        num_prunes=jnp.zeros([], jnp.int32),
+        min_kept=floors,
+        shortfall=None if floors is None else jnp.zeros([], jnp.uint32),
+    )
+
+
 @functools.partial(jax.jit, static_argnames="scope")
-def _is_due(time_has_come, masks, sparsity, scope):
+def _is_due(time_has_come, state, sparsity, scope):
     """Whether to prune to `sparsity` now, and there is something to drop."""
 
     def anything_to_drop():
-        amount = up_to_sparsity(sparsity)
-        ks = [_amount_in(group, amount) for group in _groups(masks, scope)]
-        return ~jnp.all(jnp.array([_counts.is_zero(k) for k in ks], bool))
+        k, *_ = _how_many(state, up_to_sparsity(sparsity), scope)
+        return ~jnp.all(_counts.is_zero(k))
 
     return lax.cond(time_has_come, anything_to_drop, lambda: jnp.zeros([], bool))
 
@@ -233,33 +287,17 @@ def _update(updates, state, params, prune, amount, scope):
         weights = _trees.map_masks(
             lambda _, p, u: barrier(p + u), state.masks, params, updates
         )
-        masks = drop_from_masks(state.masks, weights, amount, scope)
-        return masks, optax.safe_increment(state.num_prunes)
+        return drop_weights(state, weights, amount, scope)
 
-    def keep():
-        return state.masks, state.num_prunes
-
-    if prune is False:
-        masks, num_prunes = keep()
-    else:  # a branch even where it is always taken: the sum is not made outside of it
-        masks, num_prunes = lax.cond(barrier(jnp.asarray(prune)), drop, keep)
+    if prune is not False:
+        # A branch even where it is always taken: the sum is not made outside of it.
+        state = lax.cond(barrier(jnp.asarray(prune)), drop, lambda: state)
 
     # By `where` and not by a product: a NaN or infinite update may not pass.
     updates = _trees.map_masks(
-        lambda m, u, p: jnp.where(m, u, -p), masks, updates, params
+        lambda m, u, p: jnp.where(m, u, -p), state.masks, updates, params
     )
-    return updates, state._replace(masks=masks, num_prunes=num_prunes)
-
-
-def _all_kept(mask: Mask | None, params: optax.Params) -> optax.Params:
-    """The masks before any prune: all True where weights may be pruned."""
-    if not jax.tree.leaves(params):
-        return params
-    return jax.tree.map(
-        lambda s, p: jnp.ones_like(p, dtype=bool) if s else optax.MaskedNode(),
-        _trees.select_leaves(mask, params),
-        params,
-    )
+    return updates, state
 
 
 def fraction_of_remaining(fraction: jax.typing.ArrayLike) -> Amount:
@@ -277,28 +315,55 @@ def up_to_sparsity(sparsity: jax.typing.ArrayLike) -> Amount:
     return amount
 
 
-def drop_from_masks(
-    masks: optax.Params, weights: optax.Params, amount: Amount, scope: Scope
-) -> optax.Params:
-    """The masks with the smallest of the kept weights dropped."""
-    weights = jax.tree.map(
-        lambda m, w: m if _trees.is_masked(m) else w,
-        *(masks, weights),
-        is_leaf=_trees.is_masked,
+def drop_weights(
+    state: PruneState, weights: optax.Params, amount: Amount, scope: Scope
+) -> PruneState:
+    """The state after a prune: with the smallest of the kept weights dropped."""
+    masks = jax.tree.leaves(state.masks)
+    prunable = jax.tree.leaves(
+        jax.tree.map(
+            lambda m, w: m if _trees.is_masked(m) else w,
+            *(state.masks, weights),
+            is_leaf=_trees.is_masked,
+        )
     )
-    dropped = []
-    for group, ws in zip(_groups(masks, scope), _groups(weights, scope), strict=True):
-        k = _amount_in(group, amount)
-        dropped += _selection.drop_smallest(ws, group, k)
-    return jax.tree.unflatten(jax.tree.structure(masks), dropped)
+    k, most, shortfall = _how_many(state, amount, scope)
+    if scope == "global":
+        dropped = _selection.drop_smallest(prunable, masks, k, most)
+    else:
+        dropped = _selection.drop_smallest_of_each(prunable, masks, k)
+    return state._replace(
+        masks=jax.tree.unflatten(jax.tree.structure(state.masks), dropped),
+        num_prunes=optax.safe_increment(state.num_prunes),
+        shortfall=shortfall,
+    )
 
 
-def _groups(tree: optax.Params, scope: Scope) -> list[list[jax.Array]]:
-    """The leaves, in the groups within which weights are ranked."""
-    leaves = jax.tree.leaves(tree)
-    return [leaves] if scope == "global" else [[leaf] for leaf in leaves]
+def _how_many(
+    state: PruneState, amount: Amount, scope: Scope
+) -> tuple[Count, Count | None, jax.Array | None]:
+    """What a prune drops: how many, how many of each leaf at most, and its shortfall.
 
-
-def _amount_in(masks: list[jax.Array], amount: Amount) -> Count:
-    total = _counts.constant(sum(mask.size for mask in masks))
-    return amount(_counts.count_true_in(masks), total)
+    The first is one number for all leaves, or one for each, as the scope says.
+    """
+    masks = lax.optimization_barrier(jax.tree.leaves(state.masks))
+    if not masks:
+        return _counts.constant(0), None, state.shortfall
+    if scope == "global":
+        total = _counts.constant(sum(mask.size for mask in masks))
+        k = amount(_counts.count_true_in(masks), total)
+    else:
+        sizes = _counts.stack([_counts.constant(mask.size) for mask in masks])
+        k = jax.vmap(amount)(_counts.count_true_in_each(masks), sizes)
+    if state.min_kept is None:
+        return k, None, None
+    floors = Count(jnp.zeros_like(state.min_kept), state.min_kept)
+    most = _counts.subtract(_counts.count_true_in_each(masks), floors)
+    if scope == "global":
+        allowed = _counts.minimum(k, _counts.total(most))
+        missing = _counts.subtract(k, allowed)
+    else:
+        allowed = _counts.minimum(k, most)
+        missing = _counts.total(_counts.subtract(k, allowed))
+    shortfall = jnp.where(missing.high > 0, ~jnp.uint32(0), missing.low)
+    return allowed, most, shortfall

@@ -9,6 +9,7 @@ from jax import lax
 
 from sparse_optax import _arguments, _pruning, _relevance, _trees
 from sparse_optax._arguments import ScalarOrSchedule, Scope
+from sparse_optax._floors import Floors
 from sparse_optax._masks import zero_pruned
 from sparse_optax._pruning import PruneState
 from sparse_optax._relevance import RelevanceDecayState
@@ -30,6 +31,8 @@ def relevance_pruning(
     fraction: ScalarOrSchedule = 0.1,
     *,
     scope: Scope = "global",
+    min_kept: Floors | None = None,
+    max_sparsity: Floors | None = None,
     decoupled: bool = False,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -49,6 +52,8 @@ def relevance_pruning(
         fraction: of the remaining weights that a prune drops, in [0, 1], or an optax
             schedule of the number of prunes so far.
         scope: "global" or "leaf", as in `prune_by_magnitude`.
+        min_kept: floors, as in `prune_by_magnitude`.
+        max_sparsity: floors, as in `prune_by_magnitude`.
         decoupled: take the decay 2 * strength * I * w from the finished update, as
             `optax.adamw` does, instead of adding it to the gradient. `strength` then
             stands for learning rate times gamma.
@@ -94,7 +99,13 @@ def relevance_pruning(
     init_decay, shrinkage_fn = _relevance.relevance_shrinkage(
         strength, scale, None, mask
     )
-    pruning = _pruning.prune_by_magnitude(fraction, scope=scope, mask=mask)
+    pruning = _pruning.prune_by_magnitude(
+        fraction,
+        scope=scope,
+        min_kept=min_kept,
+        max_sparsity=max_sparsity,
+        mask=mask,
+    )
 
     def init_fn(params) -> Any:
         return RelevancePruningState(

@@ -37,9 +37,10 @@ def prune(
     Give either `fraction`, of the weights still kept, or `sparsity`, of all prunable
     weights. After an ordinary update it gives the params and masks that
     `tx.update(..., prune=True)` would have given with the same fraction and scope: the
-    ones given here count, those of the link play no part. It also does what else a
-    prune does: the schedules of `add_relevance_decay` restart, and `relevance_pruning`
-    clears its optimizer's moments of what is gone.
+    ones given here count, those of the link play no part. Its floors do, `min_kept` and
+    `max_sparsity`, which are in the state. It also does what else a prune does: the
+    schedules of `add_relevance_decay` restart, and `relevance_pruning` clears its
+    optimizer's moments of what is gone.
 
     Where a state holds several pruning links, as under `optax.multi_transform`, each
     prunes its own weights by that fraction or to that sparsity.
@@ -87,9 +88,8 @@ def prune(
     def prune_link(state: PruneState) -> PruneState:
         nonlocal weights
         _trees.check_masks_fit(state.masks, weights, "params")
-        weights, masks = _prune(weights, state.masks, fraction, sparsity, scope)
-        num_prunes = optax.safe_increment(state.num_prunes)
-        return state._replace(masks=masks, num_prunes=num_prunes)
+        weights, state = _prune(weights, state, fraction, sparsity, scope)
+        return state
 
     def restart(state: RelevanceDecayState) -> RelevanceDecayState:
         return RelevanceDecayState(jnp.zeros_like(state.steps_since_prune))
@@ -99,13 +99,13 @@ def prune(
 
 
 @functools.partial(jax.jit, static_argnames="scope")
-def _prune(params, masks, fraction, sparsity, scope):
+def _prune(params, state, fraction, sparsity, scope):
     if fraction is not None:
         amount = _pruning.fraction_of_remaining(fraction)
     else:
         amount = _pruning.up_to_sparsity(sparsity)
-    masks = _pruning.drop_from_masks(masks, params, amount, scope)
-    return zero_pruned(params, masks), masks
+    state = _pruning.drop_weights(state, params, amount, scope)
+    return zero_pruned(params, state.masks), state
 
 
 def masks_from_zeros(
