@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from sparse_optax import _counts, _trees
+from sparse_optax._dead_layers import dead_layers
 from sparse_optax._trees import PyTree
 
 # Names of vectors, which a stack of layers turns into matrices.
@@ -37,11 +38,14 @@ def matrices_only(params: PyTree) -> PyTree:
         {'dense': {'bias': False, 'kernel': True}}
     """
 
-    def is_matrix(path, leaf):
-        name = _trees.leaf_name(path).rsplit("/", maxsplit=1)[-1]
-        return jnp.ndim(leaf) >= 2 and _trees.is_floating(leaf) and name not in _VECTORS
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _is_matrix(_trees.leaf_name(path), leaf), params
+    )
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+def _is_matrix(name: str, leaf: jax.Array) -> bool:
+    is_vector = name.rpartition("/")[2] in _VECTORS
+    return jnp.ndim(leaf) >= 2 and _trees.is_floating(leaf) and not is_vector
 
 
 def apply_masks(params: optax.Params, masks: optax.Params) -> optax.Params:
@@ -131,34 +135,44 @@ class SparsityReport(NamedTuple):
 
     leaves: dict[str, LeafSparsity]
     total: LeafSparsity
+    warnings: tuple[str, ...]  # of dead layers, one sentence each
 
     def __str__(self) -> str:
         rows = [("", "kept", "size", "sparsity", "compression")]
         for name, leaf in [*self.leaves.items(), ("total", self.total)]:
-            sparsity, compression = f"{leaf.sparsity:.2%}", f"{leaf.compression:.1f}x"
+            sparsity = f"{leaf.sparsity:.2%}"
+            compression = f"{leaf.compression:.1f}x" if leaf.kept else "-"
             rows.append(
                 (name, f"{leaf.kept:,}", f"{leaf.size:,}", sparsity, compression)
             )
         name_width, *widths = (
             max(map(len, column)) for column in zip(*rows, strict=True)
         )
-        return "\n".join(
+        lines = [
             name.ljust(name_width)
             + "".join(f"  {x:>{w}}" for x, w in zip(row, widths, strict=True))
             for name, *row in rows
-        )
+        ]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
 def sparsity_report(params: optax.Params, masks: optax.Params) -> SparsityReport:
-    """How much of each leaf, and in total, is kept.
+    """How much of each leaf, and in total, is kept; and which layers are dead.
+
+    A layer is dead if it has no weight left, biases aside; and all are, if there is no
+    path along kept weights from an input to an output. That is told of plain chains: of
+    networks all of whose matrices, kernels `[..., in, out]` of convolutions among them,
+    fit one another by their shapes, each used once. Any two that fit several ways are
+    taken in the order of their names, and the warning tells the order: connections past
+    a layer are not known.
 
     Args:
         params: the weights.
         masks: as returned by `get_masks`, concrete (not inside `jit`).
 
     Returns:
-        A `SparsityReport` of exact counts. Leaves that are never pruned are kept whole,
-        and count in the total.
+        A `SparsityReport` of exact counts, and of warnings. Leaves that are never
+        pruned are kept whole, and count in the total.
 
     Raises:
         TypeError: if masks are not boolean.
@@ -181,19 +195,28 @@ def sparsity_report(params: optax.Params, masks: optax.Params) -> SparsityReport
     """
     params, masks = _trees.unbox(params), _trees.unbox(masks)
     _trees.check_masks_fit(masks, params, "params")
-    leaves: dict[str, LeafSparsity] = {}
+    by_name: dict[str, np.ndarray] = {}
+    matrices: set[str] = set()
 
     def add(path, mask, subtree):
         for name, leaf in _trees.named_leaves(subtree, path):
-            if not _trees.is_masked(leaf):
-                size = int(np.size(leaf))
-                kept = size if _trees.is_masked(mask) else int(np.count_nonzero(mask))
-                if name in leaves:  # {"a/b": x, "a": {"b": y}}
-                    name = jax.tree_util.keystr(path)
-                leaves[name] = LeafSparsity(kept, size)
+            if _trees.is_masked(leaf):
+                continue
+            if name in by_name:  # {"a/b": x, "a": {"b": y}}
+                name = jax.tree_util.keystr(path)
+            if _is_matrix(name, leaf):
+                matrices.add(name)
+            # Of one that is never pruned, a view without memory of its own.
+            whole = np.broadcast_to(True, np.shape(leaf))
+            by_name[name] = whole if _trees.is_masked(mask) else np.asarray(mask)
 
     jax.tree_util.tree_map_with_path(add, masks, params, is_leaf=_trees.is_masked)
-    kept = sum(leaf.kept for leaf in leaves.values())
-    return SparsityReport(
-        leaves, LeafSparsity(kept, sum(leaf.size for leaf in leaves.values()))
+    leaves = {
+        name: LeafSparsity(int(np.count_nonzero(mask)), mask.size)
+        for name, mask in by_name.items()
+    }
+    total = LeafSparsity(
+        sum(leaf.kept for leaf in leaves.values()),
+        sum(leaf.size for leaf in leaves.values()),
     )
+    return SparsityReport(leaves, total, dead_layers(by_name, matrices))

@@ -123,6 +123,8 @@ def print_summary(console: Console, summary: Row) -> None:
             compression(kept, size),
         )
     console.print(outcome, layers, f"{summary['wall_seconds']:.0f} seconds")
+    for text in summary.get("warnings", ()):  # which older runs do not have
+        console.print(f"warning: {text}", style="yellow", soft_wrap=True)
     if not summary["sparsity"] and summary.get("prune", "gated") == "gated":
         bound = percent(summary["validation_bound"])
         console.print(

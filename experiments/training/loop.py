@@ -160,11 +160,12 @@ def sizes(state: TrainState) -> dict[str, Any]:
         "sparsity": report.total.sparsity,
         "kept": report.total.kept,
         "total": report.total.size,
-        "compression": report.total.compression,
+        "compression": report.total.compression if report.total.kept else None,
         "layers": {
             path: {"kept": leaf.kept, "size": leaf.size}
             for path, leaf in report.leaves.items()
         },
+        "warnings": list(report.warnings),
     }
 
 
