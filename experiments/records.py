@@ -1,6 +1,7 @@
 """What is kept of runs: the folder of one, and rows of many, as JSON that is whole."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -203,6 +204,19 @@ class RunFolder:
                 "delete the folder to start again."
             )
         write_whole(self._metrics, "".join(line + "\n" for line in lines))
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the rows, for a checkpoint to remember."""
+        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def check_rows(self, digest: str | None) -> None:
+        """Raises `ExperimentError` if the rows have not that digest; None is any."""
+        if digest not in (None, self.digest()):
+            raise ExperimentError(
+                f"{self._metrics} is not as it was written; delete the folder to start "
+                "again."
+            )
 
     def append(self, row: Row) -> None:
         """Adds a row to the metrics."""

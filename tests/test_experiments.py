@@ -8,10 +8,7 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import flax.nnx as nnx
@@ -19,9 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from runs import (
+    assert_same_run,
+    digits,
+    error_line,
+    read_rows,
+    read_state,
+    read_summary,
+)
 from shallow import Shallow
 
 import sparse_optax
@@ -34,7 +38,6 @@ from experiments.networks.functional import Variables, init_network
 from experiments.records import RunFolder, differences
 from experiments.reporting.results import STORE
 from experiments.running import environment
-from experiments.running.checkpoint import Checkpoints
 from experiments.tasks import TASKS, lenet300_mnist, resnet32_cifar10
 from experiments.tasks.digits import CONFIG
 from experiments.training import loop, optimizers, regularizers
@@ -45,66 +48,11 @@ needs_data = pytest.mark.skipif(
     not DATA_DIR.is_dir(),
     reason="SPARSE_OPTAX_DATA_DIR names no TFDS folder with mnist and fashion_mnist",
 )
-# Sixteen updates are an epoch of the digits, and here a round.
-TINY = (
-    *("--dense-epochs", "3", "--interval", "16", "--finetune-epochs", "2"),
-    *("--bound", "0.95", "--checkpoint-every", "3", "--batch-size", "64"),
-)
 KEYS = {
     *("dataset", "network", "regularizer", "seed", "config_id", "wall_seconds"),
     *("dense_test_accuracy", "test_accuracy", "validation_accuracy", "sparsity"),
     *("kept", "total", "compression", "versions", "hardware", "commit", "date"),
 }
-
-
-def digits(out, *flags):
-    """Returns the arguments of a run of the digits into a folder."""
-    return ["digits", "--out", str(out), *TINY, "--epochs", "8", *flags]
-
-
-def read_rows(out):
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def read_summary(out):
-    """Returns the summary but for what may differ between equal runs."""
-    summary = json.loads((out / "summary.json").read_text())
-    return {k: v for k, v in summary.items() if k not in ("wall_seconds", "date")}
-
-
-def read_state(out):
-    """Returns the last checkpoint of a run as NumPy arrays by path."""
-    count = max(int(path.name) for path in (out / "checkpoints").iterdir())
-    folder = (out / "checkpoints" / str(count) / "state").resolve()
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder)
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-
-def assert_same_run(left, right):
-    """Checks that two folders hold runs with the same course and outcome."""
-    assert (left / "metrics.jsonl").read_bytes() == (
-        right / "metrics.jsonl"
-    ).read_bytes()
-    assert read_summary(left) == read_summary(right)
-    states = read_state(left), read_state(right)
-    assert states[0].keys() == states[1].keys()
-    for path, leaf in states[0].items():
-        np.testing.assert_array_equal(leaf, states[1][path], err_msg=path)
-
-
-def error_line(capsys, arguments):
-    """Runs a command that must fail; returns its one line."""
-    with pytest.raises(SystemExit) as info:
-        main(arguments)
-    message = str(info.value.code)
-    assert message.startswith("error: ") and "\n" not in message, message
-    assert "Traceback" not in capsys.readouterr().err
-    return message
 
 
 @pytest.fixture(scope="module")
@@ -205,82 +153,6 @@ def test_other_configuration_is_an_error(finished, capsys):
     assert "seed 0 there, 1 here" in error_line(capsys, digits(out, "--seed", "1"))
 
 
-def test_row_18_damaged_checkpoint_is_passed_over(finished, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(finished[0], out)
-    (out / "summary.json").unlink()
-    last = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    largest = max((last / "state").rglob("*"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-    # Rows that are in no checkpoint, the last one torn by a kill.
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"phase": "finetune"}\n{"phase": "fi')
-    main(digits(out))
-    assert_same_run(finished[0], out)
-
-
-def test_row_19_killed_runs_end_like_an_uninterrupted_one(tmp_path):
-    # As `python -m experiments`, but that Ctrl-C works even if this process was started
-    # in the background of a shell, which makes it and its children ignore that.
-    program = (
-        "import runpy, signal; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "runpy.run_module('experiments', run_name='__main__', alter_sys=True)"
-    )
-    command = [sys.executable, "-c", program]
-    flags = ("--epochs", "40", "--fraction", "0.05")
-
-    def start(out):
-        return subprocess.Popen(
-            [*command, *digits(out, *flags)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def kill_when(out, condition, how=signal.SIGKILL):
-        process = start(out)
-        deadline = time.monotonic() + 120
-        while not condition() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        while True:
-            process.send_signal(how)
-            try:  # Where Python only reports exceptions, one signal may be lost.
-                output, _ = process.communicate(timeout=10)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        if how == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL, output
-        else:
-            assert process.returncode == 130, output
-            assert "interrupted" in output and "Traceback" not in output
-
-    def count_rows():
-        metrics = killed / "metrics.jsonl"
-        return metrics.read_text().count("\n") if metrics.exists() else 0
-
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    # In dense training, in the middle of a checkpoint, and in pruning.
-    kill_when(killed, lambda: count_rows() >= 1)
-    kill_when(killed, lambda: any(killed.glob("checkpoints/*tmp*")))
-    kill_when(killed, lambda: count_rows() >= 20)
-    # By Ctrl-C, and later than the last checkpoint: with rows to be made again.
-    kill_when(killed, lambda: count_rows() >= 26, how=signal.SIGINT)
-    for out in (killed, whole):
-        process = start(out)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-        assert ("Going on after" in output) == (out == killed)
-    assert_same_run(killed, whole)
-    rows = read_rows(whole)
-    assert len({(row["phase"], row["round"]) for row in rows}) == len(rows) == 45
-
-
 def test_row_19_with_everything_that_goes_on_from_somewhere(tmp_path, monkeypatch):
     """Running statistics, momentum, augmentation, learning rates, a cubic schedule."""
     monkeypatch.setitem(networks.NETWORKS, "lenet300", Shallow)
@@ -303,34 +175,6 @@ def test_row_19_with_everything_that_goes_on_from_somewhere(tmp_path, monkeypatc
         stop.at = None
     main(digits(stopped, *flags))
     assert_same_run(stopped, whole)
-
-
-def test_row_20_checkpoint_of_another_version(capsys, finished, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    shutil.copytree(finished[0], out)
-    (out / "summary.json").unlink()
-    # As if a later version kept another field in its state.
-    init_state = loop.init_state
-
-    def with_another_field(*arguments):
-        state = init_state(*arguments)
-        return state._replace(opt_state=(state.opt_state, jnp.zeros(3)))
-
-    monkeypatch.setattr(loop, "init_state", with_another_field)
-    assert "do not fit this version" in error_line(capsys, digits(out))
-
-
-def test_row_22_checkpoint_of_other_devices(tmp_path):
-    mesh = jax.make_mesh((8,), ("x",))
-    spread = jax.NamedSharding(mesh, jax.P("x"))
-    state = {"w": jnp.arange(16.0), "masks": jnp.arange(16) % 3 == 0}
-    Checkpoints(tmp_path).save(1, jax.device_put(state, spread), {})
-    here = jax.tree.map(jnp.zeros_like, state)
-    restored = Checkpoints(tmp_path).restore(1, here)
-    for name, leaf in state.items():
-        np.testing.assert_array_equal(restored[name], leaf)
-        assert restored[name].dtype == leaf.dtype
-        assert restored[name].sharding == here[name].sharding
 
 
 def test_row_29_nothing_is_unpickled():

@@ -127,6 +127,7 @@ def test_values_are_python_numbers():
         "sparsity": float,
         "pruned": bool,
         "num_prunes": int,
+        "shortfall": int,
         "best_metric": float,
         "best_sparsity": float,
         "state": sparse_optax.IterativePruningState,

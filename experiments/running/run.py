@@ -44,7 +44,12 @@ def run(config: Config, command: str) -> None:
     if config.data_parallel:
         console.print(f"Devices: {devices.number}.")
     dataset = data.load(config, command)
-    summary = Run(config, folder, dataset, console).finish()
+    try:
+        summary = Run(config, folder, dataset, console).finish()
+    except OSError as error:  # a full disk, say
+        raise ExperimentError(
+            f"{error}; the same command goes on from the last checkpoint."
+        ) from error
     terminal.print_summary(console, summary)
     console.print(f"Metrics, checkpoints, figures: {folder.path}", soft_wrap=True)
 
@@ -79,8 +84,10 @@ class Run:
         self.dense_variables: Any = None
         self.pruning: Any = None
         self.seconds_before = 0.0
-        self.checkpoints = Checkpoints(folder.checkpoints)
-        self.saved = self.checkpoints.latest()
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, f"{config.config_id}-seed{config.seed}"
+        )
+        self.saved = self.checkpoints.latest(console.print)
 
     def finish(self) -> Row:
         """Goes through all that is left to do; writes and returns the summary."""
@@ -207,6 +214,7 @@ class Run:
         if self.saved is None:
             return
         notes = self.checkpoints.notes(self.saved)
+        self.folder.check_rows(notes.get("metrics"))
         self.seconds_before = notes["seconds"]
         now, earlier = self.environment["commit"], notes.get("commits", ["unknown"])
         self.earlier_commits = [commit for commit in earlier if commit != now]
@@ -239,6 +247,7 @@ class Run:
             notes = {
                 **{"phase": phase, "seconds": self.seconds()},
                 "commits": [*self.earlier_commits, self.environment["commit"]],
+                "metrics": self.folder.digest(),
             }
             self.checkpoints.save(count, tree, notes)
             self.saved = count
