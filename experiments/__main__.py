@@ -7,14 +7,16 @@ import sys
 import tyro
 
 from experiments.config import Config, ExperimentError
-from experiments.cost.settings import Benchmark, Footprint
+from experiments.cost.settings import Benchmark, Footprint, Latency
 from experiments.frontiers.settings import Frontiers
 from experiments.running import grid
 from experiments.running.grid import Sweep
+from experiments.storage.settings import Export, Storage
 from experiments.study.settings import Study
 from experiments.tasks import DEFAULTS, TASKS
 
-Settings = Config | Sweep | Study | Frontiers | Benchmark | Footprint
+Measurement = Benchmark | Footprint | Latency | Storage | Export
+Settings = Config | Sweep | Study | Frontiers | Measurement
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -23,6 +25,9 @@ def parse(arguments: list[str]) -> Settings:
     for name, settings in (
         ("benchmark", Benchmark),
         ("footprint", Footprint),
+        ("latency", Latency),
+        ("storage", Storage),
+        ("export", Export),
         ("sweep study", Study),
         ("sweep frontiers", Frontiers),
     ):
@@ -53,8 +58,10 @@ def parse(arguments: list[str]) -> Settings:
         prog=command,
         description="Trains a network, prunes it, and reports both. "
         f"`{command} sweep --help` tells how to make many such runs at once, "
-        f"`{command} benchmark --help` how to measure what the method costs, and "
-        f"`{command} footprint --help` how to tell what it would take of many devices.",
+        f"`{command} benchmark --help` how to measure what the method costs, "
+        f"`{command} footprint --help` how to tell what it would take of many devices, "
+        f"`{command} export --help` how to store the network of a run as a sparse "
+        "file, and `storage` and `latency` measure how small and how fast that is.",
         args=arguments,
         config=(tyro.conf.SuppressFixed,),
     )
@@ -92,6 +99,18 @@ def main(arguments: list[str]) -> None:
             from experiments.cost.footprint import footprint
 
             footprint(settings)
+        elif isinstance(settings, Latency):
+            from experiments.cost.latency import latency
+
+            latency(settings)
+        elif isinstance(settings, Storage):
+            from experiments.storage.random_masks import storage
+
+            storage(settings)
+        elif isinstance(settings, Export):
+            from experiments.storage.export import export
+
+            export(settings)
         else:
             from experiments.running.run import run
 
@@ -107,7 +126,7 @@ def main(arguments: list[str]) -> None:
 
 def going_on(settings: Settings) -> str:
     """Returns what becomes of work that was interrupted."""
-    if isinstance(settings, Benchmark | Footprint):
+    if isinstance(settings, Measurement):
         return "the same command starts again"
     if isinstance(settings, Config):
         rounds = settings.checkpoint_every

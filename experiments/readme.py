@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 from experiments.config import ExperimentError
-from experiments.cost import benchmark, footprint
-from experiments.cost.place import Place
+from experiments.cost import benchmark, footprint, latency
 from experiments.frontiers import points, report as frontier_report
 from experiments.reporting import illustrations, results
+from experiments.reporting.place import Place
+from experiments.storage import export, random_masks
 from experiments.study import report as study_report
 
 
@@ -26,6 +27,9 @@ def write() -> None:
     frontier_report.write(points.STORE)
     study_report.write(study_report.STORE)
     Place("footprint", None).show(footprint.table)
+    export.show()
+    Place("storage", None).show(random_masks.table)
+    Place("latency", None).show(latency.table)
 
 
 def main(arguments: list[str]) -> None:

@@ -3,7 +3,7 @@
 A leaf is stored dense, or as the values that are not zero and the code of their places
 (`_mask_code`), whichever is smaller. Tensor `i/name` has the values of the i-th leaf,
 tensor `masks` all the codes one after the other, and the metadata, one string of JSON,
-have the tree, dtypes and shapes, and the SHA-256 of the whole file but for itself.
+have the tree, what those tensors do not tell, and the SHA-256 of all but itself.
 """
 
 import hashlib
@@ -75,8 +75,8 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
 
     def store(key_path: KeyPath, leaf: Any) -> dict[str, Any]:
         name = _trees.leaf_name(key_path)
-        kind, array = _on_host(leaf, name)
-        description = {**kind, "dtype": array.dtype.name, "shape": array.shape}
+        description, array = _on_host(leaf, name)
+        whole = array
         mask = _words(array.reshape(-1)) != 0
         blocks = _mask_code.encode(mask)
         size = sum(block.code.nbytes for block in blocks)
@@ -85,7 +85,10 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
             codes.extend(block.code for block in blocks)
             description["masks"] = [[b.bits, b.code.nbytes] for b in blocks]
         if array.dtype.name not in _STORABLE:
+            description["dtype"] = array.dtype.name
             array = array.reshape(-1).view(np.uint8)
+        if array.shape != whole.shape:
+            description["shape"] = whole.shape
         tensors[f"{len(tensors)}/{name}"] = array
         return description
 
@@ -171,7 +174,8 @@ def load_sparse(path: str | os.PathLike[str]) -> PyTree:
             nonlocal read, restored
             name = names[str(read)]
             values, read = file.get_tensor(name), read + 1
-            dtype, shape = jnp.dtype(description["dtype"]), description["shape"]
+            dtype = jnp.dtype(description.get("dtype", values.dtype))
+            shape = description.get("shape", values.shape)
             values = values.reshape(-1).view(dtype)
             if "masks" in description:
                 blocks = []

@@ -18,9 +18,9 @@ from experiments.cost import (
     training_time,
     updates,
 )
-from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
 from experiments.reporting import results
+from experiments.reporting.place import Place
 from experiments.tasks.digits import CONFIG
 
 ROOT = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.cost import footprint
-from experiments.cost.place import Place
 from experiments.reporting import results
+from experiments.reporting.place import Place
 
 ROOT = Path(__file__).parent.parent
 SMALL = footprint.Decoder(layers=3, width=64, keys=32, hidden=128, vocabulary=512)

@@ -8,9 +8,9 @@ import pytest
 
 from experiments import readme
 from experiments.config import ExperimentError
-from experiments.cost.place import Place
 from experiments.frontiers import report as frontier_report
 from experiments.reporting import illustrations, results
+from experiments.reporting.place import Place
 from experiments.study import report as study_report
 
 ROOT = Path(__file__).parent.parent

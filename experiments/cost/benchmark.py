@@ -20,8 +20,8 @@ import optax
 
 import sparse_optax
 from experiments.cost import prunes, torch_rivals, training_time, updates
-from experiments.cost.place import Place
 from experiments.cost.settings import Benchmark
+from experiments.reporting.place import Place
 from experiments.reporting.results import commit
 from experiments.running.environment import environment
 from experiments.tasks import digits, lenet300_mnist

@@ -16,8 +16,8 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import sparse_optax
-from experiments.cost.place import Place
 from experiments.cost.settings import Footprint
+from experiments.reporting.place import Place
 from experiments.running.environment import environment
 
 OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)

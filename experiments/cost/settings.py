@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from experiments.config import check
 
 
@@ -65,3 +67,21 @@ class Footprint:
             n in (1, 2, 4) or (n % 8 == 0 and 0 < n <= 2048) for n in numbers
         )
         check("devices", numbers, sound, "1, 2, 4 or multiples of 8, up to 2048")
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Measures how fast pruned LeNets are, dense and sparse, for the README."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs."""
+    turns: int = 21
+    """How often times are compared."""
+    out: Path | None = None
+    """Folder for what is measured; by default that of the repository, which its README
+    shows."""
+
+    def validate(self) -> None:
+        """Raises an `ExperimentError` where there is nothing to measure."""
+        check("runs", self.runs, bool(self.runs), "one or more folders")
+        check("turns", self.turns, self.turns >= 1, "1 or more")

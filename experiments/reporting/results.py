@@ -126,7 +126,11 @@ def insert(text: str, name: str, new: str) -> str:
     return f"{before}{begin}\n{new}{end}{after}"
 
 
+def stored() -> list[Row]:
+    """Returns the summaries of all runs that are stored."""
+    return list(filter(None, map(read_summary, STORE.glob("*.json"))))
+
+
 def write() -> None:
     """Writes the table of all that is stored into the README."""
-    summaries = list(filter(None, map(read_summary, STORE.glob("*.json"))))
-    README.write_text(insert(README.read_text(), "results", table(summaries)))
+    README.write_text(insert(README.read_text(), "results", table(stored())))

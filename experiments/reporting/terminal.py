@@ -123,6 +123,13 @@ def print_summary(console: Console, summary: Row) -> None:
             compression(kept, size),
         )
     console.print(outcome, layers, f"{summary['wall_seconds']:.0f} seconds")
+    if "bytes" in summary:  # which older runs do not have
+        print_files(console, [summary])
+        sizes = summary["bytes"]
+        console.print(
+            f"As a sparse file the network has {sizes['sparse']:,} bytes: "
+            f"{sizes['dense'] / sizes['sparse']:.0f} times less than a dense one."
+        )
     for text in summary.get("warnings", ()):  # which older runs do not have
         console.print(f"warning: {text}", style="yellow", soft_wrap=True)
     if not summary["sparsity"] and summary.get("prune", "gated") == "gated":
@@ -131,3 +138,21 @@ def print_summary(console: Console, summary: Row) -> None:
             f"No pruned network had a validation accuracy above {bound}: of this one "
             "nothing is pruned."
         )
+
+
+def print_files(console: Console, summaries: list[Row]) -> None:
+    """Prints how large the networks of runs are on disk, dense and sparse."""
+    table = Table(title="On disk, in bytes")
+    names = ("run", "test accuracy", "weights", "dense", "gzipped", "sparse", "smaller")
+    for name in names:
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for run in summaries:
+        sizes = run["bytes"]
+        table.add_row(
+            f"{run['experiment']} {run['seed']}",
+            percent(run["test_accuracy"]),
+            f"{run['kept']:,}",
+            *(f"{sizes[kind]:,}" for kind in ("dense", "gzipped", "sparse")),
+            f"{sizes['dense'] / sizes['sparse']:.0f}x",
+        )
+    console.print(table)

@@ -86,15 +86,19 @@ class Checkpoints:
         Args:
           tell: is told of any that are damaged. They are removed.
         """
-        for count in sorted(self._manager.all_steps(), reverse=True):
-            damage = self._damage(count)
+        for count in reversed(self.numbers()):
+            damage = self.damage(count)
             if damage is None:
                 return count
             tell(f"Checkpoint {count} cannot be used: {damage}. It is removed.")
             self._manager.delete(count)
         return None
 
-    def _damage(self, count: int) -> str | None:
+    def numbers(self) -> list[int]:
+        """Returns the numbers of all checkpoints, damaged ones too, in order."""
+        return sorted(self._manager.all_steps())
+
+    def damage(self, count: int) -> str | None:
         """Returns what is wrong with a checkpoint, or None if nothing is."""
         folder = self._folder / str(count)
         try:
@@ -124,19 +128,26 @@ class Checkpoints:
         )
         return restored["notes"]
 
-    def restore(self, count: int, target: Any) -> Any:
+    def restore(self, count: int, target: Any = None) -> Any:
         """Returns the tree of checkpoint number `count`.
 
         Args:
           count: the checkpoint's number.
           target: a tree with the same structure, shapes and dtypes; the arrays are put
-            where those of the target are.
+            where those of the target are. Without one, they are put on the first
+            device, into dicts and lists.
 
         Raises:
           ExperimentError: the checkpoint is of another tree; it names the first leaf.
         """
-        saved = leaf_types(self._manager.item_metadata(count)["state"])
-        wanted = leaf_types(target)
+        metadata = self._manager.item_metadata(count)["state"].tree
+        if target is None:
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            target = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                metadata,
+            )
+        saved, wanted = leaf_types(metadata), leaf_types(target)
         for name in [*wanted, *saved]:
             if saved.get(name) != wanted.get(name):
                 raise ExperimentError(

@@ -16,6 +16,7 @@ from experiments.records import Row, RunFolder
 from experiments.reporting import figures, terminal
 from experiments.running.checkpoint import Checkpoints
 from experiments.running.environment import environment
+from experiments.storage import export
 from experiments.training import loop
 from experiments.training.devices import Devices
 from experiments.training.phases import Phases
@@ -51,7 +52,9 @@ def run(config: Config, command: str) -> None:
             f"{error}; the same command goes on from the last checkpoint."
         ) from error
     terminal.print_summary(console, summary)
-    console.print(f"Metrics, checkpoints, figures: {folder.path}", soft_wrap=True)
+    console.print(
+        f"Metrics, checkpoints, figures, {export.FILE}: {folder.path}", soft_wrap=True
+    )
 
 
 class Run:
@@ -176,6 +179,7 @@ class Run:
             **accuracies(best.variables),
             "validation_bound": float(phases.bound(self.dense_variables)),
             **loop.sizes(best),
+            "bytes": export.write(self.folder.path, best.variables),
             "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),
             "devices": phases.devices.number,  # of them that `hardware` lists
             **self.environment,

@@ -1,0 +1,118 @@
+"""The network of a finished run as a sparse file, and how large that is.
+
+    python -m experiments export RUN ...
+
+A run makes it at its end; this makes it again, or of a run that is older than that.
+"""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from rich.console import Console
+
+import sparse_optax
+from experiments.config import ExperimentError
+from experiments.networks.functional import Variables
+from experiments.records import Row, RunFolder
+from experiments.reporting import results, terminal
+from experiments.running.checkpoint import Checkpoints
+from experiments.running.environment import commit
+from experiments.storage.settings import Export
+
+FILE = "network.safetensors"
+
+
+def export(settings: Export) -> None:
+    """Writes the files of finished runs, and tells about them.
+
+    Raises:
+      ExperimentError: a folder holds no finished run, or its checkpoint is damaged.
+    """
+    folders = [RunFolder(path) for path in settings.runs]
+    for folder in folders:
+        summary = folder.summary()
+        if summary is None:
+            raise ExperimentError(f"{folder.path} holds no finished run.")
+        _, network = networks_of(folder, summary)
+        sizes = write(folder.path, network)
+        folder.finish({**summary, "bytes": sizes})
+    summaries = [summary for folder in folders if (summary := folder.summary())]
+    terminal.print_files(Console(highlight=False), summaries)
+
+
+def networks_of(folder: RunFolder, summary: Row) -> tuple[Variables, Variables]:
+    """Returns the dense and the sparse network of a run, from its last checkpoint."""
+    run = f"{summary['config_id']}-seed{summary['seed']}"
+    checkpoints = Checkpoints(folder.checkpoints, run)
+    numbers = checkpoints.numbers()
+    if not numbers:
+        raise ExperimentError(f"there is no checkpoint in {folder.checkpoints}.")
+    last = numbers[-1]
+    if damage := checkpoints.damage(last):
+        raise ExperimentError(
+            f"checkpoint {last} in {folder.checkpoints} cannot be used: {damage}."
+        )
+    restored = checkpoints.restore(last)
+    dense, sparse = (
+        Variables(found["params"], found.get("statistics") or {})
+        for found in (restored["dense"], restored["pruning"]["best"])
+    )
+    return dense, sparse
+
+
+def write(folder: Path, network: Variables) -> Row:
+    """Writes the file of a network; returns its size, and that of others, in bytes.
+
+    The dense file is one of safetensors too, and has the same network, zeros included;
+    so has the gzipped one.
+    """
+    path = folder / FILE
+    sparse_optax.save_sparse(path, network._asdict())
+    dense = dense_file(network)
+    return {
+        "dense": len(dense),
+        "gzipped": len(gzip.compress(dense, mtime=0)),
+        "sparse": path.stat().st_size,
+        "commit": commit(),
+    }
+
+
+def table(summaries: list[Row]) -> str:
+    """Returns a Markdown table of the runs whose files were made."""
+    lines = [
+        "| data set | network | seed | dense error, % | error, % | weights kept "
+        "| dense | dense, gzipped | sparse file | times smaller |",
+        "| --- " * 10 + "|",
+    ]
+    for run in sorted(summaries, key=results.place):
+        if sizes := run.get("bytes"):
+            lines.append(
+                f"| {results.data_set(run)} | {run['network']} | {run['seed']} "
+                f"| {100 * (1 - run['dense_test_accuracy']):.2f} "
+                f"| {100 * (1 - run['test_accuracy']):.2f} "
+                f"| {run['kept']:,} of {run['total']:,} "
+                f"| {sizes['dense']:,} | {sizes['gzipped']:,} | {sizes['sparse']:,} "
+                f"| {sizes['dense'] / sizes['sparse']:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def show() -> None:
+    """Writes the table of all stored runs into the README."""
+    shown = results.insert(
+        results.README.read_text(), "export", table(results.stored())
+    )
+    results.README.write_text(shown)
+
+
+def dense_file(tree: Any) -> bytes:
+    """Returns all arrays of a tree as the content of a file of safetensors."""
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    return safetensors.numpy.save(arrays)
