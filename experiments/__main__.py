@@ -7,11 +7,11 @@ import sys
 import tyro
 
 from experiments.config import Config, ExperimentError
-from experiments.cost.settings import Benchmark, Footprint, Latency
+from experiments.cost.settings import Benchmark, Footprint, Latency, Storage
 from experiments.frontiers.settings import Frontiers
 from experiments.running import grid
 from experiments.running.grid import Sweep
-from experiments.storage.settings import Export, Storage
+from experiments.running.settings import Export
 from experiments.study.settings import Study
 from experiments.tasks import DEFAULTS, TASKS
 
@@ -104,11 +104,11 @@ def main(arguments: list[str]) -> None:
 
             latency(settings)
         elif isinstance(settings, Storage):
-            from experiments.storage.random_masks import storage
+            from experiments.cost.storage import storage
 
             storage(settings)
         elif isinstance(settings, Export):
-            from experiments.storage.export import export
+            from experiments.running.export import export
 
             export(settings)
         else:

@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 
 from experiments.config import ExperimentError
-from experiments.cost import benchmark, footprint, latency
+from experiments.cost import benchmark, footprint, latency, storage
 from experiments.frontiers import points, report as frontier_report
-from experiments.reporting import illustrations, results
+from experiments.reporting import files, illustrations, results
 from experiments.reporting.place import Place
-from experiments.storage import export, random_masks
 from experiments.study import report as study_report
 
 
@@ -27,8 +26,8 @@ def write() -> None:
     frontier_report.write(points.STORE)
     study_report.write(study_report.STORE)
     Place("footprint", None).show(footprint.table)
-    export.show()
-    Place("storage", None).show(random_masks.table)
+    files.show()
+    Place("storage", None).show(storage.table)
     Place("latency", None).show(latency.table)
 
 

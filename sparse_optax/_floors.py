@@ -42,7 +42,7 @@ def check_floors(min_kept: Floors | None, max_sparsity: Floors | None) -> None:
                 _arguments.check_number(place, value, high=1.0, schedule=False)
                 continue
             _arguments.check_integer(place, value, low=0)
-            if value >= 1 << 32:  # which the state cannot hold
+            if value >= 1 << 32:
                 raise ValueError(f"{place} must be below 2^32; got {value!r}.")
 
 
@@ -75,12 +75,17 @@ def floors_of(
         size = int(np.prod(jnp.shape(leaf), dtype=np.int64))
         # In the arithmetic of a prune to that sparsity, exactly.
         at_most = round(Fraction(float(np.float32(sparsest))) * size)
-        return np.uint32(max(min(int(fewest), size), size - at_most))
+        return max(min(int(fewest), size), size - at_most)
 
-    floors = jax.tree.map(
-        floor, masks, params, fewest, sparsest, is_leaf=_trees.is_masked
+    floors = jax.tree.leaves(
+        jax.tree.map(floor, masks, params, fewest, sparsest, is_leaf=_trees.is_masked)
     )
-    return jnp.array(jax.tree.leaves(floors), jnp.uint32)
+    if max(floors, default=0) >= 1 << 32:  # which the state cannot hold
+        raise ValueError(
+            f"max_sparsity keeps {max(floors)} weights of a leaf; it must keep less "
+            "than 2^32."
+        )
+    return jnp.array(floors, jnp.uint32)
 
 
 def _by_leaf(name: str, floors: Floors, params: PyTree, default: float) -> PyTree:

@@ -227,6 +227,13 @@ def test_floors_that_fit_no_leaf_are_refused(floors, message):
         tx.init(PARAMS)
 
 
+def test_floors_that_the_state_cannot_hold_are_refused():
+    tx = sparse_optax.prune_by_magnitude(0.5, max_sparsity=0.1)
+    huge = jax.ShapeDtypeStruct((1 << 33,), jnp.float32)
+    with pytest.raises(ValueError, match="max_sparsity keeps 7730941124 weights"):
+        jax.eval_shape(tx.init, {"w": huge})
+
+
 def test_an_ordinary_step_does_nothing_for_them():
     params = random_tree(0)
     grads = jax.tree.map(jnp.ones_like, params)

@@ -120,6 +120,31 @@ def test_prune_equals_one_device(kind, layout, scope):
     chex.assert_trees_all_equal(on_host((result, state)), on_host(expected))
 
 
+@every_case
+def test_floors_equal_one_device(kind, layout, scope):
+    tx = sparse_optax.prune_by_magnitude(
+        0.5, min_kept={"a/bias": 12, "b": 50}, max_sparsity=0.9
+    )
+    params = tied(random_tree(0, shapes=SHAPES))
+
+    def prune_twice(params):
+        state = jax.jit(tx.init)(params)
+        params, state = sparse_optax.prune(params, state, 0.3, scope=scope)
+        return sparse_optax.prune(params, state, sparsity=0.7, scope=scope)
+
+    expected = prune_twice(params)
+    kept = jax.tree.map(jnp.count_nonzero, expected[1].masks)
+    assert (kept["a"]["bias"], kept["b"]["kernel"]) == (12, 50)  # both are at work
+    assert (expected[1].shortfall > 0) == (scope == "leaf")
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        params = shard(params, layout, mesh)
+        result, state = prune_twice(params)
+        assert sharded_like(result, params)
+        assert sharded_like(state.masks, params)
+    chex.assert_trees_all_equal(on_host((result, state)), on_host(expected))
+
+
 @pytest.mark.parametrize("layout", ["data", "both"])
 def test_prune_to_sparsity_equals_one_device(layout):
     tx = sparse_optax.prune_to_sparsity(lambda t: 0.2 * (t + 1))

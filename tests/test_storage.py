@@ -14,12 +14,12 @@ from runs import digits, error_line
 import sparse_optax
 from experiments.__main__ import main
 from experiments.config import ExperimentError
-from experiments.cost import latency
+from experiments.cost import latency, storage
 from experiments.networks.functional import init_network
 from experiments.networks.lenets import LeNet5, LeNet300
-from experiments.reporting import results
+from experiments.reporting import files, results
 from experiments.reporting.place import Place
-from experiments.storage import export, random_masks
+from experiments.running import export
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,7 +96,7 @@ def test_what_cannot_be_exported_is_told(run, tmp_path, capsys):
 
 def test_the_table_of_exports_has_the_runs_whose_files_were_made(finished):
     summary = summary_of(finished)
-    lines = export.table([summary, {k: v for k, v in summary.items() if k != "bytes"}])
+    lines = files.table([summary, {k: v for k, v in summary.items() if k != "bytes"}])
     (line,) = lines.splitlines()[2:]
     assert f"| {summary['bytes']['sparse']:,} |" in line
     assert f"| {summary['kept']:,} of 50,610 |" in line
@@ -108,15 +108,15 @@ def test_the_table_of_exports_has_the_runs_whose_files_were_made(finished):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sparsity", [0.5, 0.98, 0.999])
 def test_matrices_have_exactly_that_sparsity(sparsity, dtype):
-    weights = random_masks.matrix(20_000, sparsity, dtype)
+    weights = storage.matrix(20_000, sparsity, dtype)
     assert weights.shape == (20, 1000)
     assert jnp.count_nonzero(weights) == round((1 - sparsity) * 20_000)
 
 
 def test_information_is_that_of_values_and_masks():
-    assert random_masks.information(800, 400, 4) == 400 * 4 + 100
-    assert random_masks.information(800, 800, 2) == 1600
-    assert random_masks.information(800, 0, 2) == 0
+    assert storage.information(800, 400, 4) == 400 * 4 + 100
+    assert storage.information(800, 800, 2) == 1600
+    assert storage.information(800, 0, 2) == 0
 
 
 def test_storage_measures_stores_and_tabulates(tmp_path, monkeypatch):
@@ -126,12 +126,12 @@ def test_storage_measures_stores_and_tabulates(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "STORE", tmp_path)
     main(["storage", "--size", "10000", "--large", "10000", "--turns", "1"])
     found = json.loads((tmp_path / "storage/cpu.json").read_text())
-    assert [row["sparsity"] for row in found["files"]] == [*random_masks.SPARSITIES] * 2
+    assert [row["sparsity"] for row in found["files"]] == [*storage.SPARSITIES] * 2
     for row in found["files"]:
         assert row["sparse"] <= 1.25 * row["information"] + 256 + 4096
         assert ("csr" in row) == (row["dtype"] == "float32")
     assert all(row["write"] > 0 and row["read_seconds"] > 0 for row in found["times"])
-    assert random_masks.table([found]) in readme.read_text()
+    assert storage.table([found]) in readme.read_text()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_latency_refuses_what_is_no_lenet(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, table", [("storage", random_masks.table), ("latency", latency.table)]
+    "name, table", [("storage", storage.table), ("latency", latency.table)]
 )
 def test_readme_has_what_is_stored(name, table):
     readme = (ROOT / "README.md").read_text()
@@ -214,6 +214,6 @@ def test_readme_has_what_is_stored(name, table):
 
 def test_readme_has_the_exports_that_are_stored():
     readme = (ROOT / "README.md").read_text()
-    table = export.table(results.stored())
+    table = files.table(results.stored())
     assert len(table.splitlines()) > 2
     assert results.insert(readme, "export", table) == readme

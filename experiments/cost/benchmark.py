@@ -97,6 +97,9 @@ def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
             what = f"{what}, {size:,} weights, {dtype}"
             yield Row(what, "updates by `adam`", found["adam"], targets.prune)
             yield Row("its temporaries", "bytes a weight", found["temporaries"], "5")
+        for name, value in prunes.measure_floors(size, 3 * turns).items():
+            what = f"`prune` with floors {name}, {size:,} weights, float32"
+            yield Row(what, "prunes without", value)
     for size in settings.growth:
         found = prunes.measure_prune(prunes.PRUNABLE, size, "float32", 10, turns)
         what = f"`prune`, {size:,} weights in 10 matrices"

@@ -28,7 +28,7 @@ from experiments.records import Row, RunFolder
 from experiments.reporting.place import Place
 from experiments.reporting.results import commit
 from experiments.running.environment import environment
-from experiments.storage.export import networks_of
+from experiments.running.export import networks_of
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
 BATCHES = (1, 256)

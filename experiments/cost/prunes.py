@@ -21,6 +21,14 @@ from experiments.cost.updates import (
 
 PRUNABLE = sparse_optax.prune_by_magnitude(0.1)  # has masks, and nothing else
 
+# Of 30 matrices.
+FLOORS = {
+    "that hold nothing back": sparse_optax.prune_by_magnitude(0.1, min_kept=1),
+    "that hold half of the matrices back": sparse_optax.prune_by_magnitude(
+        0.1, max_sparsity={"[0-9]|1[0-4]": 0.0}
+    ),
+}
+
 
 def pruned_again(tx: Any, params: Any) -> Callable[[], Any]:
     """Returns a function that prunes, at each call, what the last one has left.
@@ -52,6 +60,13 @@ def measure_prune(
         "adam": times["prune"] * UPDATES_A_CALL,
         "temporaries": temporaries_of(compiled) / sum(w.size for w in params),
     }
+
+
+def measure_floors(size: int, turns: int) -> dict[str, float]:
+    """Returns the times of prunes with floors, to that of one without, by name."""
+    params = matrices(size, 30)
+    with_floors = {name: pruned_again(tx, params) for name, tx in FLOORS.items()}
+    return ratios(with_floors, pruned_again(PRUNABLE, params), turns)
 
 
 def measure_compilation(number: int) -> float:

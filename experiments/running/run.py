@@ -14,9 +14,9 @@ from experiments import data
 from experiments.config import Config, ExperimentError
 from experiments.records import Row, RunFolder
 from experiments.reporting import figures, terminal
+from experiments.running import export
 from experiments.running.checkpoint import Checkpoints
 from experiments.running.environment import environment
-from experiments.storage import export
 from experiments.training import loop
 from experiments.training.devices import Devices
 from experiments.training.phases import Phases

@@ -18,10 +18,10 @@ import sparse_optax
 from experiments.config import ExperimentError
 from experiments.networks.functional import Variables
 from experiments.records import Row, RunFolder
-from experiments.reporting import results, terminal
+from experiments.reporting import terminal
 from experiments.running.checkpoint import Checkpoints
 from experiments.running.environment import commit
-from experiments.storage.settings import Export
+from experiments.running.settings import Export
 
 FILE = "network.safetensors"
 
@@ -79,34 +79,6 @@ def write(folder: Path, network: Variables) -> Row:
         "sparse": path.stat().st_size,
         "commit": commit(),
     }
-
-
-def table(summaries: list[Row]) -> str:
-    """Returns a Markdown table of the runs whose files were made."""
-    lines = [
-        "| data set | network | seed | dense error, % | error, % | weights kept "
-        "| dense | dense, gzipped | sparse file | times smaller |",
-        "| --- " * 10 + "|",
-    ]
-    for run in sorted(summaries, key=results.place):
-        if sizes := run.get("bytes"):
-            lines.append(
-                f"| {results.data_set(run)} | {run['network']} | {run['seed']} "
-                f"| {100 * (1 - run['dense_test_accuracy']):.2f} "
-                f"| {100 * (1 - run['test_accuracy']):.2f} "
-                f"| {run['kept']:,} of {run['total']:,} "
-                f"| {sizes['dense']:,} | {sizes['gzipped']:,} | {sizes['sparse']:,} "
-                f"| {sizes['dense'] / sizes['sparse']:.0f} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def show() -> None:
-    """Writes the table of all stored runs into the README."""
-    shown = results.insert(
-        results.README.read_text(), "export", table(results.stored())
-    )
-    results.README.write_text(shown)
 
 
 def dense_file(tree: Any) -> bytes:

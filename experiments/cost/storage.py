@@ -20,12 +20,12 @@ import numpy as np
 import scipy.sparse
 
 import sparse_optax
+from experiments.cost.settings import Storage
 from experiments.cost.timing import seconds
 from experiments.reporting.place import Place
 from experiments.reporting.results import commit
 from experiments.running.environment import environment
-from experiments.storage.export import dense_file
-from experiments.storage.settings import Storage
+from experiments.running.export import dense_file
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 DTYPES = ("float32", "bfloat16")
