@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental.sparse import BCOO
 
 from sparse_optax import _trees
@@ -18,15 +19,16 @@ def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
             are zero).
         mask: which leaves: a tree of booleans, a prefix of one, a function from params
             to one, or None, for every floating leaf. By default matrices and kernels,
-            as nothing is won with vectors.
+            as nothing is won with vectors. Scalars stay as they are.
 
     Returns:
         The tree with `BCOO` in place of these leaves: no batch or dense axes, indices
         sorted and unique, `int32`. The zeros that are left out are those of either
-        sign. To multiply: `x @ kernel`.
+        sign. `x @ kernel` multiplies by one of two axes.
 
     Raises:
-        TypeError: if `mask` holds something else than booleans.
+        TypeError: if `mask` holds something else than booleans, or if a leaf that it
+            selects is traced, a `BCOO` already, or of less than 16 bits.
         ValueError: if `mask` does not fit or selects nothing.
 
     Examples:
@@ -40,12 +42,20 @@ def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
         >>> jnp.ones((1, 2)) @ sparse["kernel"] + sparse["bias"]
         Array([[1., 3.]], dtype=float32)
     """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_bcoo):
+        if _is_bcoo(leaf):
+            raise TypeError(f"params at {_trees.leaf_name(path)} is a BCOO already.")
     weights = _trees.unbox(params)
 
-    def convert(selected, leaf):
-        if not selected:
+    def convert(path, selected, leaf):
+        if not selected or not jnp.ndim(leaf):
             return leaf
-        array = np.asarray(leaf)
+        name = _trees.leaf_name(path)
+        if isinstance(leaf, Tracer):
+            raise TypeError(f"params at {name} is traced: its zeros are not known yet.")
+        array = np.asarray(jnp.asarray(leaf))
+        if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+            raise TypeError(f"params at {name} has the dtype {array.dtype}.")
         # By bits, where a comparison might take the smallest numbers for zeros.
         unsigned = array.view(f"uint{8 * array.itemsize}")
         indices = np.argwhere(unsigned << 1).astype(np.int32)
@@ -57,8 +67,10 @@ def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
             unique_indices=True,
         )
 
-    sparse = jax.tree.map(convert, _trees.select_leaves(mask, weights), weights)
-    return jax.tree.unflatten(jax.tree.structure(params), _leaves(sparse))
+    selected = _trees.select_leaves(mask, weights)
+    sparse = jax.tree_util.tree_map_with_path(convert, selected, weights)
+    leaves = jax.tree.leaves(sparse, is_leaf=_is_bcoo)
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def from_bcoo(params: PyTree) -> PyTree:
@@ -87,7 +99,3 @@ def from_bcoo(params: PyTree) -> PyTree:
 
 def _is_bcoo(x):
     return isinstance(x, BCOO)
-
-
-def _leaves(tree):
-    return jax.tree.leaves(tree, is_leaf=_is_bcoo)

@@ -2,6 +2,7 @@
 
 A tree is told by nested `{kind: content}`, without pickle: of a file only the kinds
 below can come. Those of flax are looked up where they are met, as it may not be there.
+What variables of nnx have in common, type and metadata, is told once for all of them.
 """
 
 import collections
@@ -25,6 +26,7 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
     Raises:
         TypeError: if there is something in the tree that a file cannot hold.
     """
+    variables: list[Json] = []  # what there is of nnx's, but for their values
 
     def pairs(node, path):
         for key in node:
@@ -52,19 +54,25 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
         if _is(node, "flax.nnx", "State"):
             return {"State": pairs(node.raw_mapping, path)}
         if _is(node, "flax.nnx", "Variable"):
+            below = (*path, jax.tree_util.DictKey("(metadata)"))
+            metadata = convert(node.get_metadata(), below)
+            variable = [*_variable_name(kind, path), metadata]
+            if variable not in variables:
+                variables.append(variable)
             value = convert(node.get_raw_value(), path)
-            metadata = convert(node.get_metadata(), path)
-            return {"Variable": [_variable_name(kind, path), value, metadata]}
+            return {"Variable": [variables.index(variable), value]}
+        if kind is jax.sharding.PartitionSpec:  # among the metadata
+            return {"PartitionSpec": items(tuple(node), path)}
         if not jax.tree_util.all_leaves([node]):
             raise TypeError(
                 f"{_place(path)} is a {kind.__name__}; a file can hold dict, "
                 "OrderedDict, list, tuple, None, FrozenDict and nnx's State and "
-                "Variable. Make one of these of it (as `dict`, `flax.nnx.to_pure_dict` "
-                "or `_asdict` does), and save that."
+                "Variable, of which it has to be made first."
             )
         return {_LEAF: leaf_to_json(path, node)}
 
-    return convert(tree, ())
+    root = convert(tree, ())
+    return {"variables": variables, "root": root}
 
 
 def from_json(data: Json, leaf_from_json: Callable[[Json], Any]) -> PyTree:
@@ -85,11 +93,12 @@ def from_json(data: Json, leaf_from_json: Callable[[Json], Any]) -> PyTree:
         if kind == _LEAF:
             return leaf_from_json(content)
         if kind == "Variable":
-            from flax import nnx
-
-            name, value, metadata = content
-            variable = getattr(nnx, name, None) or nnx.variable_type_from_name(name)
+            index, value = content
+            is_of_nnx, name, metadata = data["variables"][index]
+            variable = _variable_type(is_of_nnx, name)
             return variable.from_metadata(convert(value), convert(metadata))
+        if kind == "PartitionSpec":
+            return jax.sharding.PartitionSpec(*map(convert, content))
         if kind == "State":
             from flax import nnx
 
@@ -107,7 +116,7 @@ def from_json(data: Json, leaf_from_json: Callable[[Json], Any]) -> PyTree:
             return list(children) if kind == "list" else tuple(children)
         raise ValueError(f"there is no container {kind!r}")
 
-    return convert(data)
+    return convert(data["root"])
 
 
 def _is(node: Any, module: str, name: str) -> bool:
@@ -116,19 +125,29 @@ def _is(node: Any, module: str, name: str) -> bool:
     return found is not None and isinstance(node, getattr(found, name))
 
 
-def _variable_name(kind: type, path: KeyPath) -> str:
-    """The name by which nnx finds a type of variables."""
+def _variable_name(kind: type, path: KeyPath) -> tuple[bool, str]:
+    """Whether nnx itself has a type of variables, and the name by which it finds it."""
     from flax import nnx
 
     if getattr(nnx, kind.__name__, None) is kind:
-        return kind.__name__
+        return True, kind.__name__
     try:
-        return nnx.variable_name_from_type(kind)
+        return False, nnx.variable_name_from_type(kind)
     except ValueError:
         raise TypeError(
             f"{_place(path)} is a variable of the type {kind.__name__}; nnx finds it "
             "by its name only after `flax.nnx.register_variable_name`."
         ) from None
+
+
+def _variable_type(is_of_nnx: bool, name: str) -> Any:
+    """The type that `_variable_name` names."""
+    from flax import nnx
+
+    found = getattr(nnx, name) if is_of_nnx else nnx.variable_type_from_name(name)
+    if not (isinstance(found, type) and issubclass(found, nnx.Variable)):
+        raise ValueError(f"there is no type of variables {name!r}")
+    return found
 
 
 def _place(path: KeyPath) -> str:

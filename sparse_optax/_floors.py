@@ -24,7 +24,7 @@ Floors = Any
 def check_floors(min_kept: Floors | None, max_sparsity: Floors | None) -> None:
     """Raises unless these are numbers, or hold numbers, in range."""
     for name, floors in (("min_kept", min_kept), ("max_sparsity", max_sparsity)):
-        for pattern in floors or () if _is_by_pattern(floors) else ():
+        for pattern in _patterns(floors):
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -92,10 +92,10 @@ def _by_leaf(name: str, floors: Floors, params: PyTree, default: float) -> PyTre
     """A tree like `params` of numbers."""
     if floors is None:
         floors = default
-    if _is_by_pattern(floors):
-        return _by_pattern(name, floors, params, default)
+    if patterns := _patterns(floors):
+        return _by_pattern(name, patterns, params, default)
     try:
-        return jax.tree.broadcast(floors, params)
+        return jax.tree.broadcast(_trees.unbox(floors), params)
     except ValueError as error:
         raise ValueError(
             f"{name} does not fit the tree of params, nor is it a dict of patterns of "
@@ -103,28 +103,34 @@ def _by_leaf(name: str, floors: Floors, params: PyTree, default: float) -> PyTre
         ) from error
 
 
-def _is_by_pattern(floors: Floors | None) -> bool:
-    return isinstance(floors, Mapping) and all(
+def _patterns(floors: Floors | None) -> dict[str, float]:
+    """The numbers by pattern, if that is how they are given."""
+    if isinstance(floors, Mapping) and all(
         isinstance(key, str) and jax.tree_util.all_leaves([value])
         for key, value in floors.items()
-    )
+    ):
+        return dict(floors)
+    return {}
 
 
 def _by_pattern(
-    name: str, floors: Mapping[str, float], params: PyTree, default: float
+    name: str, floors: dict[str, float], params: PyTree, default: float
 ) -> PyTree:
     """The number of the first pattern that matches the name of a leaf, or above it."""
     unused = set(floors)
 
     def find(path, _):
-        leaf = _trees.leaf_name(path)
+        parts = _trees.leaf_name(path).split("/")
+        above = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
         for pattern, value in floors.items():
-            if re.fullmatch(f"(?:{pattern})(?:/.*)?", leaf):
+            # A name itself counts as well: it may have characters of patterns in it.
+            if pattern in above or any(re.fullmatch(pattern, x) for x in above):
                 unused.discard(pattern)
                 return value
         return default
 
-    found = jax.tree_util.tree_map_with_path(find, params)
+    # What other links prune is there as well, if only by name.
+    found = jax.tree_util.tree_map_with_path(find, params, is_leaf=_trees.is_masked)
     if unused and jax.tree.leaves(params):
         names = [n for n, _ in _trees.named_leaves(params)]
         raise ValueError(

@@ -159,12 +159,13 @@ class SparsityReport(NamedTuple):
 def sparsity_report(params: optax.Params, masks: optax.Params) -> SparsityReport:
     """How much of each leaf, and in total, is kept; and which layers are dead.
 
-    A layer is dead if it has no weight left, biases aside; and all are, if there is no
-    path along kept weights from an input to an output. That is told of plain chains: of
-    networks all of whose matrices, kernels `[..., in, out]` of convolutions among them,
-    fit one another by their shapes, each used once. Any two that fit several ways are
-    taken in the order of their names, and the warning tells the order: connections past
-    a layer are not known.
+    A layer is dead if a matrix of it, or a vector named `scale` or `gamma`, has no
+    weight left; and all are, if there is no path along kept weights from an input to an
+    output. That is told of plain chains: of networks all of whose matrices, kernels
+    `[..., in, out]` of convolutions among them, fit one another by their shapes, each
+    used once, and begin with the only one that none of the others fits. Of several that
+    fit, the first by name is taken. Connections past layers cannot be seen, nor can
+    stacks of layers be told from convolutions: the warning says which chain it is of.
 
     Args:
         params: the weights.

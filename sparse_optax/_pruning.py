@@ -35,8 +35,8 @@ class PruneState(NamedTuple):
             them, and counts them.
         min_kept: how many weights of each prunable leaf are kept at the least, in the
             order of the leaves of `masks`; None where a link has no floors.
-        shortfall: how many weights fewer than it should have the last prune dropped,
-            because floors allowed no more; 2^32 - 1 for all numbers above.
+        shortfall: how many weights the last prune should have dropped beyond those that
+            floors allowed, if it was allowed any; 2^32 - 1 for all numbers above.
     """
 
     masks: optax.Params  # bool
@@ -100,7 +100,9 @@ def prune_by_magnitude(
     Where floors keep a small weight, a larger one of another leaf goes instead: it is
     exactly k that go, and where floors allow less than that, as many as they allow. The
     state's `shortfall` tells how many are missing. Floors are part of the state, and
-    `sparse_optax.prune` keeps to them.
+    `sparse_optax.prune` keeps to them. They cost an update nothing; a prune of many
+    small leaves takes up to some three times as long, of large ones hardly longer, and
+    it compiles in twice the time.
 
     Of equal magnitudes the earlier is dropped first (by order of leaves, then row-major
     index); non-finite weights rank largest. The result is the same with and without
@@ -227,7 +229,8 @@ def prune_to_sparsity(
         del extra_args
         num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
         sparsity = _arguments.value_at("schedule", schedule, state.num_updates)
-        due = _is_due(num_updates % every == 0, state, sparsity, scope)
+        due, shortfall = _is_due(num_updates % every == 0, state, sparsity, scope)
+        state = state._replace(shortfall=shortfall)
         flag, amount = _arguments.as_flag(due), up_to_sparsity(sparsity)
         updates, state = _update(updates, state, params, flag, amount, scope)
         return updates, state._replace(num_updates=num_updates)
@@ -260,13 +263,16 @@ def _init(
 
 @functools.partial(jax.jit, static_argnames="scope")
 def _is_due(time_has_come, state, sparsity, scope):
-    """Whether to prune to `sparsity` now, and there is something to drop."""
+    """Whether to prune to `sparsity` now, and there is something to drop; shortfall."""
 
     def anything_to_drop():
-        k, *_ = _how_many(state, up_to_sparsity(sparsity), scope)
-        return ~jnp.all(_counts.is_zero(k))
+        k, _, shortfall = _how_many(state, up_to_sparsity(sparsity), scope)
+        return ~jnp.all(_counts.is_zero(k)), shortfall
 
-    return lax.cond(time_has_come, anything_to_drop, lambda: jnp.zeros([], bool))
+    def not_now():
+        return jnp.zeros([], bool), state.shortfall
+
+    return lax.cond(time_has_come, anything_to_drop, not_now)
 
 
 def _update(updates, state, params, prune, amount, scope):

@@ -26,11 +26,12 @@ from sparse_optax._trees import KeyPath, PyTree
 _VERSION = 1
 _METADATA = "sparse_optax"  # the one string, which so has one order of what is in it
 _MASKS = "masks"
-# Other dtypes are stored as bytes, because the container has only some of them.
-_STORABLE = (
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "bfloat16", "float32", "float64"),
-)
+# The dtypes that the container has. Others are stored as their bytes.
+_DTYPES = {
+    **{"BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
+    **{"U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
+}
 _DIGEST = b'\\"sha256\\":\\"'  # as it is found in the metadata, before the digest
 _ZEROS = b"0" * 64
 
@@ -48,9 +49,11 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
         path: of the file. One that is there is replaced when the new one is complete,
             and not before.
         params: a tree of arrays of any dtypes, those of NumPy and random keys included,
-            in dicts, lists, tuples, flax's `FrozenDict` and `State`, with `None` and
-            Python numbers as they are. An optimizer's state is none; masks are taken
-            from the zeros again, by `masks_from_zeros`.
+            in dicts, lists, tuples, flax's `FrozenDict` and `State`; `None`, strings
+            and Python's booleans, integers and floats are kept as they are. Weak types
+            are not kept, NumPy's scalars become arrays without axes, and its arrays get
+            the machine's order of bytes. An optimizer's state is no such tree; masks
+            are taken from the zeros again, by `masks_from_zeros`.
 
     Raises:
         TypeError: if there is something else in the tree.
@@ -84,7 +87,7 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
             array = array.reshape(-1)[mask]
             codes.extend(block.code for block in blocks)
             description["masks"] = [[b.bits, b.code.nbytes] for b in blocks]
-        if array.dtype.name not in _STORABLE:
+        if array.dtype.name not in _DTYPES.values():
             description["dtype"] = array.dtype.name
             array = array.reshape(-1).view(np.uint8)
         if array.shape != whole.shape:
@@ -99,19 +102,16 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
     metadata = {"sha256": _ZEROS.decode(), "version": _VERSION, "tree": tree}
     text = json.dumps(metadata, separators=(",", ":"))
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    data = safetensors.numpy.save(tensors, metadata={_METADATA: text})
+    place, digest = _digest(data)
+
+    path = Path(path).resolve()  # through links, which stay
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb"):
-            pass  # or an error which names the file
-        try:
-            safetensors.numpy.save_file(tensors, temporary, metadata={_METADATA: text})
-        except safetensors.SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
-        with open(temporary, "r+b") as file:
-            place, digest = _digest(file)
-            file.seek(place)
+        with open(temporary, "xb") as file:
+            file.write(data[:place])
             file.write(digest)
+            file.write(memoryview(data)[place + len(digest) :])
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -151,55 +151,61 @@ def load_sparse(path: str | os.PathLike[str]) -> PyTree:
         {'kernel': Array([ 0. , -0.5,  0. ], dtype=float32), 'bias': None}
     """
     safetensors = _import_safetensors()
-    with open(path, "rb") as file:
-        place, digest = _digest(file)
-        file.seek(place)
-        if file.read(len(digest)) != digest:
-            raise ValueError(
-                f"{path} cannot be read: it is damaged, incomplete, or not written by "
-                "save_sparse."
-            )
-    with safetensors.safe_open(path, framework="np") as file:
-        metadata = json.loads(file.metadata()[_METADATA])
-        if metadata["version"] != _VERSION:
-            raise ValueError(
-                f"{path} has version {metadata['version']} of the format; this "
-                f"sparse_optax reads version {_VERSION}."
-            )
-        names = {name.partition("/")[0]: name for name in file.keys()}  # noqa: SIM118
-        codes = file.get_tensor(_MASKS) if _MASKS in names else np.empty(0, np.uint8)
-        read = restored = 0
+    data = Path(path).read_bytes()
+    place, digest = _digest(data)
+    if data[place : place + len(digest)] != digest:
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, incomplete, or not written by "
+            "save_sparse."
+        )
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = json.loads(header["__metadata__"][_METADATA])
+    if metadata["version"] != _VERSION:
+        raise ValueError(
+            f"{path} has version {metadata['version']} of the format; this "
+            f"sparse_optax reads version {_VERSION}."
+        )
+    tensors = {
+        name.partition("/")[0]: (
+            name.partition("/")[2],
+            np.frombuffer(tensor["data"], jnp.dtype(_DTYPES[tensor["dtype"]])),
+            tensor["shape"],
+        )
+        for name, tensor in safetensors.deserialize(data)
+    }
+    del data
+    read = decoded = 0
 
-        def load(description: dict[str, Any]) -> Any:
-            nonlocal read, restored
-            name = names[str(read)]
-            values, read = file.get_tensor(name), read + 1
-            dtype = jnp.dtype(description.get("dtype", values.dtype))
-            shape = description.get("shape", values.shape)
-            values = values.reshape(-1).view(dtype)
-            if "masks" in description:
-                blocks = []
-                for bits, size in description["masks"]:
-                    blocks.append(Block(bits, codes[restored:][:size]))
-                    restored += size
-                array = np.zeros(math.prod(shape), dtype)
-                array[_mask_code.decode(blocks, array.size)] = values
-                values = array
-            return _off_host(values.reshape(shape), description, name, path)
+    def load(description: dict[str, Any]) -> Any:
+        nonlocal read, decoded
+        name, values, shape = tensors.pop(str(read))
+        read += 1
+        if "dtype" in description:
+            values = values.view(jnp.dtype(description["dtype"]))
+        shape = description.get("shape", shape)
+        array = values.copy()  # in memory of its own, which may be written to
+        if "masks" in description:
+            codes, blocks = tensors[_MASKS][1], []
+            for bits, size in description["masks"]:
+                blocks.append(Block(bits, codes[decoded:][:size]))
+                decoded += size
+            array = np.zeros(math.prod(shape), values.dtype)
+            array[_mask_code.decode(blocks, array.size)] = values
+        return _off_host(array.reshape(shape), description, name, path)
 
-        return _containers.from_json(metadata["tree"], load)
+    return _containers.from_json(metadata["tree"], load)
 
 
 def _on_host(leaf: Any, name: str) -> tuple[dict[str, Any], np.ndarray]:
     """What kind of an array a leaf is, and its elements."""
-    if isinstance(leaf, np.ndarray | np.generic):
-        if leaf.dtype != bool and not jnp.issubdtype(leaf.dtype, jnp.number):
-            raise TypeError(f"params at {name} has no numbers but {leaf.dtype}.")
+    if type(leaf) is np.ndarray or isinstance(leaf, np.generic):
+        if not _is_storable(leaf.dtype):
+            raise TypeError(f"params at {name} has the dtype {leaf.dtype}.")
         native = leaf.dtype.newbyteorder("=")
         return {"numpy": True}, np.asarray(leaf, native, order="C")
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
         raise TypeError(f"params at {name} is no concrete array but {leaf!r}.")
-    if not leaf.is_fully_addressable:
+    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         raise ValueError(
             f"params at {name} lies on devices of other processes too: "
             "`jax.experimental.multihost_utils.process_allgather` gets all of it."
@@ -221,11 +227,18 @@ def _off_host(
         return array
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise ValueError(
-            f"{path} has {array.dtype} at {name.partition('/')[2]}, and JAX has that "
-            "with `jax.config.update('jax_enable_x64', True)` only."
+            f"{path} has {array.dtype} at {name}, and JAX has that with "
+            " `jax.config.update('jax_enable_x64', True)` only."
         )
     leaf = jnp.asarray(array)
     return jax.random.wrap_key_data(leaf, impl=kind["key"]) if "key" in kind else leaf
+
+
+def _is_storable(dtype: np.dtype) -> bool:
+    """Whether these are numbers that mean the same on every machine."""
+    is_number = dtype.kind in "biufcV" and jnp.issubdtype(dtype, jnp.number)
+    widest = 16 if dtype.kind == "c" else 8
+    return dtype.kind == "b" or (is_number and dtype.itemsize <= widest)
 
 
 def _words(values: np.ndarray) -> np.ndarray:
@@ -236,23 +249,16 @@ def _words(values: np.ndarray) -> np.ndarray:
     return halves[::2] | halves[1::2]
 
 
-def _digest(file: Any) -> tuple[int, bytes]:
+def _digest(data: bytes) -> tuple[int, bytes]:
     """Where in a file its digest is, and what it should be.
 
     It is the SHA-256 of the file with zeros in place of the digest.
     """
-    file.seek(0)
-    start = file.read(8)
-    # A length that no header has is not read: the file is foreign.
-    length = min(int.from_bytes(start, "little"), 100_000_000)
-    header = start + file.read(length)
     # Where there is none, some other bytes are taken for it, and prove to be wrong.
-    place = header.find(_DIGEST) + len(_DIGEST)
-    digest = hashlib.sha256(header[:place])
+    place = data.find(_DIGEST) + len(_DIGEST)
+    digest = hashlib.sha256(data[:place])
     digest.update(_ZEROS)
-    digest.update(header[place + len(_ZEROS) :])
-    while part := file.read(1 << 20):
-        digest.update(part)
+    digest.update(memoryview(data)[place + len(_ZEROS) :])
     return place, digest.hexdigest().encode()
 
 

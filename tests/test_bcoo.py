@@ -68,5 +68,23 @@ def test_bad_input_is_told():
         sparse_optax.to_bcoo({"a": jnp.ones(3)}, {"b": True})
     with pytest.raises(TypeError, match="mask must be a tree"):
         sparse_optax.to_bcoo({"a": jnp.ones(3)}, {"a": 1})
-    with pytest.raises(jax.errors.TracerArrayConversionError):
+    with pytest.raises(TypeError, match="params at a is traced"):
         jax.jit(sparse_optax.to_bcoo)({"a": jnp.eye(3)})
+    with pytest.raises(TypeError, match="params at b/c is a BCOO already"):
+        sparse_optax.to_bcoo(sparse_optax.to_bcoo({"b": {"c": jnp.eye(3)}}))
+    with pytest.raises(TypeError, match="params at a has the dtype float8_e4m3fn"):
+        sparse_optax.to_bcoo({"a": jnp.eye(3, dtype="float8_e4m3fn")})
+
+
+def test_scalars_stay_as_they_are():
+    params = {"w": jnp.eye(2), "s": jnp.float32(3)}
+    sparse = sparse_optax.to_bcoo(params, None)
+    assert isinstance(sparse["w"], BCOO)
+    assert sparse["s"] is params["s"]
+
+
+def test_numbers_are_those_that_jax_has():
+    wide = np.array([[1e-300, 0.0], [1.0, -0.0]])
+    assert sparse_optax.to_bcoo({"w": wide})["w"].nse == 1  # as of float32
+    with jax.enable_x64(True):
+        assert sparse_optax.to_bcoo({"w": wide})["w"].nse == 2

@@ -33,9 +33,61 @@ def test_a_layer_without_weights_is_named():
     assert "inf" not in str(report)
 
 
-@pytest.mark.parametrize("name, told", [("scale", True), ("bias", False), ("b", False)])
+@pytest.mark.parametrize(
+    "name, told", [("scale", True), ("gamma", True), ("bias", False), ("b1", False)]
+)
 def test_vectors_that_are_multiplied_count_as_layers(name, told):
     assert bool(warnings({"w": np.ones((2, 2)), name: np.zeros(2)})) == told
+
+
+def test_an_empty_scale_hides_no_broken_path():
+    masks = chain((2, 2), (2, 1)) | {"scale": np.zeros(2, bool)}
+    masks["layer0"]["kernel"][:, 1] = False
+    masks["layer1"]["kernel"][0] = False
+    assert len(warnings(masks)) == 2
+
+
+def autoencoder():
+    shapes = {
+        "encoder": {"Dense_0": (9, 5), "Dense_1": (5, 2)},
+        "decoder": {"Dense_0": (2, 5), "Dense_1": (5, 9)},
+    }
+    return jax.tree.map(
+        lambda shape: np.ones(shape, bool),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def test_nothing_is_said_where_any_layer_might_be_the_first():
+    masks = autoencoder()
+    masks["decoder"]["Dense_1"][:, 1:] = False
+    masks["encoder"]["Dense_0"][0] = False  # alive, though not if it came second
+    assert warnings(masks) == ()
+    language = {"Dense_0": np.ones((4, 7), bool), "Embed_0": np.ones((7, 4), bool)}
+    language["Dense_0"][:, 1:] = False
+    language["Embed_0"][0] = False
+    assert warnings(language) == ()
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"input": (7, 5), "hidden1": (5, 5), "hidden2": (5, 5), "head": (5, 2)},
+        {"conv1": (3, 3, 1, 4), "conv2": (3, 3, 4, 4), "classifier": (16, 2)},
+        {"fc_in": (7, 5), "fc_mid": (5, 5), "fc_out": (5, 5), "a_last": (5, 2)},
+    ],
+    ids=str,
+)
+def test_the_last_layer_may_have_any_name(shapes):
+    masks = {name: np.ones(shape, bool) for name, shape in shapes.items()}
+    first, second, *_ = masks
+    masks[first][..., 1:] = False
+    assert warnings(masks) == ()
+    masks[second][..., 0, :] = False
+    (text,) = warnings(masks)
+    assert f"none beyond {second}" in text
+    assert text.endswith(f"the chain {', '.join(masks)}")
 
 
 def test_a_chain_without_a_path_is_told():

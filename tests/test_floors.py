@@ -38,14 +38,17 @@ def greedy(weights, masks, k, floors):
 
 @st.composite
 def networks(draw):
-    shapes = [(7,), (1,), (3, 4), (7,)]  # always, as others take long to compile
+    shapes = [(7,), (), (3, 4), (7,), (0, 2)]  # always, as others take long to compile
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     levels = draw(st.sampled_from([2, 5, 1000]))  # few of them make ties
     weights = [
-        (rng.integers(-levels, levels + 1, shape) / 7).astype(np.float32)
+        np.array(rng.integers(-levels, levels + 1, shape) / 7, np.float32)
         for shape in shapes
     ]
-    masks = [rng.random(shape) < 0.8 for shape in shapes]
+    for odd in draw(st.lists(st.sampled_from([np.nan, -np.inf, 0.0, -0.0, 1e-42]))):
+        leaf = weights[rng.integers(4)]
+        leaf[(0,) * leaf.ndim] = odd
+    masks = [np.array(rng.random(shape) < 0.8) for shape in shapes]
     floors = [draw(st.integers(0, w.size)) for w in weights]
     share = draw(st.floats(0, 1))
     return weights, masks, floors, share
@@ -230,7 +233,7 @@ def test_floors_that_fit_no_leaf_are_refused(floors, message):
 def test_floors_that_the_state_cannot_hold_are_refused():
     tx = sparse_optax.prune_by_magnitude(0.5, max_sparsity=0.1)
     huge = jax.ShapeDtypeStruct((1 << 33,), jnp.float32)
-    with pytest.raises(ValueError, match="max_sparsity keeps 7730941124 weights"):
+    with pytest.raises(ValueError, match="max_sparsity keeps 7730941120 weights"):
         jax.eval_shape(tx.init, {"w": huge})
 
 
@@ -257,6 +260,31 @@ def test_the_schedule_is_no_longer_due_where_floors_allow_no_more():
     assert (state.num_prunes, state.num_updates, state.shortfall) == (1, 3, 3)
 
 
+def test_the_shortfall_is_told_where_nothing_may_go():
+    params = jnp.arange(1.0, 11.0)
+    rising = sparse_optax.prune_to_sparsity(
+        lambda t: jnp.minimum(0.3 * (t + 1), 0.9), min_kept=4, every=2
+    )
+    state, found = rising.init(params), []
+    for _ in range(9):
+        updates, state = rising.update(jnp.zeros(10), state, params)
+        params = optax.apply_updates(params, updates)
+        found.append((int(jnp.count_nonzero(params)), int(state.shortfall)))
+    # At the 2nd, 4th, 6th and 8th update: to 60 % and then 90 %, of which 60 % may go.
+    assert found == [(10, 0), (4, 0), (4, 0), *[(4, 3)] * 6]
+    assert state.num_prunes == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_floats_have_floors(dtype):
+    params = {"a": jnp.arange(1, 9).astype(dtype), "b": jnp.arange(9, 17).astype(dtype)}
+    tx = sparse_optax.prune_by_magnitude(0.5, min_kept={"a": 5})
+    params, state = sparse_optax.prune(params, tx.init(params), 0.5)
+    assert params["a"].tolist() == [0, 0, 0, 4, 5, 6, 7, 8]
+    assert params["b"].tolist() == [0, 0, 0, 0, 0, 14, 15, 16]
+    assert state.shortfall == 0
+
+
 def test_a_round_tells_the_shortfall():
     params = jnp.arange(1.0, 11.0)
     tx = sparse_optax.prune_by_magnitude(0.5, min_kept=4)
@@ -274,6 +302,29 @@ def test_a_round_tells_the_shortfall():
         (2, False),
         (2, False),
     ]
+
+
+def test_trees_made_of_nnx_state_fit_it():
+    model = nnx.Linear(10, 10, rngs=nnx.Rngs(0))
+    floors = jax.tree.map(lambda w: w.ndim, nnx.state(model, nnx.Param))
+    tx = sparse_optax.prune_by_magnitude(0.9, min_kept=floors)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    assert optax.tree.get(optimizer.opt_state, "min_kept").tolist() == [1, 2]
+
+
+def test_names_with_characters_of_patterns_are_names():
+    params = {"w+": jnp.ones(5), "v(1": jnp.ones(5), "ww": jnp.ones(5)}
+    with pytest.raises(ValueError, match="no regular expression"):
+        sparse_optax.prune_by_magnitude(0.5, min_kept={"v(1": 1})
+    tx = sparse_optax.prune_by_magnitude(0.5, min_kept={"w+": 3, "(?i)V.*": 1})
+    assert tx.init(params).min_kept.tolist() == [1, 3, 3]
+
+
+def test_patterns_of_what_other_links_prune_are_no_mistake():
+    params = {"a": jnp.ones(10), "b": jnp.ones(10)}
+    link = sparse_optax.prune_by_magnitude(0.5, min_kept={"a": 8, "b": 2})
+    state = optax.masked(link, {"a": True, "b": False}).init(params)
+    assert optax.tree.get(state, "min_kept").tolist() == [8]
 
 
 def test_nnx_optimizers_know_the_names():

@@ -213,6 +213,24 @@ def test_a_file_is_as_small_as_promised(dtype, sparsity, size, tmp_path):
     assert (tmp_path / "file").stat().st_size <= allowed
 
 
+@pytest.mark.parametrize("kind", ["nnx", "nested"])
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("sparsity", [0.9, 0.99, 0.999])
+def test_trees_of_many_leaves_are_as_small_as_promised(kind, dtype, sparsity, tmp_path):
+    kept = round((1 - sparsity) * 10_000)
+    leaf = sparse((100, 100), kept, dtype)
+    if kind == "nnx":
+        leaf = nnx.Param(leaf)
+    block = {"attention": {"query": {"kernel": leaf}, "key": {"kernel": leaf}}}
+    tree = {"encoder": {"layers": {i: block for i in range(100)}}}
+    if kind == "nnx":
+        tree = nnx.State(tree)
+    sparse_optax.save_sparse(tmp_path / "file", tree)
+    bound = kept * leaf.dtype.itemsize + 10_000 * entropy(kept / 10_000) / 8
+    size = (tmp_path / "file").stat().st_size
+    assert size <= 200 * (1.25 * bound + 256) + 4096
+
+
 def test_a_dense_network_takes_hardly_more_than_its_arrays(tmp_path):
     tree = [jnp.ones((100, 100))] * 5
     sparse_optax.save_sparse(tmp_path / "file", tree)
@@ -242,7 +260,12 @@ jax.tree_util.register_pytree_node(
     "tree, message",
     [
         ({"a": {"b": lambda: 3}}, "params at a/b is no concrete array"),
-        ({"a": np.array(["x"])}, "params at a has no numbers"),
+        ({"a": np.array(["x"])}, "params at a has the dtype <U1"),
+        ({"a": np.zeros(9, np.clongdouble)}, "params at a has the dtype complex"),
+        ({"a": np.zeros(9, np.longdouble)}, "params at a has the dtype"),
+        ({"a": np.zeros(9, "m8[s]")}, "params at a has the dtype timedelta"),
+        ({"a": np.ma.masked_equal([1, 2], 2)}, "params at a is no concrete array"),
+        ({"a": 2j}, "params at a is no concrete array but 2j"),
         ({"a": jax.ShapeDtypeStruct((1,), jnp.float32)}, "params at a is no concrete"),
         ({"a": {(1, 2): jnp.ones(1)}}, r"params at a has a key .* \(1, 2\)"),
         ({"a": Pair((jnp.ones(1),))}, "params at a is a Pair"),
@@ -258,11 +281,26 @@ def test_what_a_file_cannot_hold_is_named(tree, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_variables_of_registered_types_come_back(tmp_path):
-    nnx.register_variable_name("own", Own)
-    state = nnx.State({"w": Own(jnp.ones(1))})
+@pytest.mark.parametrize("name", ["own", "metrics", "Param"])
+def test_variables_of_registered_types_come_back(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        nnx.variablelib, "VariableTypeCache", {**nnx.variablelib.VariableTypeCache}
+    )
+    nnx.register_variable_name(name, Own)
+    state = nnx.State({"w": Own(jnp.ones(1)), "v": nnx.Param(jnp.ones(2))})
     check_same(round_trip(state, tmp_path), state)
-    nnx.variablelib.VariableTypeCache.pop("own")
+
+
+@pytest.mark.parametrize("spec", [("data", None), jax.P("data", ("a", "b"), None)])
+def test_metadata_of_variables_come_back(spec, tmp_path):
+    kernel = nnx.Param(jnp.ones(3), out_sharding=spec, eager_sharding=False, x=[1.5])
+    state = nnx.State({"w": kernel})
+    check_same(round_trip(state, tmp_path), state)
+    loaded = sparse_optax.load_sparse(tmp_path / "params.safetensors")
+    assert loaded["w"].get_metadata() == kernel.get_metadata()
+    odd = nnx.Param(jnp.ones(3), units=lambda: "m")
+    with pytest.raises(TypeError, match=r"w/\(metadata\)/units is no concrete array"):
+        sparse_optax.save_sparse(tmp_path / "file", nnx.State({"w": odd}))
 
 
 def test_tracers_cannot_be_saved(tmp_path):
@@ -346,19 +384,50 @@ def test_no_damage_goes_unnoticed(tmp_path):
     check_same(sparse_optax.load_sparse(path), tree)
 
 
-def test_a_failure_to_write_leaves_the_old_file(monkeypatch, tmp_path):
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+def test_a_failure_to_write_leaves_the_old_file(step, monkeypatch, tmp_path):
     path = tmp_path / "file"
     tree = {"w": jnp.ones(3)}
     sparse_optax.save_sparse(path, tree)
+    before = path.read_bytes()
+    written = []
 
-    def fail(*_, **__):
-        raise safetensors.SafetensorError("No space left on device")
+    def fail(*_):
+        # All of the new file is somewhere by then, and the old one where it was.
+        assert path.read_bytes() == before
+        written.extend(x.stat().st_size for x in tmp_path.iterdir() if x != path)
+        raise OSError("No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
-    with pytest.raises(OSError, match=r"cannot write .*file: No space left"):
+    monkeypatch.setattr(step, fail)
+    with pytest.raises(OSError, match="No space left"):
         sparse_optax.save_sparse(path, {"w": jnp.zeros(3)})
+    monkeypatch.undo()
+    assert written and all(size > 200 for size in written)
     assert list(tmp_path.iterdir()) == [path]
-    check_same(sparse_optax.load_sparse(path), tree)
+    assert path.read_bytes() == before
+
+
+def test_files_can_be_read_by_whom_others_can(tmp_path):
+    (tmp_path / "other").touch()
+    sparse_optax.save_sparse(tmp_path / "file", jnp.ones(3))
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    sparse_optax.save_sparse(tmp_path / "link", jnp.ones(3))
+    assert (tmp_path / "link").is_symlink()
+    check_same(sparse_optax.load_sparse(tmp_path / "file"), jnp.ones(3))
+
+
+def test_what_is_loaded_needs_the_file_no_more(tmp_path):
+    path = tmp_path / "file"
+    sparse_optax.save_sparse(path, [np.ones(1000), jnp.ones(1000)])
+    loaded = sparse_optax.load_sparse(path)
+    path.write_bytes(b"")
+    loaded[0][:] = 2.0  # and may be written to
+    assert loaded[0].sum() == 2000 and loaded[1].sum() == 1000
 
 
 WRITER = """
