@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> None:
             from experiments.running.run import run
 
             run(settings, command)
-    except ExperimentError as error:
+    except (ExperimentError, OSError) as error:  # a folder that cannot be written to
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print(f"\ninterrupted; {going_on(settings)}", file=sys.stderr, flush=True)

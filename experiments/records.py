@@ -21,6 +21,12 @@ SUMMARY = (
     "wall_seconds",
 )
 
+NUMBERS = (
+    *("seed", "dense_test_accuracy", "test_accuracy", "sparsity", "kept", "total"),
+    *("dense_validation_accuracy", "validation_accuracy", "wall_seconds"),
+)
+SIZES = "dense", "gzipped", "sparse"  # of the files of a network, in bytes
+
 
 def write_json(path: Path, data: Row) -> None:
     """Writes JSON data; the file is never half of it."""
@@ -57,6 +63,14 @@ def read_summary(path: Path) -> Row | None:
     found = read_json(path)
     if found is not None:
         check_names(found, SUMMARY, path)
+        sizes = found.get("bytes", dict.fromkeys(SIZES, 0))  # as of older runs
+        check_names(sizes, SIZES, path)
+        numbers = {name: found[name] for name in NUMBERS} | {
+            name: sizes[name] for name in SIZES
+        }
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ExperimentError(f"{path} is damaged: {name!r} is {value!r}.")
     return found
 
 
@@ -79,10 +93,10 @@ def parse(text: str, path: Path) -> Row:
     return found
 
 
-def check_names(found: Row, names: Iterable[str], path: Path) -> None:
+def check_names(found: Any, names: Iterable[str], path: Path) -> None:
     """Raises `ExperimentError` if what a file holds lacks one of the names."""
     for name in names:
-        if name not in found:
+        if not isinstance(found, dict) or name not in found:
             raise ExperimentError(f"{path} is damaged: it has no {name!r}.")
 
 
@@ -198,25 +212,14 @@ class RunFolder:
         """
         lines = (read_text(self._metrics) or "").splitlines()[:count]
         self.rows = [parse(line, self._metrics) for line in lines]
-        if len(lines) < count:
-            raise ExperimentError(
-                f"{self._metrics} has {len(lines)} rows, the checkpoint {count}; "
-                "delete the folder to start again."
-            )
         write_whole(self._metrics, "".join(line + "\n" for line in lines))
 
-    def digest(self) -> str:
-        """Returns the SHA-256 of the rows, for a checkpoint to remember."""
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    def check_rows(self, digest: str | None) -> None:
-        """Raises `ExperimentError` if the rows have not that digest; None is any."""
-        if digest not in (None, self.digest()):
-            raise ExperimentError(
-                f"{self._metrics} is not as it was written; delete the folder to start "
-                "again."
-            )
+    def digest(self, count: int) -> str | None:
+        """Returns the SHA-256 of the first `count` rows, or None if there are less."""
+        lines = (read_text(self._metrics) or "").splitlines()[:count]
+        text = "".join(line + "\n" for line in lines)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return digest if len(lines) == count else None
 
     def append(self, row: Row) -> None:
         """Adds a row to the metrics."""

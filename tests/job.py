@@ -83,6 +83,11 @@ def main(job):
             if number == job.killed_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             manager.save(number + 1, args=ocp.args.StandardSave(run))
+        if job.num_processes > 1:
+            try:  # of which this process has a part
+                sparse_optax.save_sparse(job.folder / "sparse", run[0])
+            except ValueError as error:
+                (job.folder / f"refused-{job.index}").write_text(str(error))
         result = multihost_utils.process_allgather(run, tiled=True)
     if job.index == 0:
         leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(result))}

@@ -34,7 +34,8 @@ def read_summary(out):
 
 def read_state(out):
     """Returns the last checkpoint of a run as NumPy arrays by path."""
-    count = max(int(path.name) for path in (out / "checkpoints").iterdir())
+    names = [path.name for path in (out / "checkpoints").iterdir()]
+    count = max(int(name) for name in names if name.isdecimal())
     folder = (out / "checkpoints" / str(count) / "state").resolve()
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(folder)
@@ -50,6 +51,9 @@ def assert_same_run(left, right):
         right / "metrics.jsonl"
     ).read_bytes()
     assert read_summary(left) == read_summary(right)
+    files = [out / "network.safetensors" for out in (left, right)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not [*left.glob(".*.tmp"), *right.glob(".*.tmp")]
     states = read_state(left), read_state(right)
     assert states[0].keys() == states[1].keys()
     for path, leaf in states[0].items():

@@ -20,6 +20,8 @@ from runs import assert_same_run, digits, error_line, read_rows
 import sparse_optax
 from experiments.__main__ import main
 from experiments.config import ExperimentError
+from experiments.records import RunFolder
+from experiments.running import checkpoint
 from experiments.running.checkpoint import Checkpoints
 from experiments.training import loop
 
@@ -44,10 +46,10 @@ def saved(folder, numbers):
     return checkpoints
 
 
-def latest(folder, run="run"):
+def latest(folder, run="run", digest=lambda count: ""):
     """The last sound checkpoint, and what is told of others."""
     told = []
-    return Checkpoints(folder, run).latest(told.append), told
+    return Checkpoints(folder, run).latest(told.append, digest), told
 
 
 def files(folder):
@@ -90,6 +92,14 @@ def add(rng, folder):
     return path
 
 
+def replace_json(rng, folder):
+    """What is read as JSON, but says something else."""
+    texts = [path for path in files(folder) if path.read_bytes()[:1] in b"{["]
+    path = rng.choice(texts)
+    path.write_text(rng.choice(["[]", "{}", "1", "null", '{"item_handlers": 5}']))
+    return path
+
+
 def take_from_another(rng, folder):
     """A file of the checkpoint before in place of its own."""
     before = folder.parent / "1"
@@ -106,7 +116,10 @@ def take_from_another(rng, folder):
     return path
 
 
-DAMAGES = flip_a_bit, truncate, remove, overwrite, add, take_from_another
+DAMAGES = (
+    *(flip_a_bit, truncate, remove, overwrite, add),
+    *(replace_json, take_from_another),
+)
 
 
 def test_row_18_no_damage_goes_unnoticed(tmp_path):
@@ -123,10 +136,10 @@ def test_row_18_no_damage_goes_unnoticed(tmp_path):
         count, told = latest(folder)
         assert count == 1, (damage, path)
         (message,) = told
-        assert message.startswith("Checkpoint 2 cannot be used: ")
+        assert message.startswith("Checkpoint 2 cannot be used, and is put aside: ")
         # Of a damaged manifest it is told where it is at odds with the files.
         assert str(path) in message or path.name == "manifest.json"
-        assert not (folder / "2").exists()
+        assert not (folder / "2").exists() and (folder / "2.damaged").exists()
         assert latest(folder) == (1, [])
         shutil.rmtree(folder)
 
@@ -147,8 +160,8 @@ def test_row_18_all_of_them_may_be_damaged(tmp_path):
     count, told = latest(tmp_path)
     assert count is None
     assert [message.split(":")[0] for message in told] == [
-        "Checkpoint 2 cannot be used",
-        "Checkpoint 1 cannot be used",
+        "Checkpoint 2 cannot be used, and is put aside",
+        "Checkpoint 1 cannot be used, and is put aside",
     ]
 
 
@@ -163,11 +176,46 @@ def test_row_18_foreign_checkpoints_are_told(tmp_path):
     (tmp_path / "6").mkdir()
     (tmp_path / "6" / "file").write_text("text")
     (tmp_path / "7").write_text("no folder")
+    (tmp_path / "8").symlink_to(tmp_path / "1")
+    (tmp_path / "9").mkdir()
+    (tmp_path / "9" / "manifest.json").write_text("{}\n")
+    (tmp_path / "a").mkdir()
     count, told = latest(tmp_path)
     assert count == 1
-    assert "6 cannot be used: it has no manifest.json" in told[0]
-    assert "5 cannot be used: it is one of another run, other" in told[1]
-    assert "4 cannot be used: it is number 1" in told[2]
+    told = [message.partition("aside: ")[2] for message in told]
+    assert told == [
+        "it has no notes of a run.",
+        "it is no folder.",
+        "it is no folder.",
+        "it has no manifest.json, which is written last.",
+        "it is one of another run, other.",
+        "it is number 1.",
+    ]
+    assert latest(tmp_path) == (1, [])
+
+
+def test_row_18_what_cannot_be_read_now_is_left_alone(tmp_path, monkeypatch):
+    saved(tmp_path, [1, 2])
+
+    def fail(folder):
+        raise OSError(5, "Input/output error", str(folder))
+
+    monkeypatch.setattr(checkpoint, "file_hashes", fail)
+    with pytest.raises(ExperimentError, match=r"cannot read a checkpoint: .*Input"):
+        latest(tmp_path)
+    monkeypatch.undo()
+    assert latest(tmp_path) == (2, [])
+
+
+def test_row_18_one_whose_rows_are_gone_is_passed_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "run")
+    for number in (1, 2, 3):
+        checkpoints.save(number, small_state(0), {"metrics": f"rows {number}"})
+    digests = {2: "rows 2", 3: None}
+    assert latest(tmp_path, digest=digests.get)[0] == 2
+    saved(tmp_path, [4])
+    digests = {2: "others", 4: "any"}  # of which an earlier version said nothing
+    assert latest(tmp_path, digest=digests.get) == (4, [])
 
 
 def test_row_18_a_file_in_place_of_the_folder_is_told(tmp_path, capsys):
@@ -211,16 +259,26 @@ def test_row_18_damaged_checkpoint_is_passed_over(finished, unfinished, capsys):
         file.write('{"phase": "finetune"}\n{"phase": "fi')
     main(digits(out))
     output = "".join(capsys.readouterr().out.split())
-    assert f"Checkpoint{last.name}cannotbeused:notasitwaswritten" in output
+    assert f"Checkpoint{last.name}cannotbeused,andisputaside:notasit" in output
     assert largest.name in output
     assert_same_run(finished, out)
 
 
-def test_row_18_damaged_metrics_are_told(unfinished, capsys):
+@pytest.mark.parametrize("damage", ["first", "last", "gone"])
+def test_row_18_damaged_metrics_are_made_again(finished, unfinished, capsys, damage):
     path = unfinished / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"step": 16', '"step": 17'))
-    message = error_line(capsys, digits(unfinished))
-    assert "metrics.jsonl is not as it was written" in message
+    lines = path.read_text().splitlines(keepends=True)
+    if damage == "gone":
+        del lines[-1]
+    else:
+        which = 0 if damage == "first" else -1
+        lines[which] = lines[which].replace('"step": ', '"step":  ')
+    path.write_text("".join(lines))
+    main(digits(unfinished))
+    told = capsys.readouterr().out
+    assert "the rows of the metrics up to it are not as they were written" in told
+    assert ("Going on after" in told) == (damage != "first")
+    assert_same_run(finished, unfinished)
 
 
 # -------------------------------------------------------------------- kills, full disks
@@ -309,10 +367,13 @@ def test_row_19_runs_killed_at_random_end_like_an_uninterrupted_one(tmp_path):
         number += 1
         while not (out / "summary.json").exists() and kills < NUM_KILLS:
             process, rows = start(out, *flags), count_rows(out)
-            # From when it goes on. A checkpoint takes longer than a round, so that
-            # most of the kills are in the middle of one.
-            wait_for(lambda: count_rows(out) not in (0, rows), process)  # noqa: B023
-            time.sleep(rng.uniform(0, 1.5))
+            if rng.random() < 0.8:
+                # When it goes on. A checkpoint takes longer than a round, so that most
+                # of the kills are in the middle of one.
+                wait_for(lambda: count_rows(out) not in (0, rows), process)  # noqa: B023
+                time.sleep(rng.uniform(0, 1.5))
+            else:  # before
+                time.sleep(rng.uniform(0, 8))
             process.kill()
             output, _ = process.communicate()
             assert process.returncode in (0, -signal.SIGKILL), output
@@ -329,13 +390,20 @@ import resource, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import test_checkpoints
 from experiments.config import ExperimentError
+from experiments.running import checkpoint
 from pathlib import Path
 import jax.numpy as jnp
+write_json = checkpoint.write_json
 folder = Path({str(tmp_path)!r})
 checkpoints = test_checkpoints.saved(folder, [1, 2])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-for limit in (0, 500, 100_000):
+for limit in (0, 500, 100_000, None):
+    if limit is None:
+        def full(path, data):
+            raise OSError(27, "File too large", str(path))
+        checkpoint.write_json = full  # where the manifest is written
+        limit = hard
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         state = test_checkpoints.small_state(3), jnp.arange(1_000_000.0)
@@ -344,7 +412,8 @@ for limit in (0, 500, 100_000):
         print(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     print(sorted(path.name for path in folder.iterdir()))
-checkpoints.save(4, test_checkpoints.small_state(4), {{}})
+checkpoint.write_json = write_json
+checkpoints.save(3, test_checkpoints.small_state(3), {{}})
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -354,13 +423,13 @@ checkpoints.save(4, test_checkpoints.small_state(4), {{}})
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     lines = done.stdout.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 8
     for message, left in zip(lines[::2], lines[1::2], strict=True):
         assert message.startswith(f"cannot save checkpoint 3 in {tmp_path}: ")
         assert "File too large" in message
         assert left == "['1', '2']"
     assert "Traceback" not in done.stderr
-    assert latest(tmp_path) == (4, [])
+    assert latest(tmp_path) == (3, [])
 
 
 def test_row_19_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path):
@@ -387,7 +456,7 @@ def test_row_19_a_run_on_a_full_disk_goes_on_when_there_is_room(tmp_path):
     assert "Traceback" not in done.stderr
     left = tmp_path / "left"
     assert not (left / "summary.json").exists()
-    before = latest(left / "checkpoints", read_config(left))
+    before = latest(left / "checkpoints", read_config(left), RunFolder(left).digest)
     assert before[0] is not None and before[1] == []
     assert "Going on after" in finish(left)
     finish(whole)

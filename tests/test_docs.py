@@ -106,7 +106,7 @@ def test_the_commands_of_the_readme_exist():
     ]
     assert len(experiments) >= 2
     known = {module.CONFIG.experiment for module in TASKS}
-    assert set(experiments) <= known | {"sweep"}
+    assert set(experiments) <= known | {"sweep", "export", "latency", "storage"}
     modules = [command[1] for command in run if command[0] == "-m"]
     for module in modules:
         assert importlib.util.find_spec(module), module

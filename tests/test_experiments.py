@@ -48,6 +48,12 @@ needs_data = pytest.mark.skipif(
     not DATA_DIR.is_dir(),
     reason="SPARSE_OPTAX_DATA_DIR names no TFDS folder with mnist and fashion_mnist",
 )
+
+
+class Stopped(Exception):
+    """A kill, as far as this process is concerned."""
+
+
 KEYS = {
     *("dataset", "network", "regularizer", "seed", "config_id", "wall_seconds"),
     *("dense_test_accuracy", "test_accuracy", "validation_accuracy", "sparsity"),
@@ -165,12 +171,12 @@ def test_row_19_with_everything_that_goes_on_from_somewhere(tmp_path, monkeypatc
 
     def stop(self, row):
         if len(self.rows) == stop.at:
-            raise InterruptedError
+            raise Stopped
         append(self, row)
 
     monkeypatch.setattr(RunFolder, "append", stop)
     for stop.at in (7, 12):  # in pruning and in fine-tuning
-        with pytest.raises(InterruptedError):
+        with pytest.raises(Stopped):
             main(digits(stopped, *flags))
         stop.at = None
     main(digits(stopped, *flags))
@@ -336,13 +342,13 @@ def test_commits_are_those_that_made_the_rounds(tmp_path, monkeypatch, capsys):
         if len(self.rows) == 2:
             monkeypatch.setattr(environment, "commit", lambda: "later")
         if len(self.rows) == change.end:
-            raise InterruptedError
+            raise Stopped
         append(self, row)
 
     monkeypatch.setattr(RunFolder, "append", change)
     monkeypatch.setattr(environment, "commit", lambda: "first")
     change.end = 7
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Stopped):
         main(digits(tmp_path))
     monkeypatch.setattr(environment, "commit", lambda: "second")
     change.end = None

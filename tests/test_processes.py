@@ -85,6 +85,9 @@ def test_processes_prune_what_one_does(tmp_path, num_processes, layout):
     code, log = launch(tmp_path, num_processes, each, "--layout", layout)
     assert code == 0, log
     check_result(tmp_path, went_on_from=0)
+    refused = (tmp_path / "refused-0").read_text()
+    assert "lies on devices of other processes too" in refused
+    assert not (tmp_path / "sparse").exists()
 
 
 def test_a_killed_job_goes_on_with_other_devices(tmp_path):

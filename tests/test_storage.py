@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -20,6 +22,7 @@ from experiments.networks.lenets import LeNet5, LeNet300
 from experiments.reporting import files, results
 from experiments.reporting.place import Place
 from experiments.running import export
+from experiments.training import loop
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,10 +65,10 @@ def test_a_run_tells_the_newcomer_how_small_it_is(finished, capsys):
     main(digits(finished))
     told = " ".join(capsys.readouterr().out.split())
     sizes = summary_of(finished)["bytes"]
-    times = f"{sizes['dense'] / sizes['sparse']:.0f}"
+    times = f"{sizes['dense'] / sizes['sparse']:.1f}"
     assert (
         f"As a sparse file the network has {sizes['sparse']:,} bytes: {times} times "
-        "less than a dense one." in told
+        "smaller than a dense one." in told
     )
 
 
@@ -92,6 +95,66 @@ def test_what_cannot_be_exported_is_told(run, tmp_path, capsys):
     assert largest.name in message and last.exists()
     shutil.rmtree(run / "checkpoints")
     assert "there is no checkpoint" in error_line(capsys, ["export", str(run)])
+
+
+def test_only_the_end_of_a_run_is_exported(run, capsys):
+    last = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    before = (run / "summary.json").read_bytes()
+    shutil.rmtree(last)
+    message = error_line(capsys, ["export", str(run)])
+    assert "is not that of the end of the run" in message
+    assert (run / "summary.json").read_bytes() == before
+
+
+def test_mistakes_are_one_line_to_the_end_of_the_process(run):
+    shutil.rmtree(run / "checkpoints")
+    (run / "network.safetensors").unlink()
+    command = [sys.executable, "-m", "experiments", "export", str(run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: there is no checkpoint in")
+    assert not (run / "checkpoints").exists()
+
+
+def test_files_that_cannot_be_written_are_told(run, capsys):
+    (run / "network.safetensors").unlink()
+    (run / "network.safetensors").mkdir()
+    assert "network.safetensors" in error_line(capsys, ["export", str(run)])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"test_accuracy": None}, "'test_accuracy' is None"),
+        ({"bytes": {"dense": 1, "sparse": 1}}, "it has no 'gzipped'"),
+        ({"bytes": 3}, "it has no 'dense'"),
+    ],
+    ids=str,
+)
+def test_damaged_summaries_are_told(run, capsys, change, message):
+    damaged = {**summary_of(run), **change}
+    (run / "summary.json").write_text(json.dumps(damaged))
+    assert message in error_line(capsys, ["export", str(run)])
+    assert message in error_line(capsys, digits(run))
+
+
+def test_dead_layers_are_told_at_the_end(finished, run, capsys):
+    assert summary_of(finished)["warnings"] == []
+    dead = {**summary_of(run), "warnings": ["output/kernel has no weight left"]}
+    (run / "summary.json").write_text(json.dumps(dead))
+    capsys.readouterr()
+    main(digits(run))
+    assert "warning: output/kernel has no weight left" in capsys.readouterr().out
+
+
+def test_a_network_without_weights_is_dead():
+    params = {"layer": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+    tx = sparse_optax.prune_by_magnitude(0.1)
+    params, opt_state = sparse_optax.prune(params, tx.init(params), 1.0)
+    zero = jnp.zeros([], jnp.int32)
+    sizes = loop.sizes(loop.TrainState(params, opt_state, zero, None, {}))
+    assert sizes["warnings"] == ["layer/kernel has no weight left"]
+    assert sizes["kept"] == 0 and sizes["compression"] is None
 
 
 def test_the_table_of_exports_has_the_runs_whose_files_were_made(finished):
@@ -166,7 +229,7 @@ def test_a_way_that_computes_another_network_is_told(monkeypatch):
         latency,
         "layers_of",
         lambda params: [
-            latency.Layer(np.ones((784, 10), np.float32), np.zeros(10), None)
+            latency.Layer(np.ones((10, 784), np.float32), np.zeros((10, 1)), None)
         ],
     )
     with pytest.raises(ExperimentError, match="computes another network"):

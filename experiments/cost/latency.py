@@ -2,11 +2,14 @@
 
     python -m experiments latency RUN ...
 
-Each of a network's matrices is multiplied as it is, as JAX's BCSR, or as SciPy's CSR.
-A convolution is a product with the patches of its input, which all of them cut out in
-the same way; the network as it is trained, and once more, are there to compare with.
-Beside a run's sparse network stands its dense one, pruned at once: it is of no use, but
-as fast as a good one of its sparsity would be.
+The matrices of a network, transposed, multiply activations whose columns are examples,
+or pixels of them: that is how sparse ones are best stored by rows. A convolution is a
+product with the patches of its input. All that is not a product is the same for dense
+and sparse matrices, of JAX and of NumPy; beside them stands the network as it is
+trained, twice, so that one sees how far the numbers can be trusted.
+
+Beside a run's sparse network stands its dense one, pruned at once: it is of no use, and
+has its zeros elsewhere, but shows what sparsity does to the times.
 """
 
 from collections.abc import Callable
@@ -34,41 +37,39 @@ SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1
 BATCHES = (1, 256)
 PRUNED_AT_ONCE = (0.8, 0.9, 0.95)
 AS_TRAINED = "as it is trained"
-Images = Any  # `[B, H, W, C]`, of JAX or of NumPy
 
 
 class Layer(NamedTuple):
-    """A layer whose input is multiplied by a matrix, whatever that is stored as."""
+    """A layer that multiplies its input by a matrix, whatever that is stored as."""
 
-    matrix: Any  # `[inputs, outputs]`, of patches for a convolution
-    bias: Any
+    matrix: Any  # `[outputs, inputs]`, of patches for a convolution
+    bias: Any  # `[outputs, 1]`
     window: int | None  # of a convolution, whose output is halved by a maximum
 
-    def __call__(self, x: Images, multiply: Callable[[Any, Any], Any], xp: Any) -> Any:
-        """Returns the output, before the activation."""
+    def __call__(self, x: Any, xp: Any) -> Any:
+        """Returns the output, examples last, before the activation."""
         if self.window is None:
-            return multiply(x.reshape(len(x), -1), self.matrix) + self.bias
+            if x.ndim > 2:  # of a convolution, whose channels come last in the matrix
+                x = x.transpose(1, 2, 0, 3)
+            return self.matrix @ x.reshape(-1, x.shape[-1]) + self.bias
         rows, columns = (size - self.window + 1 for size in x.shape[1:3])
         patches = xp.concatenate(
             [
                 x[:, i : i + rows, j : j + columns]
                 for i in range(self.window)
                 for j in range(self.window)
-            ],
-            axis=-1,
+            ]
         )
-        y = multiply(patches.reshape(-1, patches.shape[-1]), self.matrix) + self.bias
-        return y.reshape(len(x), rows // 2, 2, columns // 2, 2, -1).max((2, 4))
+        y = self.matrix @ patches.reshape(len(patches), -1) + self.bias
+        return y.reshape(-1, rows // 2, 2, columns // 2, 2, x.shape[-1]).max((2, 4))
 
 
-def logits(
-    layers: list[Layer], images: Images, multiply: Callable[[Any, Any], Any], xp: Any
-) -> Any:
-    """Returns the logits `[B, K]` of `images` in [0, 1], by NumPy or JAX as `xp`."""
-    x = images
+def logits(layers: list[Layer], images: Any, xp: Any) -> Any:
+    """Returns the logits `[B, K]` of uint8 `[B, H, W, C]`, by NumPy or JAX as `xp`."""
+    x = images.transpose(3, 1, 2, 0).astype(xp.float32) / 255
     for layer in layers[:-1]:
-        x = xp.maximum(layer(x, multiply, xp), 0)
-    return layers[-1](x, multiply, xp)
+        x = xp.maximum(layer(x, xp), 0)
+    return layers[-1](x, xp).T
 
 
 def layers_of(params: dict[str, Any]) -> list[Layer]:
@@ -76,8 +77,9 @@ def layers_of(params: dict[str, Any]) -> list[Layer]:
     layers = []
     for name in sorted(params):
         kernel, bias = (np.asarray(params[name][part]) for part in ("kernel", "bias"))
+        matrix = np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]).T)
         window = kernel.shape[0] if kernel.ndim == 4 else None
-        layers.append(Layer(kernel.reshape(-1, kernel.shape[-1]), bias, window))
+        layers.append(Layer(matrix, bias[:, None], window))
     return layers
 
 
@@ -93,15 +95,20 @@ def variants(
     trained, _ = init_network(NETWORKS[name], SHAPES[dataset], 255, seed=0)
     as_trained = jax.jit(trained.logits)
 
-    def jax_variant(convert: Callable[[Any], Any], multiply: Callable[[Any, Any], Any]):
-        matrices = [convert(layer.matrix) for layer in layers]
-        biases = [jnp.asarray(layer.bias) for layer in layers]
+    def with_matrices(convert: Callable[[np.ndarray], Any]) -> list[Layer]:
+        return [layer._replace(matrix=convert(layer.matrix)) for layer in layers]
+
+    def by_jax(convert: Callable[[np.ndarray], Any]):
+        own = with_matrices(convert)
+        matrices = [layer.matrix for layer in own]
+        biases = [jnp.asarray(layer.bias) for layer in own]
 
         @jax.jit
         def compute(matrices, biases, images):
-            parts = zip(layers, matrices, biases, strict=True)
-            own = [layer._replace(matrix=m, bias=b) for layer, m, b in parts]
-            return logits(own, images.astype(jnp.float32) / 255, multiply, jnp)
+            parts = zip(own, matrices, biases, strict=True)
+            return logits(
+                [x._replace(matrix=m, bias=b) for x, m, b in parts], images, jnp
+            )
 
         def make(images: np.ndarray) -> Callable[[], Any]:
             here = jnp.asarray(images)
@@ -109,27 +116,22 @@ def variants(
 
         return make
 
-    def scipy_variant(images: np.ndarray) -> Callable[[], Any]:
-        own = [
-            layer._replace(matrix=scipy.sparse.csr_array(layer.matrix.T))
-            for layer in layers
-        ]
-        return lambda: logits(
-            own, images.astype(np.float32) / 255, lambda x, m: (m @ x.T).T, np
-        )
+    def by_numpy(convert: Callable[[np.ndarray], Any]):
+        own = with_matrices(convert)
+        return lambda images: lambda: logits(own, images, np)
 
-    def network_variant(images: np.ndarray) -> Callable[[], Any]:
+    def as_it_is(images: np.ndarray) -> Callable[[], Any]:
         variables, here = jax.tree.map(jnp.asarray, (network, images))
         return lambda: as_trained(variables, here)
 
     return {
-        AS_TRAINED: network_variant,
-        f"{AS_TRAINED}, again": network_variant,
-        "dense, as products": jax_variant(jnp.asarray, lambda x, m: x @ m),
-        "BCSR of JAX": jax_variant(
-            lambda m: sparse.BCSR.fromdense(m.T), lambda x, m: (m @ x.T).T
-        ),
-        "CSR of SciPy": scipy_variant,
+        AS_TRAINED: as_it_is,
+        f"{AS_TRAINED}, again": as_it_is,
+        "JAX, dense": by_jax(jnp.asarray),
+        "JAX, BCOO": by_jax(lambda m: sparse_optax.to_bcoo({"m": m}, None)["m"]),
+        "JAX, BCSR": by_jax(sparse.BCSR.fromdense),
+        "NumPy, dense": by_numpy(np.asarray),
+        "SciPy, CSR": by_numpy(scipy.sparse.csr_array),
     }
 
 
@@ -183,14 +185,15 @@ def table(measured: list[dict[str, Any]]) -> str:
             f"On {one['hardware']}, jax {one['versions']['jax']}, "
             f"commit {commit(one)}, in units of the time that the network takes "
             f"{AS_TRAINED}:\n",
-            f"| network | sparsity, % | batch | {' | '.join(variants)} |",
-            "| --- " * (3 + len(variants)) + "|",
+            f"| network | pruned | sparsity, % | batch | {' | '.join(variants)} |",
+            "| --- " * (4 + len(variants)) + "|",
         ]
         for run in one["runs"]:
             for row in run["rows"]:
                 cells = [f"{row['ratios'][variant]:.2f}" for variant in variants]
+                how = "in training" if run["trained"] else "at once"
                 lines.append(
-                    f"| {run['network']} | {100 * run['sparsity']:.2f} "
+                    f"| {run['network']} | {how} | {100 * run['sparsity']:.2f} "
                     f"| {row['batch']} | {' | '.join(cells)} |"
                 )
         parts.append("\n".join(lines) + "\n")
@@ -201,21 +204,24 @@ def latency(settings: Latency) -> None:
     """Measures, prints and stores, and writes all that is stored into the README."""
     place = Place("latency", settings.out)
     found: dict[str, Any] = {**environment(), "runs": []}
-    folders = [RunFolder(path) for path in settings.runs]
-    summaries = [folder.summary() for folder in folders]
-    for folder, summary in zip(folders, summaries, strict=True):
-        if summary is None:
-            raise ExperimentError(f"{folder.path} holds no finished run.")
+    for path in settings.runs:
+        summary, dense, final = networks_of(RunFolder(path))
         name, dataset = summary["network"], summary["dataset"]
-        if not name.startswith("lenet"):
-            raise ExperimentError(f"{folder.path} holds no LeNet.")
-        dense, final = networks_of(folder, summary)
+        if not name.startswith("lenet") or dataset not in SHAPES:
+            raise ExperimentError(f"{path} holds no LeNet of a known data set.")
         networks = {x: pruned(dense, x) for x in PRUNED_AT_ONCE}
         networks[summary["sparsity"]] = final
-        about = {key: summary[key] for key in ("experiment", "seed", "config_id")}
         for sparsity, network in networks.items():
-            rows = measure(name, dataset, network, settings.turns)
-            about |= {"network": name, "sparsity": sparsity, "rows": rows}
-            found["runs"].append(dict(about))
+            found["runs"].append(
+                {
+                    **{
+                        key: summary[key] for key in ("experiment", "config_id", "seed")
+                    },
+                    "network": name,
+                    "sparsity": sparsity,
+                    "trained": network is final,
+                    "rows": measure(name, dataset, network, settings.turns),
+                }
+            )
     print(table([found]))
     place.write(found, table)

@@ -128,7 +128,7 @@ def print_summary(console: Console, summary: Row) -> None:
         sizes = summary["bytes"]
         console.print(
             f"As a sparse file the network has {sizes['sparse']:,} bytes: "
-            f"{sizes['dense'] / sizes['sparse']:.0f} times less than a dense one."
+            f"{sizes['dense'] / sizes['sparse']:.1f} times smaller than a dense one."
         )
     for text in summary.get("warnings", ()):  # which older runs do not have
         console.print(f"warning: {text}", style="yellow", soft_wrap=True)
@@ -143,16 +143,18 @@ def print_summary(console: Console, summary: Row) -> None:
 def print_files(console: Console, summaries: list[Row]) -> None:
     """Prints how large the networks of runs are on disk, dense and sparse."""
     table = Table(title="On disk, in bytes")
-    names = ("run", "test accuracy", "weights", "dense", "gzipped", "sparse", "smaller")
+    names = ("run", "accuracy", "weights", "dense", "gzipped", "sparse", "smaller")
     for name in names:
-        table.add_column(name, justify="left" if name == "run" else "right")
+        table.add_column(
+            name, justify="left" if name == "run" else "right", overflow="fold"
+        )
     for run in summaries:
         sizes = run["bytes"]
         table.add_row(
-            f"{run['experiment']} {run['seed']}",
+            f"{run['experiment']}-{run['config_id']}-seed{run['seed']}",
             percent(run["test_accuracy"]),
             f"{run['kept']:,}",
             *(f"{sizes[kind]:,}" for kind in ("dense", "gzipped", "sparse")),
-            f"{sizes['dense'] / sizes['sparse']:.0f}x",
+            f"{sizes['dense'] / sizes['sparse']:.1f}x",
         )
     console.print(table)

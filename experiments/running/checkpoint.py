@@ -2,7 +2,8 @@
 
 Orbax writes a checkpoint whole or not at all, but reads back damaged bytes, and arrays
 of other dtypes than asked for, without a word. Here a manifest of all files, written
-last and verified first, tells the one, and a comparison of all leaves the other.
+last and verified before Orbax reads any of them, tells the one, and a comparison of all
+leaves the other.
 
 The manifest tells damage, not malice: resume only from folders that you trust.
 """
@@ -24,96 +25,123 @@ from experiments.config import ExperimentError
 from experiments.records import write_json
 
 MANIFEST = "manifest.json"
+KEPT = 2  # checkpoints, at the most
 
 
 class Checkpoints:
-    """The last two checkpoints of a run, each with a manifest of its files' hashes."""
+    """The last checkpoints of a run, each with a manifest of its files' hashes."""
 
     def __init__(self, folder: Path, run: str):
         """
         Args:
-          folder: where they are.
+          folder: where they are, or will be.
           run: what tells the run from others.
         """
         if folder.exists() and not folder.is_dir():
             raise ExperimentError(f"{folder} is no folder; remove it.")
         self._folder = folder.resolve()
         self._run = run
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            # Said beforehand, because metadata are asked for before anything is read.
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "notes": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=2,
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,  # which a kill may have left
-            ),
-        )
+
+    def _path(self, count: int) -> Path:
+        return self._folder / str(count)
+
+    def numbers(self) -> list[int]:
+        """Returns the numbers of all checkpoints, damaged ones too, in order."""
+        if not self._folder.exists():
+            return []
+        names = [path.name for path in self._folder.iterdir()]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, count: int, state: Any, notes: dict[str, Any]) -> None:
         """Saves a tree of arrays and a few notes as checkpoint number `count`.
 
+        Older ones than the last but one are removed when it is complete.
+
         Raises:
           ExperimentError: there is no room for it, say. Earlier ones are as they were.
         """
-        folder = self._folder / str(count)
+        path = self._path(count)
+        notes = {**notes, "run": self._run, "number": count}
         try:
-            with quiet():
-                self._manager.save(
-                    count,
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+            with quiet(), self._checkpointer() as checkpointer:
+                checkpointer.save(
+                    path,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state),
-                        notes=ocp.args.JsonSave(
-                            {**notes, "run": self._run, "number": count}
-                        ),
+                        notes=ocp.args.JsonSave(notes),
                     ),
                 )
-            write_json(folder / MANIFEST, file_hashes(folder))
+            write_json(path / MANIFEST, file_hashes(path))
+            for old in self.numbers()[:-KEPT]:
+                shutil.rmtree(self._path(old))
         except (OSError, ValueError) as error:  # the second is TensorStore's
-            for part in (folder, *self._folder.glob(f"{count}.*")):
-                shutil.rmtree(part, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._remove_unfinished()
+                shutil.rmtree(path, ignore_errors=True)
+            reason = str(error).rstrip(".")
             raise ExperimentError(
-                f"cannot save checkpoint {count} in {self._folder}: {error} The same "
-                "command goes on from the one before."
+                f"cannot save checkpoint {count} in {self._folder}: {reason}. The same "
+                "command goes on from the checkpoint before, if there is one."
             ) from error
 
-    def latest(self, tell: Callable[[str], None]) -> int | None:
+    def _remove_unfinished(self) -> None:
+        """Removes what a kill has left of a checkpoint that Orbax was writing."""
+        for path in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path)
+
+    def _checkpointer(self) -> ocp.Checkpointer:
+        return ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "notes"))
+
+    def latest(
+        self, tell: Callable[[str], None], digest: Callable[[int], str | None]
+    ) -> int | None:
         """Returns the number of the last sound checkpoint, or None.
 
         Args:
-          tell: is told of any that are damaged. They are removed.
+          tell: is told of any that are damaged. They are put aside, under other names.
+          digest: returns that of the rows up to a checkpoint, or None if some lack.
         """
         for count in reversed(self.numbers()):
             damage = self.damage(count)
             if damage is None:
-                return count
-            tell(f"Checkpoint {count} cannot be used: {damage}. It is removed.")
-            self._manager.delete(count)
+                rows = digest(count)
+                # Those of earlier versions do not say.
+                if rows is not None and self.notes(count).get("metrics", rows) == rows:
+                    return count
+                damage = "the rows of the metrics up to it are not as they were written"
+            aside = self._path(count).with_name(f"{count}.damaged")
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(aside)
+            self._path(count).rename(aside)
+            tell(f"Checkpoint {count} cannot be used, and is put aside: {damage}.")
         return None
 
-    def numbers(self) -> list[int]:
-        """Returns the numbers of all checkpoints, damaged ones too, in order."""
-        return sorted(self._manager.all_steps())
-
     def damage(self, count: int) -> str | None:
-        """Returns what is wrong with a checkpoint, or None if nothing is."""
-        folder = self._folder / str(count)
+        """Returns what is wrong with a checkpoint, or None if nothing is.
+
+        Raises:
+          ExperimentError: it cannot be read, which need not be so for ever.
+        """
+        path = self._path(count)
+        if not path.is_dir() or path.is_symlink():
+            return "it is no folder"
         try:
-            text = (folder / MANIFEST).read_text()
+            text = (path / MANIFEST).read_text()
+            found = file_hashes(path)
         except FileNotFoundError:
             return f"it has no {MANIFEST}, which is written last"
-        except (OSError, UnicodeError) as error:
-            return f"{MANIFEST} cannot be read ({error})"
-        try:
-            found = file_hashes(folder)
+        except UnicodeError:
+            return f"{MANIFEST} is damaged"
         except OSError as error:
-            return f"a file cannot be read ({error})"
+            raise ExperimentError(f"cannot read a checkpoint: {error}.") from error
         if text != json.dumps(found, indent=2) + "\n":
             return differences(text, found)
-        notes = self.notes(count)
+        try:
+            notes = dict(self.notes(count))
+        except (OSError, ValueError, TypeError, KeyError):
+            return "it has no notes of a run"
         # Those of earlier versions do not say.
         if notes.get("run", self._run) != self._run:
             return f"it is one of another run, {notes['run']}"
@@ -123,9 +151,10 @@ class Checkpoints:
 
     def notes(self, count: int) -> dict[str, Any]:
         """Returns the notes of checkpoint number `count`."""
-        restored = self._manager.restore(
-            count, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
-        )
+        with quiet(), self._checkpointer() as checkpointer:
+            restored = checkpointer.restore(
+                self._path(count), args=ocp.args.Composite(notes=ocp.args.JsonRestore())
+            )
         return restored["notes"]
 
     def restore(self, count: int, target: Any = None) -> Any:
@@ -140,41 +169,50 @@ class Checkpoints:
         Raises:
           ExperimentError: the checkpoint is of another tree; it names the first leaf.
         """
-        metadata = self._manager.item_metadata(count)["state"].tree
-        if target is None:
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            target = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-                metadata,
-            )
-        saved, wanted = leaf_types(metadata), leaf_types(target)
-        for name in [*wanted, *saved]:
-            if saved.get(name) != wanted.get(name):
-                raise ExperimentError(
-                    f"checkpoint {count} in {self._folder} has "
-                    f"{saved.get(name, 'nothing')} at {name}, where this version of "
-                    f"the program has {wanted.get(name, 'nothing')}; delete the run's "
-                    "folder to start again."
+        path = self._path(count) / "state"
+        with quiet(), ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata
+            assert metadata is not None  # there is a manifest with all files
+            if target is None:
+                here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+                target = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                    metadata.tree,
                 )
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            target,
-        )
-        restored = self._manager.restore(
-            count, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
-        return restored["state"]
+            saved, wanted = leaf_types(metadata.tree), leaf_types(target)
+            for name in [*wanted, *saved]:
+                if saved.get(name) != wanted.get(name):
+                    raise ExperimentError(
+                        f"checkpoint {count} in {self._folder} has "
+                        f"{saved.get(name, 'nothing')} at {name}, where this version "
+                        f"of the program has {wanted.get(name, 'nothing')}; delete the "
+                        "run's folder to start again."
+                    )
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                target,
+            )
+            return checkpointer.restore(path, abstract)
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file in a folder but the manifest, by path."""
+    """Returns the SHA-256 of every file in a folder but the manifest, by path.
+
+    Of what is neither a file nor a folder, and what is linked, it has the kind.
+    """
     own = folder / MANIFEST
     hashes = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path not in (own, own.with_suffix(".tmp")):
+        if path in (own, own.with_suffix(".tmp")):
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            hashes[name] = "a link"
+        elif path.is_file():
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-            hashes[path.relative_to(folder).as_posix()] = digest.hexdigest()
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        elif not path.is_dir():
+            hashes[name] = "no file"
     return hashes
 
 
@@ -205,17 +243,18 @@ def leaf_types(tree: Any) -> dict[str, str]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps Orbax and TensorStore from telling at length what they raise as well."""
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
 
     def without_closed_loops(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
             hook(unraisable)
 
-    logger.setLevel(logging.CRITICAL)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = without_closed_loops
-    try:
-        yield
-        sys.unraisablehook = hook  # but after an error its threads go on for a while
-    finally:
+    yield
+    # Not after an error: their threads go on for a while, and the program ends.
+    for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+    sys.unraisablehook = hook

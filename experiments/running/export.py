@@ -30,38 +30,46 @@ def export(settings: Export) -> None:
     """Writes the files of finished runs, and tells about them.
 
     Raises:
-      ExperimentError: a folder holds no finished run, or its checkpoint is damaged.
+      ExperimentError: a folder holds no finished run, or its checkpoint is damaged;
+        then nothing is written at all.
     """
     folders = [RunFolder(path) for path in settings.runs]
-    for folder in folders:
-        summary = folder.summary()
-        if summary is None:
-            raise ExperimentError(f"{folder.path} holds no finished run.")
-        _, network = networks_of(folder, summary)
-        sizes = write(folder.path, network)
-        folder.finish({**summary, "bytes": sizes})
+    networks = [networks_of(folder) for folder in folders]  # or an error, before any
+    for folder, (summary, _, network) in zip(folders, networks, strict=True):
+        folder.finish({**summary, "bytes": write(folder.path, network)})
     summaries = [summary for folder in folders if (summary := folder.summary())]
     terminal.print_files(Console(highlight=False), summaries)
 
 
-def networks_of(folder: RunFolder, summary: Row) -> tuple[Variables, Variables]:
-    """Returns the dense and the sparse network of a run, from its last checkpoint."""
+def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:
+    """Returns the summary of a finished run, its dense and its sparse network.
+
+    Raises:
+      ExperimentError: the run is not finished, or its last checkpoint is not there.
+    """
+    summary = folder.summary()
+    if summary is None:
+        raise ExperimentError(f"{folder.path} holds no finished run.")
     run = f"{summary['config_id']}-seed{summary['seed']}"
     checkpoints = Checkpoints(folder.checkpoints, run)
-    numbers = checkpoints.numbers()
-    if not numbers:
+    last = max(checkpoints.numbers(), default=None)
+    if last is None:
         raise ExperimentError(f"there is no checkpoint in {folder.checkpoints}.")
-    last = numbers[-1]
     if damage := checkpoints.damage(last):
         raise ExperimentError(
             f"checkpoint {last} in {folder.checkpoints} cannot be used: {damage}."
+        )
+    if folder.digest(last) is None or folder.digest(last + 1) is not None:
+        raise ExperimentError(
+            f"checkpoint {last} in {folder.checkpoints} is not that of the end of the "
+            "run; without summary.json, the run's own command goes on from there."
         )
     restored = checkpoints.restore(last)
     dense, sparse = (
         Variables(found["params"], found.get("statistics") or {})
         for found in (restored["dense"], restored["pruning"]["best"])
     )
-    return dense, sparse
+    return summary, dense, sparse
 
 
 def write(folder: Path, network: Variables) -> Row:
@@ -70,6 +78,8 @@ def write(folder: Path, network: Variables) -> Row:
     The dense file is one of safetensors too, and has the same network, zeros included;
     so has the gzipped one.
     """
+    for unfinished in folder.glob(".*.tmp"):  # of a run that was killed here
+        unfinished.unlink()
     path = folder / FILE
     sparse_optax.save_sparse(path, network._asdict())
     dense = dense_file(network)

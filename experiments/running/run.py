@@ -1,5 +1,6 @@
 """A run of an experiment: dense training, iterative pruning, fine-tuning, the test."""
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ class Run:
         self.checkpoints = Checkpoints(
             folder.checkpoints, f"{config.config_id}-seed{config.seed}"
         )
-        self.saved = self.checkpoints.latest(console.print)
+        tell = functools.partial(console.print, soft_wrap=True)
+        self.saved = self.checkpoints.latest(tell, folder.digest)
 
     def finish(self) -> Row:
         """Goes through all that is left to do; writes and returns the summary."""
@@ -218,7 +220,6 @@ class Run:
         if self.saved is None:
             return
         notes = self.checkpoints.notes(self.saved)
-        self.folder.check_rows(notes.get("metrics"))
         self.seconds_before = notes["seconds"]
         now, earlier = self.environment["commit"], notes.get("commits", ["unknown"])
         self.earlier_commits = [commit for commit in earlier if commit != now]
@@ -251,7 +252,7 @@ class Run:
             notes = {
                 **{"phase": phase, "seconds": self.seconds()},
                 "commits": [*self.earlier_commits, self.environment["commit"]],
-                "metrics": self.folder.digest(),
+                "metrics": self.folder.digest(count),
             }
             self.checkpoints.save(count, tree, notes)
             self.saved = count
