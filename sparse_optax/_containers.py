@@ -28,50 +28,50 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
     """
     variables: list[Json] = []  # what there is of nnx's, but for their values
 
-    def pairs(node, path):
+    def pairs(node, path, store):
         for key in node:
             if not isinstance(key, str | int):
                 raise TypeError(
                     f"{_place(path)} has a key that is no string or integer: {key!r}."
                 )
         keys = {key: (*path, jax.tree_util.DictKey(key)) for key in node}
-        return [[key, convert(node[key], keys[key])] for key in node]
+        return [[key, convert(node[key], keys[key], store)] for key in node]
 
-    def items(node, path):
+    def items(node, path, store):
         keys = [(*path, jax.tree_util.SequenceKey(i)) for i in range(len(node))]
-        return [convert(x, key) for x, key in zip(node, keys, strict=True)]
+        return [convert(x, key, store) for x, key in zip(node, keys, strict=True)]
 
-    def convert(node, path):
+    def convert(node, path, store):
         kind = type(node)
         if node is None or kind in (bool, int, float, str):
             return node
         if kind in (list, tuple):
-            return {kind.__name__: items(node, path)}
+            return {kind.__name__: items(node, path, store)}
         if kind in (dict, collections.OrderedDict):
-            return {kind.__name__: pairs(node, path)}
+            return {kind.__name__: pairs(node, path, store)}
         if _is(node, "flax.core", "FrozenDict"):
-            return {"FrozenDict": pairs(node, path)}
+            return {"FrozenDict": pairs(node, path, store)}
         if _is(node, "flax.nnx", "State"):
-            return {"State": pairs(node.raw_mapping, path)}
+            return {"State": pairs(node.raw_mapping, path, store)}
         if _is(node, "flax.nnx", "Variable"):
             below = (*path, jax.tree_util.DictKey("(metadata)"))
-            metadata = convert(node.get_metadata(), below)
+            metadata = convert(node.get_metadata(), below, _refuse)
             variable = [*_variable_name(kind, path), metadata]
             if variable not in variables:
                 variables.append(variable)
-            value = convert(node.get_raw_value(), path)
+            value = convert(node.get_raw_value(), path, store)
             return {"Variable": [variables.index(variable), value]}
         if kind is jax.sharding.PartitionSpec:  # among the metadata
-            return {"PartitionSpec": items(tuple(node), path)}
+            return {"PartitionSpec": items(tuple(node), path, store)}
         if not jax.tree_util.all_leaves([node]):
             raise TypeError(
                 f"{_place(path)} is a {kind.__name__}; a file can hold dict, "
                 "OrderedDict, list, tuple, None, FrozenDict and nnx's State and "
                 "Variable, of which it has to be made first."
             )
-        return {_LEAF: leaf_to_json(path, node)}
+        return {_LEAF: store(path, node)}
 
-    root = convert(tree, ())
+    root = convert(tree, (), leaf_to_json)
     return {"variables": variables, "root": root}
 
 
@@ -117,6 +117,10 @@ def from_json(data: Json, leaf_from_json: Callable[[Json], Any]) -> PyTree:
         raise ValueError(f"there is no container {kind!r}")
 
     return convert(data["root"])
+
+
+def _refuse(path: KeyPath, leaf: Any) -> None:
+    raise TypeError(f"{_place(path)} is {leaf!r}, which a file cannot hold.")
 
 
 def _is(node: Any, module: str, name: str) -> bool:

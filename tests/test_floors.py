@@ -205,7 +205,6 @@ def test_leaves_that_are_not_pruned_have_no_floors():
         ({"max_sparsity": [0.5, None, "x"]}, TypeError, r"max_sparsity at 2 must be"),
         ({"max_sparsity": lambda n: 0.5}, TypeError, "max_sparsity must be a number"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("name", LINKS)
 def test_bad_numbers_are_refused_where_they_are_given(name, arguments, kind, message):
