@@ -23,12 +23,12 @@ def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
 
     Returns:
         The tree with `BCOO` in place of these leaves: no batch or dense axes, indices
-        sorted and unique, `int32`. The zeros that are left out are those of either
-        sign. `x @ kernel` multiplies by one of two axes.
+        sorted and unique, `int32`, numbers of the dtypes that JAX has for them. Zeros
+        of either sign are left out. `x @ kernel` multiplies by one of two axes.
 
     Raises:
-        TypeError: if `mask` holds something else than booleans, or if a leaf that it
-            selects is traced, a `BCOO` already, or of less than 16 bits.
+        TypeError: if `mask` holds something else than booleans, if a leaf that it
+            selects is traced, or of less than 16 bits, or if any is a `BCOO` already.
         ValueError: if `mask` does not fit or selects nothing.
 
     Examples:

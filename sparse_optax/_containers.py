@@ -6,6 +6,7 @@ What variables of nnx have in common, type and metadata, is told once for all of
 """
 
 import collections
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,8 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
     Raises:
         TypeError: if there is something in the tree that a file cannot hold.
     """
-    variables: list[Json] = []  # what there is of nnx's, but for their values
+    # What there is of nnx's variables but for their values, as texts, and its place.
+    variables: dict[str, int] = {}
 
     def pairs(node, path, store):
         for key in node:
@@ -56,11 +58,9 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
         if _is(node, "flax.nnx", "Variable"):
             below = (*path, jax.tree_util.DictKey("(metadata)"))
             metadata = convert(node.get_metadata(), below, _refuse)
-            variable = [*_variable_name(kind, path), metadata]
-            if variable not in variables:
-                variables.append(variable)
-            value = convert(node.get_raw_value(), path, store)
-            return {"Variable": [variables.index(variable), value]}
+            variable = json.dumps([*_variable_name(kind, path), metadata])
+            index = variables.setdefault(variable, len(variables))
+            return {"Variable": [index, convert(node.get_raw_value(), path, store)]}
         if kind is jax.sharding.PartitionSpec:  # among the metadata
             return {"PartitionSpec": items(tuple(node), path, store)}
         if not jax.tree_util.all_leaves([node]):
@@ -72,7 +72,7 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
         return {_LEAF: store(path, node)}
 
     root = convert(tree, (), leaf_to_json)
-    return {"variables": variables, "root": root}
+    return {"variables": [json.loads(text) for text in variables], "root": root}
 
 
 def from_json(data: Json, leaf_from_json: Callable[[Json], Any]) -> PyTree:

@@ -24,7 +24,7 @@ Floors = Any
 def check_floors(min_kept: Floors | None, max_sparsity: Floors | None) -> None:
     """Raises unless these are numbers, or hold numbers, in range."""
     for name, floors in (("min_kept", min_kept), ("max_sparsity", max_sparsity)):
-        for pattern in _patterns(floors):
+        for pattern in _patterns(floors) or ():
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -92,7 +92,7 @@ def _by_leaf(name: str, floors: Floors, params: PyTree, default: float) -> PyTre
     """A tree like `params` of numbers."""
     if floors is None:
         floors = default
-    if patterns := _patterns(floors):
+    if (patterns := _patterns(floors)) is not None:
         return _by_pattern(name, patterns, params, default)
     try:
         return jax.tree.broadcast(_trees.unbox(floors), params)
@@ -103,14 +103,14 @@ def _by_leaf(name: str, floors: Floors, params: PyTree, default: float) -> PyTre
         ) from error
 
 
-def _patterns(floors: Floors | None) -> dict[str, float]:
-    """The numbers by pattern, if that is how they are given."""
+def _patterns(floors: Floors | None) -> dict[str, float] | None:
+    """The numbers by pattern, or None if they are not given so."""
     if isinstance(floors, Mapping) and all(
         isinstance(key, str) and jax.tree_util.all_leaves([value])
         for key, value in floors.items()
     ):
         return dict(floors)
-    return {}
+    return None
 
 
 def _by_pattern(

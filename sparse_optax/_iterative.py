@@ -78,7 +78,7 @@ class PruningRound:
     sparsity: float  # of the same
     pruned: bool  # whether weights were removed after the evaluation
     num_prunes: int  # so far, over all pruning links
-    shortfall: int  # weights that the last prune left because of floors
+    shortfall: int  # how many weights more should have gone last time, but for floors
     best_metric: float
     best_sparsity: float
     state: IterativePruningState  # to checkpoint, or to take `best` from

@@ -163,9 +163,11 @@ def sparsity_report(params: optax.Params, masks: optax.Params) -> SparsityReport
     weight left; and all are, if there is no path along kept weights from an input to an
     output. That is told of plain chains: of networks all of whose matrices, kernels
     `[..., in, out]` of convolutions among them, fit one another by their shapes, each
-    used once, and begin with the only one that none of the others fits. Of several that
-    fit, the first by name is taken. Connections past layers cannot be seen, nor can
-    stacks of layers be told from convolutions: the warning says which chain it is of.
+    used once, and begin with the only one that none of the others fits; or with the
+    first by name, if names differ in numbers alone. Of several that fit next, the first
+    by name is taken that others fit in turn. Connections past layers cannot be seen,
+    nor can stacks of layers be told from convolutions: the warning says which chain it
+    is of.
 
     Args:
         params: the weights.

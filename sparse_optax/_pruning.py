@@ -35,8 +35,8 @@ class PruneState(NamedTuple):
             them, and counts them.
         min_kept: how many weights of each prunable leaf are kept at the least, in the
             order of the leaves of `masks`; None where a link has no floors.
-        shortfall: how many weights the last prune should have dropped beyond those that
-            floors allowed, if it was allowed any; 2^32 - 1 for all numbers above.
+        shortfall: how many weights more should have gone the last time that a prune was
+            due, but for floors; 2^32 - 1 for all numbers above.
     """
 
     masks: optax.Params  # bool

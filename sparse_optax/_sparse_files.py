@@ -43,7 +43,8 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
     they were; whichever takes less. Where n weights of N are kept, without structure,
     that is about n times the size of one, and N H(n / N) / 8 bytes, H being the entropy
     in bits. What is read back has the same bits: signs of zeros and NaNs included. The
-    file is a container of safetensors, without pickle.
+    file is a container of safetensors, without pickle. Of all that is stored there is
+    a copy in memory for a while, and when it is read again two.
 
     Args:
         path: of the file. One that is there is replaced when the new one is complete,
@@ -183,8 +184,9 @@ def load_sparse(path: str | os.PathLike[str]) -> PyTree:
         if "dtype" in description:
             values = values.view(jnp.dtype(description["dtype"]))
         shape = description.get("shape", shape)
-        array = values.copy()  # in memory of its own, which may be written to
-        if "masks" in description:
+        if "masks" not in description:
+            array = values.copy()  # in memory of its own, which may be written to
+        else:
             codes, blocks = tensors[_MASKS][1], []
             for bits, size in description["masks"]:
                 blocks.append(Block(bits, codes[decoded:][:size]))
@@ -198,13 +200,13 @@ def load_sparse(path: str | os.PathLike[str]) -> PyTree:
 
 def _on_host(leaf: Any, name: str) -> tuple[dict[str, Any], np.ndarray]:
     """What kind of an array a leaf is, and its elements."""
-    if type(leaf) is np.ndarray or isinstance(leaf, np.generic):
+    if isinstance(leaf, np.ndarray | np.generic) and not np.ma.isMaskedArray(leaf):
         if not _is_storable(leaf.dtype):
             raise TypeError(f"params at {name} has the dtype {leaf.dtype}.")
         native = leaf.dtype.newbyteorder("=")
         return {"numpy": True}, np.asarray(leaf, native, order="C")
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
-        raise TypeError(f"params at {name} is no concrete array but {leaf!r}.")
+        raise TypeError(f"params at {name} is no concrete array but {leaf!r:.80}.")
     if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         raise ValueError(
             f"params at {name} lies on devices of other processes too: "
@@ -227,8 +229,8 @@ def _off_host(
         return array
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise ValueError(
-            f"{path} has {array.dtype} at {name}, and JAX has that with "
-            " `jax.config.update('jax_enable_x64', True)` only."
+            f"{path} has {array.dtype} at {name}, and JAX has that "
+            "with `jax.config.update('jax_enable_x64', True)` only."
         )
     leaf = jnp.asarray(array)
     return jax.random.wrap_key_data(leaf, impl=kind["key"]) if "key" in kind else leaf

@@ -1,6 +1,7 @@
 """Checkpoints: no damage unnoticed, and the same end whatever happens on the way."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -136,10 +137,14 @@ def test_row_18_no_damage_goes_unnoticed(tmp_path):
         count, told = latest(folder)
         assert count == 1, (damage, path)
         (message,) = told
-        assert message.startswith("Checkpoint 2 cannot be used, and is put aside: ")
-        # Of a damaged manifest it is told where it is at odds with the files.
-        assert str(path) in message or path.name == "manifest.json"
-        assert not (folder / "2").exists() and (folder / "2.damaged").exists()
+        if damage is remove and path.name == "manifest.json":  # as a kill leaves it
+            assert message == "Checkpoint 2 was not finished, and is removed."
+        else:
+            assert message.startswith("Checkpoint 2 cannot be used, and is put aside: ")
+            # Of a damaged manifest it is told where it is at odds with the files.
+            assert str(path) in message or path.name == "manifest.json"
+            assert (folder / "2.damaged").exists()
+        assert not (folder / "2").exists()
         assert latest(folder) == (1, [])
         shutil.rmtree(folder)
 
@@ -192,6 +197,24 @@ def test_row_18_foreign_checkpoints_are_told(tmp_path):
         "it is number 1.",
     ]
     assert latest(tmp_path) == (1, [])
+    # And once more, in place of what was put aside before.
+    (tmp_path / "7").write_text("no folder")
+    (tmp_path / "8").symlink_to(tmp_path / "1")
+    (tmp_path / "9").mkdir()
+    levels = [logging.getLogger(name).level for name in ("absl", "asyncio")]
+    assert latest(tmp_path)[0] == 1
+    assert levels == [logging.getLogger(name).level for name in ("absl", "asyncio")]
+    # Nothing is saved in place of a sound one, which stays as it is.
+    with pytest.raises(ExperimentError, match=r"there is a checkpoint .*1 already"):
+        Checkpoints(tmp_path, "run").save(1, small_state(0), {})
+    assert latest(tmp_path) == (1, [])
+
+
+def test_row_18_what_a_kill_has_left_is_removed(tmp_path):
+    saved(tmp_path, [1, 2])
+    (tmp_path / "2" / "manifest.json").unlink()
+    assert latest(tmp_path) == (1, ["Checkpoint 2 was not finished, and is removed."])
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_row_18_what_cannot_be_read_now_is_left_alone(tmp_path, monkeypatch):

@@ -84,6 +84,13 @@ def test_numpy_comes_back_as_numpy_and_64_bits_where_jax_has_them(tmp_path):
         sparse_optax.load_sparse(tmp_path / "params.safetensors")
 
 
+def test_arrays_mapped_from_files_are_arrays(tmp_path):
+    np.save(tmp_path / "array.npy", np.arange(5.0))
+    mapped = np.load(tmp_path / "array.npy", mmap_mode="r")
+    loaded = round_trip([mapped], tmp_path)[0]
+    assert type(loaded) is np.ndarray and loaded.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_every_bit_comes_back(tmp_path):
     special = np.array([np.nan, -np.inf, -0.0, 0.0, 1e-45, 3.4e38], np.float32)
     special = np.append(special, np.array([0x7FC12345], np.uint32).view(np.float32))
@@ -298,6 +305,10 @@ def test_metadata_of_variables_come_back(spec, tmp_path):
     check_same(round_trip(state, tmp_path), state)
     loaded = sparse_optax.load_sparse(tmp_path / "params.safetensors")
     assert loaded["w"].get_metadata() == kernel.get_metadata()
+    alike = {str(i): nnx.Param(jnp.ones(1), x=x) for i, x in enumerate([1, True, 1.0])}
+    loaded = round_trip(nnx.State(alike), tmp_path)
+    kinds = [type(loaded[str(i)].get_metadata()["x"]) for i in range(3)]
+    assert kinds == [int, bool, float]
     for odd in (lambda: "m", jnp.ones(3)):
         state = nnx.State({"w": nnx.Param(jnp.ones(3), units=odd)})
         with pytest.raises(TypeError, match=r"w/\(metadata\)/units is .*cannot hold"):

@@ -2,8 +2,8 @@
 
     python -m experiments storage
 
-Random masks are the worst case: what has a structure takes less. Sizes are compared
-with the information that there is, times with those of `numpy.save` and `numpy.load`.
+Sizes are compared with the information that values and random masks have, times with
+those of `numpy.save` and `numpy.load`.
 """
 
 import gzip

@@ -61,11 +61,13 @@ class Checkpoints:
           ExperimentError: there is no room for it, say. Earlier ones are as they were.
         """
         path = self._path(count)
+        if path.exists():
+            raise ExperimentError(f"there is a checkpoint {path} already.")
         notes = {**notes, "run": self._run, "number": count}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
-            with quiet(), self._checkpointer() as checkpointer:
+            with quiet(after_errors=True), self._checkpointer() as checkpointer:
                 checkpointer.save(
                     path,
                     args=ocp.args.Composite(
@@ -74,8 +76,6 @@ class Checkpoints:
                     ),
                 )
             write_json(path / MANIFEST, file_hashes(path))
-            for old in self.numbers()[:-KEPT]:
-                shutil.rmtree(self._path(old))
         except (OSError, ValueError) as error:  # the second is TensorStore's
             with contextlib.suppress(OSError):
                 self._remove_unfinished()
@@ -85,6 +85,8 @@ class Checkpoints:
                 f"cannot save checkpoint {count} in {self._folder}: {reason}. The same "
                 "command goes on from the checkpoint before, if there is one."
             ) from error
+        for old in self.numbers()[:-KEPT]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
 
     def _remove_unfinished(self) -> None:
         """Removes what a kill has left of a checkpoint that Orbax was writing."""
@@ -111,12 +113,24 @@ class Checkpoints:
                 if rows is not None and self.notes(count).get("metrics", rows) == rows:
                     return count
                 damage = "the rows of the metrics up to it are not as they were written"
+            if self._is_unfinished(count):
+                shutil.rmtree(self._path(count))
+                tell(f"Checkpoint {count} was not finished, and is removed.")
+                continue
             aside = self._path(count).with_name(f"{count}.damaged")
-            with contextlib.suppress(FileNotFoundError):
+            if aside.is_dir() and not aside.is_symlink():
                 shutil.rmtree(aside)
+            else:
+                aside.unlink(missing_ok=True)
             self._path(count).rename(aside)
             tell(f"Checkpoint {count} cannot be used, and is put aside: {damage}.")
         return None
+
+    def _is_unfinished(self, count: int) -> bool:
+        """Whether a kill came between Orbax's last file and the manifest."""
+        path = self._path(count)
+        is_of_orbax = (path / "_CHECKPOINT_METADATA").exists()
+        return is_of_orbax and not (path / MANIFEST).exists()
 
     def damage(self, count: int) -> str | None:
         """Returns what is wrong with a checkpoint, or None if nothing is.
@@ -241,8 +255,13 @@ def leaf_types(tree: Any) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps Orbax and TensorStore from telling at length what they raise as well."""
+def quiet(*, after_errors: bool = False) -> Iterator[None]:
+    """Keeps Orbax and TensorStore from telling at length what they raise as well.
+
+    Args:
+      after_errors: whether to go on so after an error, because their threads do, for a
+        while; and the program ends.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
 
@@ -253,8 +272,12 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = without_closed_loops
-    yield
-    # Not after an error: their threads go on for a while, and the program ends.
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    sys.unraisablehook = hook
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if not (failed and after_errors):
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            sys.unraisablehook = hook

@@ -59,7 +59,13 @@ def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:
         raise ExperimentError(
             f"checkpoint {last} in {folder.checkpoints} cannot be used: {damage}."
         )
-    if folder.digest(last) is None or folder.digest(last + 1) is not None:
+    rows = folder.digest(last)
+    if rows is None or checkpoints.notes(last).get("metrics", rows) != rows:
+        raise ExperimentError(
+            f"the rows of the metrics in {folder.path} are not those that checkpoint "
+            f"{last} was saved with."
+        )
+    if folder.digest(last + 1) is not None:
         raise ExperimentError(
             f"checkpoint {last} in {folder.checkpoints} is not that of the end of the "
             "run; without summary.json, the run's own command goes on from there."
