@@ -57,13 +57,16 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "STORE", tmp_path / "stored")
     monkeypatch.setattr(results, "README", tmp_path / "README.md")
     results.STORE.mkdir()
-    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
-    results.README.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    parts = [
+        f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\n"
+        for name in ("results", "export")
+    ]
+    results.README.write_text(f"before\n{''.join(parts)}after\n")
     return [tmp_path / "0", tmp_path / "1"]
 
 
 def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
-    parts = ["results"]
+    parts = ["results", "export"]
     monkeypatch.setattr(Place, "show", lambda self, table: parts.append(self._name))
     monkeypatch.setattr(
         Place, "__init__", lambda self, name, out: vars(self).update(_name=name)
@@ -175,5 +178,9 @@ def test_results_in_the_readme_are_what_is_stored(tmp_path, monkeypatch):
 def test_what_is_shown_of_runs_was_made_by_code_that_is_committed():
     for path in results.STORE.glob("*.json"):
         summary = json.loads(path.read_text())
-        for commit in (summary["commit"], *summary.get("earlier_commits", [])):
+        exported = summary.get("bytes", summary)
+        for commit in (
+            *(summary["commit"], exported["commit"]),
+            *summary.get("earlier_commits", []),
+        ):
             assert commit and "-dirty" not in commit, path
