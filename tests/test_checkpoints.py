@@ -287,21 +287,29 @@ def test_row_18_damaged_checkpoint_is_passed_over(finished, unfinished, capsys):
     assert_same_run(finished, out)
 
 
-@pytest.mark.parametrize("damage", ["first", "last", "gone"])
+@pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_row_18_damaged_metrics_are_made_again(finished, unfinished, capsys, damage):
     path = unfinished / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    if damage == "gone":
-        del lines[-1]
-    else:
-        which = 0 if damage == "first" else -1
-        lines[which] = lines[which].replace('"step": ', '"step":  ')
+    last = lines.pop()
+    if damage == "changed":
+        lines.append(last.replace('"step": ', '"step":  '))
     path.write_text("".join(lines))
     main(digits(unfinished))
     told = capsys.readouterr().out
-    assert "the rows of the metrics up to it are not as they were written" in told
-    assert ("Going on after" in told) == (damage != "first")
+    assert "metrics.jsonl has not the rows that it was saved with" in told
+    assert "Going on after" in told
     assert_same_run(finished, unfinished)
+
+
+def test_row_18_metrics_of_no_checkpoint_are_told(unfinished, capsys):
+    path = unfinished / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"step": 16,', '"step": 17,'))
+    before = sorted(unfinished.rglob("*"))
+    message = error_line(capsys, digits(unfinished))
+    assert "metrics.jsonl has not the rows that any checkpoint" in message
+    assert sorted(unfinished.rglob("*")) == before  # of which nothing is lost
 
 
 # -------------------------------------------------------------------- kills, full disks

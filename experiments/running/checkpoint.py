@@ -104,27 +104,48 @@ class Checkpoints:
         Args:
           tell: is told of any that are damaged. They are put aside, under other names.
           digest: returns that of the rows up to a checkpoint, or None if some lack.
+
+        Raises:
+          ExperimentError: there are sound ones, but none whose rows are there; or one
+            that cannot be read.
         """
+        without_rows = []
         for count in reversed(self.numbers()):
-            damage = self.damage(count)
-            if damage is None:
-                rows = digest(count)
-                # Those of earlier versions do not say.
-                if rows is not None and self.notes(count).get("metrics", rows) == rows:
-                    return count
-                damage = "the rows of the metrics up to it are not as they were written"
             if self._is_unfinished(count):
                 shutil.rmtree(self._path(count))
                 tell(f"Checkpoint {count} was not finished, and is removed.")
                 continue
-            aside = self._path(count).with_name(f"{count}.damaged")
-            if aside.is_dir() and not aside.is_symlink():
-                shutil.rmtree(aside)
-            else:
-                aside.unlink(missing_ok=True)
-            self._path(count).rename(aside)
-            tell(f"Checkpoint {count} cannot be used, and is put aside: {damage}.")
+            if damage := self.damage(count):
+                self._put_aside(count)
+                tell(f"Checkpoint {count} cannot be used, and is put aside: {damage}.")
+                continue
+            rows = digest(count)
+            # Those of earlier versions do not say.
+            if rows is None or self.notes(count).get("metrics", rows) != rows:
+                without_rows.append(count)
+                continue
+            for later in without_rows:
+                self._put_aside(later)
+                tell(
+                    f"Checkpoint {later} cannot be used, and is put aside: "
+                    "metrics.jsonl has not the rows that it was saved with."
+                )
+            return count
+        if without_rows:
+            raise ExperimentError(
+                f"metrics.jsonl has not the rows that any checkpoint in {self._folder} "
+                "was saved with; put it back, or delete the folder to start again."
+            )
         return None
+
+    def _put_aside(self, count: int) -> None:
+        """Gives a checkpoint a name that is no number."""
+        aside = self._path(count).with_name(f"{count}.damaged")
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+        self._path(count).rename(aside)
 
     def _is_unfinished(self, count: int) -> bool:
         """Whether a kill came between Orbax's last file and the manifest."""
