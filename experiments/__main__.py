@@ -13,7 +13,7 @@ from experiments.running import grid
 from experiments.running.grid import Sweep
 from experiments.running.settings import Export
 from experiments.study.settings import Study
-from experiments.tasks import DEFAULTS, TASKS
+from experiments.tasks import DEFAULTS, IMAGE_TASKS, TASKS
 
 Measurement = Benchmark | Footprint | Latency | Storage | Export
 Settings = Config | Sweep | Study | Frontiers | Measurement
@@ -43,7 +43,7 @@ def parse(arguments: list[str]) -> Settings:
         return tyro.extras.overridable_config_cli(
             {
                 module.CONFIG.experiment: (module.__doc__ or "", Sweep(module.CONFIG))
-                for module in TASKS
+                for module in IMAGE_TASKS
             },
             prog=f"{command} sweep",
             description=grid.__doc__,

@@ -11,10 +11,19 @@ from typing import Any, Literal
 import tyro
 
 from experiments.forms import Form
+from experiments.metrics import ACCURACY, Metric
 
 # They say where a run computes, finds and leaves things, and change nothing in its
 # results but, where many devices add up parts of a sum, their rounding.
-PLACES = ("out", "data_dir", "checkpoint_every", "data_parallel")
+PLACES = ("out", "data_dir", "dense_from", "checkpoint_every", "data_parallel")
+
+# Settings that the dense network does not depend on.
+AFTER_DENSE = (
+    *("regularizer", "strength", "scale", "strength_decay_epochs", "form", "decoupled"),
+    *("prune", "target_sparsity", "fraction", "scope", "bound", "relative_bound"),
+    *("epochs", "patience", "optimizer", "learning_rate", "schedule"),
+    *("finetune_epochs", "finetune_learning_rate", "finetune_schedule"),
+)
 
 Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]
 Prune = Literal["gated", "gradual", "snip", "random"]
@@ -42,7 +51,7 @@ class ExperimentError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of one run: the experiment fixes the first three.
+    """The settings of one run, whatever it is of: the experiment fixes the first three.
 
     The docstring of each field is its help on the command line.
     """
@@ -61,8 +70,11 @@ class Config:
     PRUNE where it is not gated. A run that was interrupted goes on from what it finds
     there."""
     data_dir: Path | None = None
-    """Folder of the TFDS data sets; by default that of TFDS itself,
-    ~/tensorflow_datasets. The digits need none."""
+    """Folder of the data sets; by default that of TFDS, ~/tensorflow_datasets. What
+    comes along, such as the digits, needs none."""
+    dense_from: Path | None = None
+    """Folder of a run, finished or being pruned, whose dense network is taken instead
+    of training the same again. Whatever that depends on has to be equal."""
     checkpoint_every: int = 25
     """Rounds of training between two checkpoints."""
     data_parallel: bool = False
@@ -88,7 +100,7 @@ class Config:
     AdamW, and not through it. The learning rate scales it in either case."""
 
     prune: Prune = "gated"
-    """When weights go: whenever the validation accuracy allows it (gated); to a given
+    """When weights go: whenever the validation metric allows it (gated); to a given
     sparsity, along a cubic schedule of the updates (gradual); or all at once before the
     training, those of least |g*w| for one batch (snip) or any (random)."""
     target_sparsity: float = 0.9
@@ -98,10 +110,10 @@ class Config:
     scope: Literal["global", "leaf"] = "global"
     """Whether a prune ranks weights over the whole network or tensor by tensor."""
     bound: float = 0.98
-    """Prune whenever the validation accuracy is above this. With --relative-bound,
-    how far below that of the dense network it may fall."""
+    """Prune whenever the validation metric is above this: an accuracy, or BLEU of 100.
+    With --relative-bound, how far below that of the dense network it may fall."""
     relative_bound: bool = False
-    """Whether the bound counts from the dense network's validation accuracy."""
+    """Whether the bound counts from the dense network's validation metric."""
     interval: int = 250
     """Updates between two evaluations, and so at least between two prunes."""
     epochs: int = 75
@@ -110,23 +122,20 @@ class Config:
     """Stop pruning after this many evaluations in a row without a prune."""
 
     batch_size: int = 100
-    """Images in a batch."""
+    """Examples in a batch."""
     num_train: int | None = None
-    """How many of the training images to train on, the same for every seed; by default
-    all of them."""
-    label_noise: float = 0.0
-    """Share of the training images that get a class drawn at random, the same for every
-    seed."""
-    shift: int = 0
-    """Augmentation: training images are moved at random by up to so many pixels."""
-    mirror: bool = False
-    """Augmentation: training images are mirrored at random, left to right."""
+    """How many of the training examples to train on, the same for every seed; by
+    default all of them."""
     bfloat16: bool = False
     """Whether the network computes in bfloat16, with params in float32."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """What trains during pruning and fine-tuning; sgd has momentum 0.9."""
     dense_optimizer: Literal["adam", "sgd"] = "adam"
     """What trains the dense network."""
+    b1: float = 0.9
+    """Adam's memory of the mean of the gradients."""
+    b2: float = 0.999
+    """Adam's memory of the mean of their squares."""
     dense_strength: float = 0.0
     """Coefficient of the l2 on the dense network in its training."""
     dense_epochs: int = 20
@@ -134,6 +143,8 @@ class Config:
     along a cosine."""
     dense_learning_rate: float = 1e-3
     """The initial learning rate in dense training."""
+    warmup_steps: int = 0
+    """Updates before that, in which it rises from zero along a line."""
     learning_rate: float = 1e-3
     """The (initial) learning rate during pruning."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -145,6 +156,11 @@ class Config:
     """The (initial) learning rate in that."""
     finetune_schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate over the epochs of fine-tuning."""
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured of a network, on the validation split and the test set."""
+        return ACCURACY
 
     @property
     def folder(self) -> Path:
@@ -185,8 +201,8 @@ class Config:
             "epochs": 1,
             "batch_size": 1,
             "dense_epochs": 1,
+            "warmup_steps": 0,
             "finetune_epochs": 0,
-            "shift": 0,
         }
         above_zero = (
             "scale",
@@ -205,9 +221,12 @@ class Config:
         check("patience", patience, patience is None or patience >= 1, "1 or more")
         number = self.num_train
         check("num_train", number, number is None or number >= 1, "1 or more")
-        noise, memory = self.label_noise, self.form.memory
-        check("label_noise", noise, 0 <= noise <= 1, "in [0, 1]")
-        check("memory", memory, 0 <= memory < 1, "in [0, 1)")
+        for name, value in (
+            ("memory", self.form.memory),
+            ("b1", self.b1),
+            ("b2", self.b2),
+        ):
+            check(name, value, 0 <= value < 1, "in [0, 1)")
         if self.form.unit == "quantile":
             check("scale", self.scale, self.scale < 1, "below 1, being a share")
         if self.regularizer != "relevance" and self.form != Form():
@@ -228,7 +247,8 @@ class Config:
                 f"--strength-decay-epochs counts from the last prune, of which --prune "
                 f"gradual tells nothing; got {self.strength_decay_epochs}."
             )
-        check("bound", self.bound, 0 <= self.bound < 1, "in [0, 1)")
+        largest = self.metric.largest
+        check("bound", self.bound, 0 <= self.bound < largest, f"in [0, {largest})")
 
     def check_parts(self, default: "Config") -> None:
         """Raises `ExperimentError` for a setting that was given, and plays no part.
@@ -243,6 +263,26 @@ class Config:
                     f"{flag(name)} plays no part with {flag(choice)} "
                     f"{getattr(self, choice)}; got {value!r}."
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig(Config):
+    """The settings of a run on images."""
+
+    label_noise: float = 0.0
+    """Share of the training images that get a class drawn at random, the same for every
+    seed."""
+    shift: int = 0
+    """Augmentation: training images are moved at random by up to so many pixels."""
+    mirror: bool = False
+    """Augmentation: training images are mirrored at random, left to right."""
+
+    def validate(self) -> None:
+        """Raises `ExperimentError` for the first value that makes no sense."""
+        super().validate()
+        noise = self.label_noise
+        check("label_noise", noise, 0 <= noise <= 1, "in [0, 1]")
+        check("shift", self.shift, self.shift >= 0, "0 or more")
 
 
 def beyond_defaults(settings: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config import Config, ExperimentError, check
+from experiments.config import ExperimentError, ImageConfig, check
 
 NUM_CLASSES = 10  # of every set
 # How many of the training images decide about prunes instead of being trained on.
@@ -43,7 +43,7 @@ class Dataset(NamedTuple):
     white: int
 
 
-def load(config: Config, command: str) -> Dataset:
+def load(config: ImageConfig, command: str) -> Dataset:
     """Returns the data set of a run: all of it, or as much as the run is to have.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import PLACES, Config, ExperimentError
+from experiments.metrics import metric_of
 
 Row = dict[str, Any]  # of JSON data: values under names
 
@@ -16,15 +17,10 @@ Row = dict[str, Any]  # of JSON data: values under names
 SUMMARY = (
     *("experiment", "dataset", "network", "seed", "config_id", "regularizer"),
     *("strength", "scale", "strength_decay_epochs", "bound", "relative_bound"),
-    *("dense_test_accuracy", "test_accuracy", "sparsity", "kept", "total", "layers"),
-    *("dense_validation_accuracy", "validation_accuracy", "validation_bound"),
-    "wall_seconds",
+    *("sparsity", "kept", "total", "layers", "validation_bound", "wall_seconds"),
 )
-
-NUMBERS = (
-    *("seed", "dense_test_accuracy", "test_accuracy", "sparsity", "kept", "total"),
-    *("dense_validation_accuracy", "validation_accuracy", "wall_seconds"),
-)
+NUMBERS = "seed", "sparsity", "kept", "total", "wall_seconds"
+MEASURED = "dense_test_", "test_", "dense_validation_", "validation_"  # of each metric
 SIZES = "dense", "gzipped", "sparse"  # of the files of a network, in bytes
 
 
@@ -63,9 +59,15 @@ def read_summary(path: Path) -> Row | None:
     found = read_json(path)
     if found is not None:
         check_names(found, SUMMARY, path)
+        try:
+            key = metric_of(found).key
+        except (KeyError, TypeError) as error:
+            raise ExperimentError(f"{path} has an unknown metric: {error}.") from error
+        measured = [prefix + key for prefix in MEASURED]
+        check_names(found, measured, path)
         sizes = found.get("bytes", dict.fromkeys(SIZES, 0))  # as of older runs
         check_names(sizes, SIZES, path)
-        numbers = {name: found[name] for name in NUMBERS} | {
+        numbers = {name: found[name] for name in (*NUMBERS, *measured)} | {
             name: sizes[name] for name in SIZES
         }
         for name, value in numbers.items():
@@ -100,16 +102,17 @@ def check_names(found: Any, names: Iterable[str], path: Path) -> None:
             raise ExperimentError(f"{path} is damaged: it has no {name!r}.")
 
 
-def differences(found: Row, config: Config) -> list[str]:
+def differences(found: Row, config: Config, ignored: Sequence[str] = ()) -> list[str]:
     """Returns in which settings a run that is there differs from one that is wanted."""
     wanted = config.to_dict()
     found = with_defaults(found, config)
     for name in PLACES:
         del found[name]
+    ignored = "config_id", *ignored
     return [
         f"{name} {found.get(name)!r} there, {wanted.get(name)!r} here"
         for name in sorted(found.keys() | wanted.keys())
-        if name != "config_id" and found.get(name) != wanted.get(name)
+        if name not in ignored and found.get(name) != wanted.get(name)
     ]
 
 

@@ -15,6 +15,7 @@ from experiments import data
 from experiments.__main__ import main
 from experiments.running import program
 from experiments.tasks.digits import CONFIG
+from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
 TINY = dataclasses.replace(
@@ -29,7 +30,7 @@ def dataset():
 
 def phases(dataset, **settings):
     config = dataclasses.replace(TINY, **settings)
-    return Phases(config, *dataset[:2], dataset.white)
+    return Phases(config, ImageProblem(config, dataset))
 
 
 @pytest.mark.parametrize("measure", ["gradient", "per-example"])
@@ -56,12 +57,14 @@ def test_every_device_trains_on_a_part_of_the_batch(dataset, measure):
 
 def test_counts_are_those_of_one_device(dataset):
     assert len(dataset.validation.labels) % 8  # which cannot be divided evenly
-    variables = phases(dataset).variables
+    variables = phases(dataset).problem.variables
     counts = [
-        int(phases(dataset, data_parallel=flag).count_correct(variables))
+        int(phases(dataset, data_parallel=flag).problem.count_correct(variables))
         for flag in (False, True)
     ]
-    logits = phases(dataset).network.logits(variables, jnp.array(dataset.validation[0]))
+    logits = phases(dataset).problem.network.logits(
+        variables, jnp.array(dataset.validation[0])
+    )
     right = np.asarray(logits).argmax(-1) == dataset.validation.labels
     assert counts == [right.sum()] * 2
 

@@ -31,7 +31,7 @@ from shallow import Shallow
 import sparse_optax
 from experiments import data, networks
 from experiments.__main__ import main, parse
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.forms import Form
 from experiments.networks import convolution, lenets
 from experiments.networks.functional import Variables, init_network
@@ -379,7 +379,7 @@ def test_help_documents_every_setting(capsys):
     assert not info.value.code
     text = capsys.readouterr().out
     fixed = ("experiment", "dataset", "network")
-    names = Config.__dataclass_fields__.keys() - {"form"}
+    names = ImageConfig.__dataclass_fields__.keys() - {"form"}
     names |= Form.__dataclass_fields__.keys()
     for name in names:
         assert ("--" + name.replace("_", "-") in text) == (name not in fixed)
@@ -395,7 +395,8 @@ def test_commands_in_the_docstrings_of_tasks_are_understood(task):
         assert "\n" not in command  # where a shell would end it
         config = parse(command.split()[3:])
         assert (
-            isinstance(config, Config) and config.experiment == task.CONFIG.experiment
+            isinstance(config, ImageConfig)
+            and config.experiment == task.CONFIG.experiment
         )
         config.validate()
         config.check_parts(task.CONFIG)
@@ -433,7 +434,7 @@ def test_settings_newer_than_a_run_had_their_defaults():
 def test_config_id_depends_on_hyperparameters_alone():
     def identity(**changes):
         fields = {**lenet300_mnist.CONFIG.__dict__, **changes}
-        return Config(**fields).config_id
+        return ImageConfig(**fields).config_id
 
     assert identity() == identity(seed=3) == identity(out=Path("elsewhere"))
     assert identity() != identity(strength=3e-4)

@@ -16,6 +16,7 @@ from experiments.forms import Form
 from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
 from experiments.training import loop, optimizers, phases, regularizers
+from experiments.training.image_problem import ImageProblem
 
 W = {"a": np.array([[1.0, 0.0], [-2.0, 0.5]], np.float32), "b": np.float32([3.0, -1.0])}
 G = [
@@ -226,7 +227,7 @@ def test_prune_follows_the_ranking():
         CONFIG, form=Form(acts_on="ranking"), fraction=0.5, scale=1.0
     )
     dataset = data.load(config, "")
-    parts = phases.Phases(config, *dataset[:2], dataset.white)
+    parts = phases.Phases(config, ImageProblem(config, dataset))
     state = parts.start_pruning(parts.start_dense()).current
     state = parts.train_sparse(state)
     scores = forms.ranking_scores(state.params, state.opt_state)

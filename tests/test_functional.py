@@ -14,6 +14,7 @@ from experiments import data
 from experiments.networks import NETWORKS, LeNet5, convolution, resnet
 from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
+from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
 RNG = np.random.default_rng(0)
@@ -77,7 +78,7 @@ def test_statistics_are_trained_along_and_never_pruned(monkeypatch):
     config = dataclasses.replace(
         *(CONFIG,), network="resnet32", batch_size=4, interval=3, fraction=0.5
     )
-    phases = Phases(config, split, split, white=255)
+    phases = Phases(config, ImageProblem(config, data.Dataset(split, split, None, 255)))
     start = phases.start_pruning(phases.train_dense(phases.start_dense())).current
     state = phases.prune(phases.train_sparse(start))
     report = sparse_optax.sparsity_report(
@@ -91,8 +92,8 @@ def test_statistics_are_trained_along_and_never_pruned(monkeypatch):
     ):
         assert jnp.all(before != after)
     # What the finished network is judged with are these.
-    count = phases.count_correct(state.variables)
-    logits = phases.network.logits(state.variables, jnp.asarray(IMAGES))
+    count = phases.problem.count_correct(state.variables)
+    logits = phases.problem.network.logits(state.variables, jnp.asarray(IMAGES))
     assert int(count) == int((logits.argmax(-1) == LABELS).sum())
 
 

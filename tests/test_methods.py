@@ -19,6 +19,7 @@ from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
 from experiments.training import masks_at_init, optimizers
 from experiments.training.augmentation import augment
+from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
 TINY = (
@@ -132,15 +133,15 @@ def test_random_scores_are_all_different():
 def test_masks_at_init_are_those_of_the_untrained_network(prune):
     dataset = data.load_digits()
     config = changed(prune=prune, target_sparsity=0.7, batch_size=100, seed=3)
-    phases = Phases(config, dataset.train, dataset.validation, white=16)
+    phases = Phases(config, ImageProblem(config, dataset))
     dense = phases.start_dense()
     dense = dense._replace(params=jax.tree.map(lambda w: w + 1, dense.params))
     state = phases.start_pruning(dense).current
     masks = sparse_optax.get_masks(state.opt_state)
-    start = phases.variables
+    start = phases.problem.variables
     scores = {
         "snip": masks_at_init.snip_scores(
-            phases.network, start, dataset.train, config.batch_size, config.seed
+            phases.problem.network, start, dataset.train, config.batch_size, config.seed
         ),
         "random": masks_at_init.random_scores(start.params, config.seed),
     }[prune]
@@ -268,7 +269,7 @@ def trained(config, phase):
     """Returns params after a round of a phase, on few of the digits."""
     # So that an epoch, and with it the course of a rate, is short.
     split = data.Split(*(x[:300] for x in data.load_digits().train))
-    phases = Phases(config, split, split, white=16)
+    phases = Phases(config, ImageProblem(config, data.Dataset(split, split, None, 16)))
     state = phases.start_dense()
     if phase == "dense":
         return phases.train_dense(state).params
@@ -339,7 +340,7 @@ def test_fine_tuning_begins_with_its_whole_learning_rate():
         **{"finetune_epochs": 2, "epochs": 4, "interval": 1, "batch_size": 1000},
         **{"optimizer": "sgd", "regularizer": "none"},
     )
-    phases = Phases(config, dataset.train, dataset.validation, white=16)
+    phases = Phases(config, ImageProblem(config, dataset))
     assert phases.num_rounds[1:] == (4, 2)
     state = phases.start_pruning(phases.start_dense())
     for _ in range(4):

@@ -17,6 +17,7 @@ from experiments.reporting import figures
 from experiments.running import environment, grid, program, sweep
 from experiments.running.grid import Sweep
 from experiments.tasks.digits import CONFIG
+from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
 TINY = dataclasses.replace(
@@ -47,7 +48,7 @@ def test_one_program_does_what_rounds_one_by_one_do(dataset, prune):
     whole = jax.jit(program.whole_run, static_argnums=(0, 4))(
         config, program.Numbers(*of(config)), *dataset[:2], dataset.white
     )
-    phases = Phases(config, *dataset[:2], dataset.white)
+    phases = Phases(config, ImageProblem(config, dataset))
     dense = phases.start_dense()
     for _ in range(phases.num_rounds.dense):
         dense = phases.train_dense(dense)
@@ -55,7 +56,7 @@ def test_one_program_does_what_rounds_one_by_one_do(dataset, prune):
     for done in sparse_optax.iterative_pruning(
         phases.start_pruning(dense),
         phases.train_sparse,
-        lambda state: phases.accuracy(state.variables),
+        lambda state: phases.problem.metric(state.variables),
         phases.prune,
         bound=phases.bound(dense.variables),
         max_rounds=phases.num_rounds.pruning,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.cost import timed_networks, torch_rivals
 from experiments.cost.timing import ratios, seconds
 from experiments.cost.updates import CHAIN
@@ -124,7 +124,9 @@ def measure_beside_torch(turns: int) -> dict[str, float]:
     return {**ours, **ratios({"theirs": regularized}, theirs(None), turns)}
 
 
-def measure_at_once(config: Config, size: int, num_runs: int, num_turns: int) -> float:
+def measure_at_once(
+    config: ImageConfig, size: int, num_runs: int, num_turns: int
+) -> float:
     """Returns how many times longer runs take one by one than at once, a median.
 
     Every run is one compiled program in both cases, and compilation is left out.

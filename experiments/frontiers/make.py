@@ -21,7 +21,7 @@ import jax
 from rich.console import Console
 
 from experiments import data
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.frontiers import points, report
 from experiments.frontiers.methods import TASKS, Task
 from experiments.frontiers.plan import check_stored, make_method, tuned_elsewhere
@@ -120,7 +120,7 @@ def make_rows(
     """Returns all runs of a method, a row each."""
     rows: list[Row] = []
 
-    def make(stage: str, configs: list[Config]) -> list[Row]:
+    def make(stage: str, configs: list[ImageConfig]) -> list[Row]:
         console.print(f"{method}: {stage}")
         runs = complete(
             configs,

@@ -8,7 +8,7 @@ bounds; those that are told a sparsity, to what accuracy.
 import dataclasses
 from typing import Any, NamedTuple
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.tasks import (
     lenet5_fashion,
     lenet5_mnist,
@@ -56,7 +56,7 @@ class Task(NamedTuple):
       accelerator: whether it takes one.
     """
 
-    config: Config
+    config: ImageConfig
     bounds: tuple[float, ...]
     sparsities: tuple[float, ...]
     errors: tuple[float, ...]

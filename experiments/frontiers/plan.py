@@ -5,14 +5,14 @@ import math
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
-from experiments.config import AT_INIT, Config, ExperimentError
+from experiments.config import AT_INIT, ExperimentError, ImageConfig
 from experiments.frontiers import points
 from experiments.frontiers.methods import METHODS, TASKS, Method, Task
 from experiments.records import Row, replays
 from experiments.running.tuning import at, best_of, surround
 
 # Makes the runs of a stage ("tuning" or "frontier").
-Make = Callable[[str, list[Config]], list[Row]]
+Make = Callable[[str, list[ImageConfig]], list[Row]]
 
 TUNING_SEEDS = 0, 1
 FIRST_SEED = 10  # of those that frontiers are made on
@@ -32,7 +32,7 @@ def make_method(name: str, task: Task, make: Make) -> None:
     make("frontier", each(config, *goals(config, task), seeds))
 
 
-def tune(name: str, config: Config, task: Task, make: Make) -> float:
+def tune(name: str, config: ImageConfig, task: Task, make: Make) -> float:
     """Returns the best value of what is tuned of a method.
 
     It is the one that makes the most prunes at one of the bounds; among those that make
@@ -64,7 +64,7 @@ def tune(name: str, config: Config, task: Task, make: Make) -> float:
     return best
 
 
-def first_values(method: Method, config: Config) -> list[float]:
+def first_values(method: Method, config: ImageConfig) -> list[float]:
     """Returns what is tried first of the number that is tuned."""
     own = getattr(config, method.tuned)
     # Rounded, lest the last bits of a product name another run.
@@ -92,7 +92,7 @@ def tuned_elsewhere(name: str, task: str) -> float:
     return frontiers[name].value
 
 
-def goals(config: Config, task: Task) -> tuple[str, tuple[float, ...]]:
+def goals(config: ImageConfig, task: Task) -> tuple[str, tuple[float, ...]]:
     """Returns the setting by which a method goes along its frontier, and its values."""
     if config.prune == "gated":
         return "bound", task.bounds
@@ -100,8 +100,8 @@ def goals(config: Config, task: Task) -> tuple[str, tuple[float, ...]]:
 
 
 def each(
-    config: Config, name: str, values: Iterable[float], seeds: Iterable[int]
-) -> list[Config]:
+    config: ImageConfig, name: str, values: Iterable[float], seeds: Iterable[int]
+) -> list[ImageConfig]:
     """Returns the runs with each of the values, on every seed."""
     return [
         dataclasses.replace(config, **{name: value, "seed": seed})

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.metrics import metric_of
 from experiments.records import Row
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -111,7 +112,8 @@ def set_title(axes: Axes, title: str) -> None:
 
 
 def draw_accuracy(axes: Axes, rows: list[Row], summary: Row) -> None:
-    """Draws validation accuracy against sparsity, one point a round."""
+    """Draws the validation metric against sparsity, one point a round."""
+    metric = metric_of(summary)
     groups = (
         ("pruned", "o", BLUE, [r for r in rows if r["pruned"]]),
         (
@@ -126,24 +128,28 @@ def draw_accuracy(axes: Axes, rows: list[Row], summary: Row) -> None:
         if group:
             axes.plot(
                 [1 - row["sparsity"] for row in group],
-                [100 * row["metric"] for row in group],
+                [metric.hundredths(row["metric"]) for row in group],
                 marker,
                 color=colour,
                 markerfacecolor="none",
                 markersize=4,
                 label=label,
             )
-    for label, style, accuracy in (
-        ("dense", "--", summary["dense_validation_accuracy"]),
+    for label, style, value in (
+        ("dense", "--", summary[f"dense_validation_{metric.key}"]),
         ("bound", ":", summary["validation_bound"]),
     ):
-        if accuracy:  # nothing has to be met where a schedule prunes
+        if value:  # nothing has to be met where a schedule prunes
             axes.axhline(
-                100 * accuracy, color=GREY, linestyle=style, linewidth=1, label=label
+                metric.hundredths(value),
+                color=GREY,
+                linestyle=style,
+                linewidth=1,
+                label=label,
             )
     axes.plot(
         1 - summary["sparsity"],
-        100 * summary["validation_accuracy"],
+        metric.hundredths(summary[f"validation_{metric.key}"]),
         "*",
         color=VERMILION,
         markeredgecolor=BLACK,
@@ -152,7 +158,7 @@ def draw_accuracy(axes: Axes, rows: list[Row], summary: Row) -> None:
         label="result",
     )
     sparsity_axis(axes, least=min(1 - row["sparsity"] for row in rows))
-    axes.set_ylabel("validation accuracy (%)")
+    axes.set_ylabel(f"validation {metric.axis}")
     axes.figure.legend(
         loc="outside lower center", ncols=6, handletextpad=0.3, columnspacing=1
     )

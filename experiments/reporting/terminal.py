@@ -15,17 +15,21 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from experiments.metrics import Metric, metric_of
 from experiments.records import Row
 
 Show = Callable[[str, float, float], None]
 
 
 @contextlib.contextmanager
-def progress_bar(console: Console, done: int, total: int) -> Iterator[Show]:
+def progress_bar(
+    console: Console, measure: Metric, done: int, total: int
+) -> Iterator[Show]:
     """Shows a bar of all rounds of a run while the context lasts.
 
     Args:
       console: where to.
+      measure: what is measured after every round.
       done: rounds done before.
       total: rounds there are to be.
 
@@ -36,7 +40,8 @@ def progress_bar(console: Console, done: int, total: int) -> Iterator[Show]:
         TextColumn("{task.description:>8}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("sparsity {task.fields[sparsity]}  accuracy {task.fields[metric]}"),
+        TextColumn("sparsity {task.fields[sparsity]}"),
+        TextColumn(f"{measure.name} {{task.fields[metric]}}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -51,7 +56,7 @@ def progress_bar(console: Console, done: int, total: int) -> Iterator[Show]:
                 advance=1,
                 description=phase,
                 sparsity=percent(sparsity),
-                metric=percent(metric),
+                metric=measure.text(metric),
             )
 
         yield show
@@ -93,17 +98,21 @@ def print_sweep(console: Console, groups: dict[str, list[Row]]) -> None:
 
 def print_summary(console: Console, summary: Row) -> None:
     """Prints what a run has come to: dense against sparse, then layer by layer."""
+    metric = metric_of(summary)
     outcome = Table(
         title=f"{summary['network']} on {summary['dataset']}, "
         f"{summary['regularizer']}, seed {summary['seed']}"
     )
     for name in ("", "dense", "sparse"):
         outcome.add_column(name, justify="right" if name else "left")
-    for title, key in (
-        ("test accuracy", "test_accuracy"),
-        ("validation accuracy", "validation_accuracy"),
-    ):
-        outcome.add_row(title, percent(summary[f"dense_{key}"]), percent(summary[key]))
+    for split in ("test", "validation"):
+        outcome.add_row(
+            f"{split} {metric.name}",
+            *(
+                metric.text(summary[f"{prefix}{split}_{metric.key}"])
+                for prefix in ("dense_", "")
+            ),
+        )
     kept, total = summary["kept"], summary["total"]
     outcome.add_row("weights", f"{total:,}", f"{kept:,}")
     outcome.add_row("sparsity", percent(0), percent(summary["sparsity"]))
@@ -133,17 +142,17 @@ def print_summary(console: Console, summary: Row) -> None:
     for text in summary.get("warnings", ()):  # which older runs do not have
         console.print(f"warning: {text}", style="yellow", soft_wrap=True)
     if not summary["sparsity"] and summary.get("prune", "gated") == "gated":
-        bound = percent(summary["validation_bound"])
+        bound = metric.text(summary["validation_bound"])
         console.print(
-            f"No pruned network had a validation accuracy above {bound}: of this one "
-            "nothing is pruned."
+            f"No pruned network had a validation {metric.name} above {bound}: of this "
+            "one nothing is pruned."
         )
 
 
 def print_files(console: Console, summaries: list[Row]) -> None:
     """Prints how large the networks of runs are on disk, dense and sparse."""
     table = Table(title="On disk, in bytes")
-    names = ("run", "accuracy", "weights", "dense", "gzipped", "sparse", "smaller")
+    names = ("run", "test", "weights", "dense", "gzipped", "sparse", "smaller")
     for name in names:
         table.add_column(
             name, justify="left" if name == "run" else "right", overflow="fold"
@@ -152,7 +161,7 @@ def print_files(console: Console, summaries: list[Row]) -> None:
         sizes = run["bytes"]
         table.add_row(
             f"{run['experiment']}-{run['config_id']}-seed{run['seed']}",
-            percent(run["test_accuracy"]),
+            metric_of(run).text(run[f"test_{metric_of(run).key}"]),
             f"{run['kept']:,}",
             *(f"{sizes[kind]:,}" for kind in ("dense", "gzipped", "sparse")),
             f"{sizes['dense'] / sizes['sparse']:.1f}x",

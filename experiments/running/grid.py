@@ -26,8 +26,8 @@ import tyro
 
 from experiments.config import (
     PARTS,
-    Config,
     ExperimentError,
+    ImageConfig,
     Regularizer,
     check,
     flag,
@@ -44,7 +44,7 @@ NUMBERS = "strength", "scale", "fraction"  # of which a sweep has several values
 class Sweep:
     """A grid of runs: every combination of the values given."""
 
-    base: tyro.conf.OmitArgPrefixes[Config]
+    base: tyro.conf.OmitArgPrefixes[ImageConfig]
     """What the runs have in common. Here --out is runs/sweep-EXPERIMENT by default, and
     --checkpoint-every plays no part: a run is stored when it is finished."""
     regularizers: tuple[Regularizer, ...] = ()
@@ -92,7 +92,7 @@ class Sweep:
             if given and not any(plays_part(name, vars(run)) for run in runs):
                 raise ExperimentError(f"{flag(name)} plays no part in any of the runs.")
 
-    def runs(self) -> list[Config]:
+    def runs(self) -> list[ImageConfig]:
         """Returns the configurations of all runs, each once."""
         base = self.base
         numbers = self.numbers.items()

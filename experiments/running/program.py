@@ -10,13 +10,19 @@ import jax.numpy as jnp
 
 import sparse_optax
 from experiments import data
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.data import Split
 from experiments.networks.functional import Variables
 from experiments.records import Row
 from experiments.running.environment import environment
 from experiments.training import loop
+from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
+
+
+def no_test() -> Split:
+    """Stands for the test set, which no part of a program reads."""
+    raise NotImplementedError
 
 
 class Numbers(NamedTuple):
@@ -52,7 +58,7 @@ class Outcome(NamedTuple):
 
 
 def whole_run(
-    config: Config, numbers: Numbers, train: Split, validation: Split, white: int
+    config: ImageConfig, numbers: Numbers, train: Split, validation: Split, white: int
 ) -> Outcome:
     """Makes a whole run, with no return to Python between its rounds: traceable.
 
@@ -64,12 +70,13 @@ def whole_run(
       white: value of a white pixel.
     """
     config = dataclasses.replace(config, **numbers._asdict())
-    phases = Phases(config, train, validation, white)
+    problem = ImageProblem(config, data.Dataset(train, validation, no_test, white))
+    phases = Phases(config, problem)
 
     def rounds_of(state, train_fn, prune, length):
         rounds = sparse_optax.pruning_rounds(
             train_fn,
-            lambda state: phases.accuracy(state.variables),
+            lambda state: problem.metric(state.variables),
             prune,
             bound=bound,
             patience=config.patience if prune else None,
@@ -105,8 +112,8 @@ def whole_run(
         dense=dense.variables,
         best=state.best,
         bound=bound,
-        dense_correct=phases.count_correct(dense.variables),
-        best_correct=phases.count_correct(state.best.variables),
+        dense_correct=problem.count_correct(dense.variables),
+        best_correct=problem.count_correct(state.best.variables),
         pruning=pruning,
         finetuning=finetuning,
     )
@@ -115,7 +122,7 @@ def whole_run(
 # Compiled once for all runs that differ in `Numbers` alone.
 @functools.partial(jax.jit, static_argnames=("config", "white"))
 def runs_at_once(
-    config: Config, numbers: Numbers, train: Split, validation: Split, white: int
+    config: ImageConfig, numbers: Numbers, train: Split, validation: Split, white: int
 ) -> Outcome:
     """Makes R runs, whose `numbers` are `[R]`; so is all that it returns."""
     return jax.vmap(
@@ -123,12 +130,12 @@ def runs_at_once(
     )(numbers)
 
 
-def without_numbers(config: Config) -> Config:
+def without_numbers(config: ImageConfig) -> ImageConfig:
     """Returns what runs that can be made at once have in common."""
     return dataclasses.replace(config, **dict.fromkeys(Numbers._fields, 0))
 
 
-def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Row]:
+def make(configs: list[ImageConfig], dataset: data.Dataset, test: bool) -> list[Row]:
     """Makes runs that differ in `Numbers` alone; returns a summary of each."""
     start, where = time.monotonic(), environment()
     numbers = Numbers(
@@ -162,7 +169,7 @@ def make(configs: list[Config], dataset: data.Dataset, test: bool) -> list[Row]:
     return summaries
 
 
-def summarize(config: Config, outcome: Outcome, num_validation: int) -> Row:
+def summarize(config: ImageConfig, outcome: Outcome, num_validation: int) -> Row:
     """Returns a run as JSON data: settings, outcome and what all rounds came to.
 
     Of a run whose weights are no longer finite, it says that it diverged, and that none
@@ -191,12 +198,12 @@ def summarize(config: Config, outcome: Outcome, num_validation: int) -> Row:
 
 
 def test_accuracies(
-    config: Config, outcomes: Outcome, dataset: data.Dataset
+    config: ImageConfig, outcomes: Outcome, dataset: data.Dataset
 ) -> dict[str, list[float]]:
     """Measures both networks of R runs on the test set, read once for all of them."""
     test = dataset.read_test()
-    phases = Phases(config, dataset.train, dataset.validation, dataset.white)
-    correct = jax.vmap(phases.make_count_correct(test))
+    problem = ImageProblem(config, dataset)
+    correct = jax.vmap(problem.make_count_correct(test))
     return {
         name: [int(count) / len(test.labels) for count in correct(variables)]
         for name, variables in (

@@ -12,15 +12,21 @@ from rich.console import Console
 
 import sparse_optax
 from experiments import data
-from experiments.config import Config, ExperimentError
+from experiments.config import Config, ExperimentError, ImageConfig
 from experiments.records import Row, RunFolder
 from experiments.reporting import figures, terminal
-from experiments.running import export
+from experiments.running import dense_network, export
 from experiments.running.checkpoint import Checkpoints
+from experiments.running.dense_network import DenseNetwork
 from experiments.running.environment import environment
+from experiments.text import corpora
+from experiments.text.settings import TextConfig
 from experiments.training import loop
 from experiments.training.devices import Devices
+from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
+from experiments.training.problem import Problem
+from experiments.training.text_problem import TextProblem
 
 
 def run(config: Config, command: str) -> None:
@@ -45,9 +51,9 @@ def run(config: Config, command: str) -> None:
     devices = Devices.choose(config)
     if config.data_parallel:
         console.print(f"Devices: {devices.number}.")
-    dataset = data.load(config, command)
+    problem = load_problem(config, command)
     try:
-        summary = Run(config, folder, dataset, console).finish()
+        summary = Run(config, folder, problem, console).finish()
     except OSError as error:  # a full disk, say
         raise ExperimentError(
             f"{error}; the same command goes on from the last checkpoint."
@@ -56,6 +62,18 @@ def run(config: Config, command: str) -> None:
     console.print(
         f"Metrics, checkpoints, figures, {export.FILE}: {folder.path}", soft_wrap=True
     )
+
+
+def load_problem(config: Config, command: str) -> Problem:
+    """Returns what a configuration is about, its data read.
+
+    Raises:
+      ExperimentError: they cannot be, or do not fit the settings.
+    """
+    if isinstance(config, TextConfig):
+        return TextProblem(config, corpora.load(config, command))
+    assert isinstance(config, ImageConfig)
+    return ImageProblem(config, data.load(config, command))
 
 
 class Run:
@@ -67,21 +85,21 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, folder: RunFolder, dataset: data.Dataset, console: Console
+        self, config: Config, folder: RunFolder, problem: Problem, console: Console
     ):
         self.config = config
         self.folder = folder
-        self.dataset = dataset
+        self.problem = problem
         self.console = console
         self.started = time.monotonic()
         self.environment = environment()  # now: the code may change while this runs
         self.earlier_commits: list[str | None] = []
-        self.phases = Phases(
-            config, dataset.train, dataset.validation, white=dataset.white
-        )
+        self.phases = Phases(config, problem)
+        self.taken = self.dense_network()
         # Not before the data and the settings have proved to fit each other: a run
         # that could not start must not keep its folder from the next.
         folder.claim(config)
+        problem.save(folder.path)
 
         # Either `dense` or both `dense_variables` and `pruning` are in use at a time.
         self.dense = self.phases.start_dense()
@@ -97,8 +115,12 @@ class Run:
     def finish(self) -> Row:
         """Goes through all that is left to do; writes and returns the summary."""
         self.resume()
+        self.take_dense()
         with terminal.progress_bar(
-            self.console, len(self.folder.rows), sum(self.phases.num_rounds)
+            self.console,
+            self.config.metric,
+            len(self.folder.rows),
+            sum(self.phases.num_rounds),
         ) as show:
             if self.pruning is None:
                 self.train_dense(show)
@@ -109,11 +131,33 @@ class Run:
         self.folder.finish(summary)
         return summary
 
+    def dense_network(self) -> DenseNetwork | None:
+        """Returns what another run has trained, if that is to be taken."""
+        folder, rounds = self.config.dense_from, self.phases.num_rounds.dense
+        if folder is None:
+            return None
+        return dense_network.take(folder, self.config, self.problem, rounds)
+
+    def take_dense(self) -> None:
+        """Starts with what another run has trained, where this one has nothing yet."""
+        if self.taken is None or self.folder.rows:
+            return
+        for row in self.taken.rows:
+            self.folder.append(row)
+        params, statistics = self.problem.devices.replicate(self.taken.variables)
+        step = jnp.asarray(self.taken.rows[-1]["step"], jnp.int32)
+        self.dense = self.dense._replace(
+            params=params, statistics=statistics, step=step
+        )
+        now = self.environment["commit"]
+        self.earlier_commits = [x for x in self.taken.commits if x != now]
+        self.console.print(f"The dense network is that of {self.config.dense_from}.")
+
     def train_dense(self, show: terminal.Show) -> None:
         """Trains the dense network to the end."""
         for index in range(len(self.folder.rows), self.phases.num_rounds.dense):
             self.dense = self.phases.train_dense(self.dense)
-            metric = float(self.phases.accuracy(self.dense.variables))
+            metric = float(self.problem.metric(self.dense.variables))
             self.record(
                 {"phase": "dense", "round": index, "metric": metric},
                 {"sparsity": 0.0, "pruned": False},
@@ -122,6 +166,7 @@ class Run:
             show("dense", 0.0, metric)
             self.save({"dense": self.dense}, "dense", only_if_due=True)
         self.dense_variables = self.dense.variables
+        dense_network.write(self.folder.path, self.dense_variables)
         self.pruning = self.phases.start_pruning(self.dense)
 
     def train_sparse(self, show: terminal.Show) -> None:
@@ -142,7 +187,7 @@ class Run:
         phases = self.phases
         settings: dict[str, Any] = dict(
             train=phases.train_sparse,
-            evaluate=lambda state: phases.accuracy(state.variables),
+            evaluate=lambda state: self.problem.metric(state.variables),
             prune=phases.prune,
             bound=phases.bound(self.dense_variables),
             max_rounds=phases.num_rounds.pruning,
@@ -163,27 +208,15 @@ class Run:
     def test(self) -> Row:
         """Measures both networks on the test set, and sums the run up."""
         best = self.pruning.best
-        phases, test = self.phases, self.dataset.read_test()
-        test_correct = phases.make_count_correct(test)
-
-        def accuracies(variables):
-            return {
-                "test_accuracy": int(test_correct(variables)) / len(test.labels),
-                "validation_accuracy": int(phases.count_correct(variables))
-                / phases.num_validation,
-            }
-
-        dense = accuracies(self.dense_variables)
         return {
             **self.config.to_dict(),
             "config_id": self.config.config_id,
-            **{f"dense_{name}": accuracy for name, accuracy in dense.items()},
-            **accuracies(best.variables),
-            "validation_bound": float(phases.bound(self.dense_variables)),
+            **self.problem.test(self.dense_variables, best.variables),
+            "validation_bound": float(self.phases.bound(self.dense_variables)),
             **loop.sizes(best),
             "bytes": export.write(self.folder.path, best.variables),
             "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),
-            "devices": phases.devices.number,  # of them that `hardware` lists
+            "devices": self.problem.devices.number,  # of them that `hardware` lists
             **self.environment,
             "earlier_commits": self.earlier_commits,
         }
@@ -220,6 +253,11 @@ class Run:
         if self.saved is None:
             return
         notes = self.checkpoints.notes(self.saved)
+        if notes.get("problem") != self.problem.digest:
+            raise ExperimentError(
+                f"{self.folder.path} holds a run on other texts than are there now; "
+                "choose another --out."
+            )
         self.seconds_before = notes["seconds"]
         now, earlier = self.environment["commit"], notes.get("commits", ["unknown"])
         self.earlier_commits = [commit for commit in earlier if commit != now]
@@ -253,6 +291,7 @@ class Run:
                 **{"phase": phase, "seconds": self.seconds()},
                 "commits": [*self.earlier_commits, self.environment["commit"]],
                 "metrics": self.folder.digest(count),
+                "problem": self.problem.digest,
             }
             self.checkpoints.save(count, tree, notes)
             self.saved = count

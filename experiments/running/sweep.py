@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments import data
-from experiments.config import Config, ExperimentError
+from experiments.config import ExperimentError, ImageConfig
 from experiments.records import Row, differences, read_json, write_json
 from experiments.reporting import figures, terminal
 from experiments.running.grid import Sweep, by_settings
@@ -22,12 +22,12 @@ class Diverged(ExperimentError):
     """Weights of a run are no longer finite."""
 
 
-def batches(configs: list[Config], size: int) -> Iterator[list[Config]]:
+def batches(configs: list[ImageConfig], size: int) -> Iterator[list[ImageConfig]]:
     """Divides runs into those that one program makes at once, evenly.
 
     Ten runs, eight at the most, are five and five: one program to compile, not two.
     """
-    groups: dict[Config, list[Config]] = defaultdict(list)
+    groups: dict[ImageConfig, list[ImageConfig]] = defaultdict(list)
     for config in configs:
         groups[without_numbers(config)].append(config)
     for group in groups.values():
@@ -38,7 +38,7 @@ def batches(configs: list[Config], size: int) -> Iterator[list[Config]]:
 
 
 def complete(
-    configs: list[Config],
+    configs: list[ImageConfig],
     folder: Path,
     load: Callable[[], data.Dataset],
     console: Console,
@@ -61,10 +61,10 @@ def complete(
       ExperimentError: the folder or the data set cannot be used.
     """
 
-    def path(config: Config) -> Path:
+    def path(config: ImageConfig) -> Path:
         return folder / f"{config.config_id}-seed{config.seed}.json"
 
-    def there(config: Config) -> bool:
+    def there(config: ImageConfig) -> bool:
         found = read_json(path(config))
         if found is None or (test and "test_accuracy" not in found):
             return False

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.records import Row
 
 Setting = tuple[float, ...]  # the values of what is tuned
@@ -22,8 +22,8 @@ def surround(
     best: Setting,
     tried: list[Setting],
     runs: list[Row],
-    config: Config,
-    make: Callable[[list[Config]], list[Row]],
+    config: ImageConfig,
+    make: Callable[[list[ImageConfig]], list[Row]],
     seeds: Iterable[int],
     names: Sequence[str] = NAMES,
     size: Callable[[Row], float] = log_kept,
@@ -75,7 +75,7 @@ def neighbours(best: Setting, tried: list[Setting]) -> list[Setting]:
     return [setting for setting in itertools.product(*choices) if setting != best]
 
 
-def is_possible(setting: Setting, config: Config, names: Sequence[str]) -> bool:
+def is_possible(setting: Setting, config: ImageConfig, names: Sequence[str]) -> bool:
     """Whether a scale that is a share of the weights is less than all of them."""
     values = dict(zip(names, setting, strict=True))
     return config.form.unit != "quantile" or values.get("scale", config.scale) < 1
@@ -83,10 +83,10 @@ def is_possible(setting: Setting, config: Config, names: Sequence[str]) -> bool:
 
 def at(
     settings: list[Setting],
-    config: Config,
+    config: ImageConfig,
     seeds: Iterable[int],
     names: Sequence[str] = NAMES,
-) -> list[Config]:
+) -> list[ImageConfig]:
     """Returns the runs at every one of the settings, on every seed."""
     return [
         dataclasses.replace(config, **dict(zip(names, setting, strict=True)), seed=seed)

@@ -19,7 +19,7 @@ import jax
 from rich.console import Console
 
 from experiments import data
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.records import Row, write_whole
 from experiments.running.sweep import Diverged, check_finite, complete
 from experiments.study import report
@@ -76,7 +76,7 @@ def make_task(name: str, settings: Study, command: str, console: Console) -> lis
     load = functools.cache(lambda: data.load(config, command))
     rows = []
 
-    def make(stage: str, trial: str, configs: list[Config]) -> list[Row]:
+    def make(stage: str, trial: str, configs: list[ImageConfig]) -> list[Row]:
         console.print(f"{trial}: {stage}")
         runs = complete(
             configs,

@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import get_args
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.forms import Control
 from experiments.records import Row, replays
 from experiments.running.tuning import Setting, at, best_of, surround
 from experiments.study.trials import FIRST_SEED, ROUNDS, TASKS, TRIALS
 
 # Makes the runs of a stage ("tuning" or "comparison") of a trial.
-Make = Callable[[str, str, list[Config]], list[Row]]
+Make = Callable[[str, str, list[ImageConfig]], list[Row]]
 
 
-def make_trial(name: str, config: Config, num_seeds: int, make: Make) -> None:
+def make_trial(name: str, config: ImageConfig, num_seeds: int, make: Make) -> None:
     """Tunes a trial, if there is anything to tune, and makes it at its best setting."""
     config = dataclasses.replace(config, **TRIALS[name].changes)
     best = tune(name, config, make)
@@ -32,7 +32,7 @@ def make_trial(name: str, config: Config, num_seeds: int, make: Make) -> None:
     )
 
 
-def tune(name: str, config: Config, make: Make) -> Setting:
+def tune(name: str, config: ImageConfig, make: Make) -> Setting:
     """Returns the best setting of a trial."""
     trial = TRIALS[name]
     best = tried = [

@@ -8,7 +8,7 @@ and as many more as it takes to have the best strength and scale inside of those
 import dataclasses
 from typing import Any, NamedTuple
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 from experiments.forms import Form
 from experiments.tasks import digits
 
@@ -27,7 +27,7 @@ class Task(NamedTuple):
     """What is trained and pruned, and the trials made of it."""
 
     title: str
-    config: Config
+    config: ImageConfig
     trials: tuple[str, ...]
     num_seeds: int = 9
     # How many runs are trained at once. On wider matrices than those of the digits the
@@ -132,7 +132,7 @@ DIGITS = dataclasses.replace(
     learning_rate=1e-3,
     finetune_epochs=0,
 )
-MNIST = Config(
+MNIST = ImageConfig(
     experiment="lenet300-mnist",
     dataset="mnist",
     network="lenet300",
@@ -145,7 +145,7 @@ MNIST = Config(
     schedule="cosine",
 )
 # Fewer images and shorter runs than the paper's, for there are a hundred to make.
-FASHION = Config(
+FASHION = ImageConfig(
     experiment="lenet5-fashion",
     dataset="fashion_mnist",
     network="lenet5",

@@ -10,9 +10,9 @@ The bound was chosen by five-fold cross-validation outside of the test set, afte
 with another had been tested; the other settings on another split of the same images.
 """
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 
-CONFIG = Config(
+CONFIG = ImageConfig(
     experiment="digits",
     dataset="digits",
     network="lenet300",

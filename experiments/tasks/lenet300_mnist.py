@@ -9,9 +9,9 @@ Training images are moved by up to a pixel. Small prunes, and a fine-tuning at t
 settings chosen on the validation split.
 """
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 
-CONFIG = Config(
+CONFIG = ImageConfig(
     experiment="lenet300-mnist",
     dataset="mnist",
     network="lenet300",

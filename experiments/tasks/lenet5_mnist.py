@@ -22,9 +22,9 @@ python -m experiments lenet5-mnist --shift 0 --strength 1e-3 \
     --finetune-learning-rate 3e-4 --finetune-schedule constant --data-dir DATA
 """
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 
-CONFIG = Config(
+CONFIG = ImageConfig(
     experiment="lenet5-mnist",
     dataset="mnist",
     network="lenet5",

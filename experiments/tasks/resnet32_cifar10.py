@@ -16,9 +16,9 @@ python -m experiments resnet32-cifar10 --num-train 5000 --batch-size 32 \
     --fraction 0.13 --finetune-epochs 5 --data-dir DATA
 """
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 
-CONFIG = Config(
+CONFIG = ImageConfig(
     experiment="resnet32-cifar10",
     dataset="cifar10",
     network="resnet32",

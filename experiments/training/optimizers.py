@@ -19,9 +19,9 @@ def dense_optimizer(
     """Returns a plain optimizer, its learning rate falling to zero over `num_steps`."""
     return optax.chain(
         optax.add_decayed_weights(2 * config.dense_strength),
-        preconditioner(config.dense_optimizer),
+        preconditioner(config, config.dense_optimizer),
         optax.scale_by_learning_rate(
-            course(config.dense_learning_rate, "cosine", num_steps)
+            course(config.dense_learning_rate, "cosine", num_steps, config.warmup_steps)
         ),
     )
 
@@ -54,14 +54,24 @@ def finetuning_optimizer(
     )
 
 
-def preconditioner(name: str) -> optax.GradientTransformationExtraArgs:
+def preconditioner(config: Config, name: str) -> optax.GradientTransformationExtraArgs:
     """Returns Adam or momentum, without a learning rate."""
-    link = optax.scale_by_adam() if name == "adam" else optax.trace(0.9)
+    adam = optax.scale_by_adam(config.b1, config.b2)
+    link = adam if name == "adam" else optax.trace(0.9)
     return optax.with_extra_args_support(link)
 
 
-def course(learning_rate: float, schedule: str, num_steps: int) -> optax.Schedule:
-    """Returns a learning rate that is constant, or falls to zero along a cosine."""
+def course(
+    learning_rate: float, schedule: str, num_steps: int, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Returns a learning rate that is constant, or falls to zero along a cosine.
+
+    Before it falls, it may rise from zero along a line.
+    """
+    if warmup_steps:
+        return optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1)
+        )
     if schedule == "cosine":
         return optax.cosine_decay_schedule(learning_rate, max(num_steps, 1))
     return optax.constant_schedule(learning_rate)
@@ -74,7 +84,7 @@ def method(
     num_pruning_steps: int,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns penalty, optimizer and prune in the order that the method needs."""
-    optimizer = preconditioner(config.optimizer)
+    optimizer = preconditioner(config, config.optimizer)
     links = [regularizer, optimizer, optax.scale_by_learning_rate(learning_rate)]
     if config.decoupled:
         links = [optimizer, regularizer, links[2]]

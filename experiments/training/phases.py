@@ -1,11 +1,11 @@
 """The phases of a run: what is trained, and how, in each of them.
 
 A run is dense training, iterative pruning and fine-tuning. `Phases` has the parts of
-all three, and leaves it to others to drive them: `running.run` round by round from
-Python, with checkpoints between; `running.program` as one compiled program.
+all three, for whatever problem, and leaves it to others to drive them: `running.run`
+round by round from Python, with checkpoints between; `running.program` as one compiled
+program.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +13,11 @@ import jax.numpy as jnp
 
 import sparse_optax
 from experiments import forms
-from experiments.config import AT_INIT, Config, ExperimentError
-from experiments.data import Split
-from experiments.networks import NETWORKS
-from experiments.networks.functional import Variables, init_network
+from experiments.config import AT_INIT, Config
+from experiments.networks.functional import Variables
 from experiments.training import loop, optimizers
-from experiments.training.devices import Devices
-from experiments.training.masks_at_init import random_scores, snip_scores
+from experiments.training.masks_at_init import random_scores
+from experiments.training.problem import Problem
 
 
 class NumRounds(NamedTuple):
@@ -33,36 +31,18 @@ class NumRounds(NamedTuple):
 class Phases:
     """The parts of the run that a configuration describes.
 
-    Its states lie on the devices that the run is to use. The data, the seed and the
-    strength, scale, fraction, bound and target sparsity may be traced.
-
-    Raises:
-      ExperimentError: the batch is larger than the training set, or cannot be divided
-        among the devices.
+    Its states lie on the devices that the run is to use. The seed and the strength,
+    scale, fraction, bound and target sparsity may be traced.
     """
 
-    def __init__(self, config: Config, train: Split, validation: Split, white: int):
-        num_train = len(train.labels)
-        if config.batch_size > num_train:
-            raise ExperimentError(
-                f"--batch-size must be {num_train} or less, the size of the training "
-                f"set; got {config.batch_size}."
-            )
-        self.devices = Devices.choose(config)
+    def __init__(self, config: Config, problem: Problem):
         self.config = config
-        self.train = train
-        self.network, self.variables = init_network(
-            NETWORKS[config.network],
-            train.images.shape[1:],
-            white,
-            config.seed,
-            jnp.bfloat16 if config.bfloat16 else jnp.float32,
-        )
-        steps_per_epoch = num_train // config.batch_size
+        self.problem = problem
+        updates = problem.updates_per_epoch
         # At least one round of any epochs at all.
         self.num_rounds = NumRounds(
             *(
-                max(epochs * steps_per_epoch // config.interval, min(epochs, 1))
+                max(epochs * updates // config.interval, min(epochs, 1))
                 for epochs in (
                     config.dense_epochs,
                     config.epochs,
@@ -70,48 +50,31 @@ class Phases:
                 )
             )
         )
-        self.dense_optimizer = optimizers.dense_optimizer(
-            config, self.num_rounds.dense * config.interval
+        dense, pruning, finetuning = (
+            rounds * config.interval for rounds in self.num_rounds
         )
-        self.pruning_optimizer = optimizers.pruning_optimizer(
-            config, self.num_rounds.pruning * config.interval, steps_per_epoch
+        self.dense_optimizer = problem.adapt(
+            optimizers.dense_optimizer(config, num_steps=dense)
         )
-
+        self.pruning_optimizer = problem.adapt(
+            optimizers.pruning_optimizer(config, pruning, updates)
+        )
+        finetuning_optimizer = optimizers.finetuning_optimizer(
+            config, num_steps=finetuning, num_pruning_steps=pruning
+        )
         per_example = config.form.measure == "per-example"
-
-        def make_train(optimizer, per_example):
-            return loop.make_train(
-                self.network,
-                optimizer,
-                train,
-                batch_size=config.batch_size,
-                num_steps=config.interval,
-                seed=config.seed,
-                scale=config.scale,
-                per_example=per_example,
-                shift=config.shift,
-                mirror=config.mirror,
-                devices=self.devices,
-            )
-
+        make_train = problem.make_train
         self.train_dense = make_train(self.dense_optimizer, per_example=False)
-        self.train_sparse = make_train(self.pruning_optimizer, per_example)
+        self.train_sparse = make_train(self.pruning_optimizer, per_example=per_example)
         self.finetune = make_train(
-            optimizers.finetuning_optimizer(
-                config,
-                num_steps=self.num_rounds.finetuning * config.interval,
-                num_pruning_steps=self.num_rounds.pruning * config.interval,
-            ),
-            per_example,
+            problem.adapt(finetuning_optimizer), per_example=per_example
         )
-        self.count_correct = self.make_count_correct(validation)
-        self.num_validation = len(validation.labels)
 
     def start_dense(self) -> loop.TrainState:
         """Returns the state before the first update."""
-        return self.devices.replicate(
+        return self.problem.devices.replicate(
             loop.init_state(
-                self.variables, self.dense_optimizer, jnp.zeros([], jnp.int32)
+                self.problem.variables, self.dense_optimizer, jnp.zeros([], jnp.int32)
             )
         )
 
@@ -121,17 +84,17 @@ class Phases:
         """Returns the state before the first round of the iterative algorithm."""
         config, variables = self.config, dense.variables
         if config.prune in AT_INIT:  # not what dense training has made
-            variables = self.variables
+            variables = self.problem.variables
         state = loop.init_state(variables, self.pruning_optimizer, dense.step)
         if config.prune == "snip":
-            scores = snip_scores(
-                self.network, variables, self.train, config.batch_size, config.seed
-            )
+            scores = self.problem.saliency(variables)
             state = self.drop(state, scores, config.target_sparsity)
         elif config.prune == "random":
             scores = random_scores(variables.params, config.seed)
             state = self.drop(state, scores, config.target_sparsity)
-        return self.devices.replicate(sparse_optax.IterativePruningState.start(state))
+        return self.problem.devices.replicate(
+            sparse_optax.IterativePruningState.start(state)
+        )
 
     def start_finetuning(
         self, state: sparse_optax.IterativePruningState
@@ -141,16 +104,8 @@ class Phases:
         opt_state = optimizers.restart_schedule(state.current.opt_state)
         return state._replace(current=state.current._replace(opt_state=opt_state))
 
-    def make_count_correct(self, data: Split) -> Callable[[Any], jax.Array]:
-        """Returns the function from variables to how many of `data` they get right."""
-        return loop.make_count_correct(self.network, data, self.devices)
-
-    def accuracy(self, variables: Variables) -> jax.Array:
-        """Returns the validation accuracy, a float32."""
-        return self.count_correct(variables) / self.num_validation
-
     def bound(self, dense: Variables) -> jax.Array:
-        """Returns the validation accuracy above which a network may be the result.
+        """Returns the validation metric above which a network may be the result.
 
         And above which it is pruned, if that is what prunes.
         """
@@ -158,7 +113,7 @@ class Phases:
         if self.config.prune != "gated":
             return jnp.zeros_like(bound)
         if self.config.relative_bound:
-            return self.accuracy(dense) - bound
+            return self.problem.metric(dense) - bound
         return bound
 
     def prune(self, state: loop.TrainState) -> loop.TrainState:

@@ -1,0 +1,130 @@
+"""The encoder-decoder in functional form: what it loses, and what it writes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.networks import decoding
+from experiments.networks.decoding import Ends
+from experiments.networks.encoder_decoder import EncoderDecoder, Shape
+
+PADDING = 0  # the token behind the end of a sequence, in either vocabulary
+
+
+class Batch(NamedTuple):
+    """Sequences of tokens, `[B, S]` and `[B, T]`, padded; targets have both ends."""
+
+    source: jax.Array
+    target: jax.Array
+
+
+class Seq2Seq(NamedTuple):
+    """An encoder-decoder without its arrays.
+
+    Attributes:
+      structure: what flax makes it from, with params.
+      ends: first and last token of a target.
+      label_smoothing: of the loss.
+      dtype: what it computes in. Params and gradients are float32.
+    """
+
+    structure: Any
+    ends: Ends
+    label_smoothing: float
+    dtype: Any = jnp.float32
+
+    def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """Returns the mean over the tokens of a batch of the smoothed cross-entropy.
+
+        With z the logits, y the token that follows, and s the label smoothing,
+
+            log sum_v exp(z_v) - (1 - s) z_y - s mean_v z_v.
+
+        Args:
+          params: of the network.
+          batch: what is to be learnt.
+          key: that of the dropout, or None for none.
+        """
+        network = self._network(params)
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        mask = source_mask(batch.source)
+        read = network.encode(batch.source, mask, rngs)
+        logits = network.decode(batch.target[:, :-1], read, mask, rngs)
+        logits = logits.astype(jnp.float32)
+        labels = batch.target[:, 1:]
+        right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        losses = (
+            jax.nn.logsumexp(logits, axis=-1)
+            - (1 - self.label_smoothing) * right
+            - self.label_smoothing * logits.mean(axis=-1)
+        )
+        there = labels != PADDING
+        # A batch that is filled up may have no tokens at all on some device, not here.
+        return jnp.where(there, losses, 0.0).sum() / there.sum()
+
+    def greedy(self, params: Any, source: jax.Array, length: int) -> jax.Array:
+        """Returns the likeliest tokens `[B, T]`, one by one, for `source`, `[B, S]`."""
+        network = self._network(params)
+        mask = source_mask(source)
+        read = network.encode(source, mask)
+
+        def step(tokens, index, cache):
+            return network.step(tokens, index, cache, read, mask)
+
+        cache = network.empty_cache(read, length)
+        return decoding.greedy(step, cache, len(source), length, self.ends)
+
+    def beam_search(
+        self,
+        params: Any,
+        source: jax.Array,
+        length: int,
+        *,
+        beam: int,
+        length_penalty: float,
+    ) -> jax.Array:
+        """Returns the tokens `[B, T]` that beam search finds for `source`, `[B, S]`."""
+        network = self._network(params)
+        # Each beginning is a row of a batch of its own.
+        mask, read = jax.tree.map(
+            lambda x: jnp.repeat(x, beam, axis=0),
+            (mask := source_mask(source), network.encode(source, mask)),
+        )
+
+        def step(tokens, index, cache):
+            return network.step(tokens, index, cache, read, mask)
+
+        return decoding.beam_search(
+            step,
+            network.empty_cache(read, length),
+            len(source),
+            length,
+            self.ends,
+            beam=beam,
+            length_penalty=length_penalty,
+        )[0]
+
+    def _network(self, params: Any) -> EncoderDecoder:
+        params = jax.tree.map(lambda w: w.astype(self.dtype), params)
+        return nnx.merge(self.structure, params)
+
+
+def source_mask(source: jax.Array) -> jax.Array:
+    """Returns where `source`, `[B, S]`, can be attended to: `[B, 1, 1, S]`."""
+    return (source != PADDING)[:, None, None]
+
+
+def init_seq2seq(
+    shape: Shape,
+    ends: Ends,
+    label_smoothing: float,
+    seed: int | jax.Array,
+    dtype: Any = jnp.float32,
+) -> tuple[Seq2Seq, Any]:
+    """Returns a network and its initial params, a dict."""
+    module = EncoderDecoder(shape, nnx.Rngs(jax.random.key(seed)))
+    structure, params = nnx.split(module, nnx.Param)
+    params = nnx.to_pure_dict(params)
+    return Seq2Seq(structure, ends, label_smoothing, dtype), params

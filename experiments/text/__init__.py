@@ -1,0 +1,1 @@
+"""Text as the experiments use it: corpora, tokenizers, batches and scores."""

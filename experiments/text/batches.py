@@ -1,0 +1,121 @@
+"""Batches of few shapes, each compiled for once: sequences of like length together.
+
+A pair belongs to the smallest of the lengths 8, 12, 16, 24, 32, 48, 64, 96, ... that
+neither of its sequences exceeds, and the pairs of one length have the shape of the
+longest sources and targets among them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.networks.seq2seq import PADDING, Batch
+
+LENGTHS = np.array([[8 << k, 12 << k] for k in range(16)]).reshape(-1)
+
+
+class Sequences(NamedTuple):
+    """Many sequences in one array, int32: number i lies between two of the bounds."""
+
+    tokens: np.ndarray
+    bounds: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray]) -> "Sequences":
+        """Returns the sequences in one array."""
+        lengths = [len(row) for row in rows]
+        tokens = np.concatenate([np.zeros(0, np.int32), *rows])
+        return cls(tokens, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many tokens each of them has."""
+        return np.diff(self.bounds)
+
+    def padded(self, index: np.ndarray, length: int) -> np.ndarray:
+        """Returns some of them as `[B, length]`, padded at the end."""
+        places = self.bounds[index][:, None] + np.arange(length)
+        there = places < self.bounds[index + 1][:, None]
+        return np.where(there, self.tokens[np.where(there, places, 0)], PADDING)
+
+
+class Batches:
+    """The batches of every epoch, in an order of its own.
+
+    Args:
+      sources: what is read.
+      targets: what is written, with both ends.
+      batch_size: pairs a batch. As many as do not make a whole one are left out, at
+        random in every epoch.
+      seed: determines the order.
+
+    Attributes:
+      shapes: those of sources and targets in all batches, one for each length.
+      per_epoch: how many batches make an epoch.
+    """
+
+    def __init__(
+        self, sources: Sequences, targets: Sequences, batch_size: int, seed: int
+    ):
+        self._sides = sources, targets
+        self._batch_size = batch_size
+        self._seed = seed
+        longest = np.maximum(sources.lengths, targets.lengths)
+        self._lengths = np.searchsorted(LENGTHS, longest)
+        used, self._lengths = np.unique(self._lengths, return_inverse=True)
+        self.shapes = [
+            tuple(
+                int(side.lengths[self._lengths == number].max()) for side in self._sides
+            )
+            for number in range(len(used))
+        ]
+        self.per_epoch = len(longest) // batch_size
+        self._epoch, self._order = -1, np.zeros(0, int)
+
+    def at(self, step: int) -> Batch:
+        """Returns the batch of an update, counted from the first of the run."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._batch(self._order[place])
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """Returns which pairs are in each batch of an epoch, `[N, batch_size]`."""
+        rng = np.random.default_rng([self._seed, epoch])
+        chosen = rng.permutation(len(self._lengths))
+        chosen = chosen[: self.per_epoch * self._batch_size]
+        chosen = chosen[np.argsort(self._lengths[chosen], kind="stable")]
+        return rng.permutation(chosen.reshape(-1, self._batch_size))
+
+    def _batch(self, index: np.ndarray) -> Batch:
+        # The longest of a batch, which may hold some of two lengths.
+        shapes = [self.shapes[number] for number in np.unique(self._lengths[index])]
+        return Batch(
+            *(
+                jnp.asarray(side.padded(index, max(lengths)))
+                for side, lengths in zip(
+                    self._sides, zip(*shapes, strict=True), strict=True
+                )
+            )
+        )
+
+
+def reading_batches(
+    sources: Sequences, batch_size: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns all sources once, shortest first, to be read and not learnt from.
+
+    Returns:
+      Which ones are in each batch, `[B]`, and their tokens, `[B, S]`, of a few lengths
+      S. The last batch is filled up with its last source.
+    """
+    order = np.argsort(sources.lengths, kind="stable")
+    order = np.pad(order, (0, -len(order) % batch_size), mode="edge")
+    longest = int(sources.lengths.max())
+    batches = []
+    for index in order.reshape(-1, batch_size):
+        length = int(LENGTHS[np.searchsorted(LENGTHS, sources.lengths[index].max())])
+        batches.append((index, sources.padded(index, min(length, longest))))
+    return batches

@@ -1,0 +1,111 @@
+"""Training on text: an update a call, because batches differ in shape.
+
+Gradients are compiled for each shape, once for all phases of a run; the update that is
+made with them once for each phase.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.networks.seq2seq import Batch, Seq2Seq
+from experiments.text.batches import Batches
+from experiments.training.devices import Devices
+from experiments.training.loop import Progress, TrainState, relevant_shares
+
+DROPOUT = 2**28  # folded into the seed, which has other uses
+
+Gradients = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]]
+
+
+def make_gradients(network: Seq2Seq, seed: int, devices: Devices) -> Gradients:
+    """Returns the function from params, a batch and its number to loss and gradients.
+
+    Dropout depends on the seed and the number of the batch alone.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), DROPOUT)
+
+    @jax.jit
+    def gradients(params, batch, step):
+        batch = devices.split(batch)
+        return jax.value_and_grad(network.loss)(
+            params, batch, jax.random.fold_in(key, step)
+        )
+
+    return gradients
+
+
+def make_train(
+    gradients: Gradients,
+    optimizer: optax.GradientTransformationExtraArgs,
+    batches: Batches,
+    *,
+    num_steps: int,
+    scale: float,
+) -> Callable[[TrainState], TrainState]:
+    """Returns the function that trains on `num_steps` batches.
+
+    Args:
+      gradients: of the loss of a batch.
+      optimizer: what is called for every batch.
+      batches: all there are; the state's step says which is next.
+      num_steps: batches a call.
+      scale: relevance is reported for this scale.
+    """
+
+    # The old arrays make room for the new, or all would be there twice.
+    @jax.jit(donate_argnums=(1, 2))
+    def update(grads, opt_state, params):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    @jax.jit
+    def progress(losses, params, grads):
+        return Progress(losses.mean(), *relevant_shares(params, grads, scale))
+
+    def train(state: TrainState) -> TrainState:
+        first, losses = int(state.step), []
+        # The state that was given is to stay.
+        params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
+        for step in range(first, first + num_steps):
+            loss, grads = gradients(params, batches.at(step), jnp.int32(step))
+            params, opt_state = update(grads, opt_state, params)
+            losses.append(loss)
+        step = first + num_steps
+        _, grads = gradients(params, batches.at(step), jnp.int32(step))
+        return state._replace(
+            params=params,
+            opt_state=opt_state,
+            step=state.step + num_steps,
+            progress=progress(jnp.stack(losses), params, grads),
+        )
+
+    return train
+
+
+def accumulated(
+    optimizer: optax.GradientTransformationExtraArgs, num_batches: int
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer that makes an update of the mean gradient of some batches.
+
+    It is told the sizes of that gradient, too, as `abs_grads`.
+    """
+
+    def update_fn(updates, state, params=None, **extra_args):
+        return optimizer.update(
+            updates,
+            state,
+            params,
+            abs_grads=jax.tree.map(jnp.abs, updates),
+            **extra_args,
+        )
+
+    told = optax.GradientTransformationExtraArgs(optimizer.init, update_fn)
+    if num_batches == 1:
+        return told
+    return optax.with_extra_args_support(
+        optax.MultiSteps(told, num_batches).gradient_transformation()
+    )

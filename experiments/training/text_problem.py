@@ -1,0 +1,232 @@
+"""Texts to be written from others: translations, or answers."""
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.config import ExperimentError
+from experiments.networks.encoder_decoder import Shape
+from experiments.networks.functional import Variables
+from experiments.networks.seq2seq import init_seq2seq
+from experiments.records import Row
+from experiments.text.batches import Batches, Sequences, reading_batches
+from experiments.text.corpus import Corpus, Pairs
+from experiments.text.scores import Score, score
+from experiments.text.settings import TextConfig
+from experiments.text.tokenizer import ENDS, Tokenizer, learn
+from experiments.training import text_loop
+from experiments.training.devices import Devices
+from experiments.training.problem import Train
+
+SHOWN = 20  # texts of the test set that are shown beside each other
+
+
+class Vocabularies(NamedTuple):
+    """The encodings of both sides, which may be one."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    @classmethod
+    def learn(cls, config: TextConfig, corpus: Corpus) -> "Vocabularies":
+        """Learns them from the training texts."""
+        sources, targets = corpus.train
+        size, tags = config.vocabulary_size, corpus.tags
+        if config.joint_vocabulary:
+            return cls(*[learn([*sources, *targets], size, tags)] * 2)
+        return cls(learn(sources, size, tags), learn(targets, size, tags))
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files to keep of them, by name."""
+        if self.source is self.target:
+            return {"vocabulary.model": self.source.model}
+        return {
+            "source-vocabulary.model": self.source.model,
+            "target-vocabulary.model": self.target.model,
+        }
+
+
+class TextProblem:
+    """The network of a configuration, to learn a corpus.
+
+    Raises:
+      ExperimentError: the vocabulary does not suit the corpus, too few pairs are short
+        enough for a batch, or that cannot be divided among the devices.
+    """
+
+    def __init__(self, config: TextConfig, corpus: Corpus):
+        self.config = config
+        self.corpus = corpus = corpus.reduced(config.num_train)
+        self.devices = Devices.choose(config)
+        self.vocabularies = Vocabularies.learn(config, corpus)
+        sources, targets = self.training_pairs()
+        if config.batch_size * config.accumulation > len(sources):
+            raise ExperimentError(
+                f"--batch-size must be {len(sources) // config.accumulation} or less, "
+                f"for there are {len(sources)} training pairs that are not too long; "
+                f"got {config.batch_size}."
+            )
+        sides = Sequences.of(sources), Sequences.of(targets)
+        self.batches = Batches(*sides, config.batch_size, config.seed)
+        self.digest: str | None = digest(self.vocabularies, [*sides[0], *sides[1]])
+        self.updates_per_epoch = self.batches.per_epoch // config.accumulation
+        self.network, params = init_seq2seq(
+            self.shape(),
+            ENDS,
+            config.label_smoothing,
+            config.seed,
+            jnp.bfloat16 if config.bfloat16 else jnp.float32,
+        )
+        self.variables = Variables(params, {})
+        self._gradients = text_loop.make_gradients(
+            self.network, config.seed, self.devices
+        )
+
+    def shape(self) -> Shape:
+        """Returns the sizes of the network."""
+        config = self.config
+        return Shape(
+            source_vocabulary=self.vocabularies.source.size,
+            target_vocabulary=self.vocabularies.target.size,
+            shared=config.joint_vocabulary,
+            layers=config.layers,
+            features=config.features,
+            hidden=config.hidden,
+            heads=config.heads,
+            source_positions=config.max_source,
+            target_positions=config.max_target,
+            dropout=config.dropout,
+        )
+
+    def training_pairs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Returns the tokens of the training pairs, the targets' with both ends."""
+        sources = self.vocabularies.source.encode(self.corpus.train.sources)
+        targets = self.vocabularies.target.encode(self.corpus.train.targets)
+        longest = self.config.max_source
+        if self.corpus.keeps_end:
+            sources = [source[-longest:] for source in sources]
+        pairs = [
+            (
+                source,
+                np.concatenate([[ENDS.first], target, [ENDS.last]], dtype=np.int32),
+            )
+            for source, target in zip(sources, targets, strict=True)
+            if 0 < len(source) <= longest and len(target) < self.config.max_target
+        ]
+        return [source for source, _ in pairs], [target for _, target in pairs]
+
+    def adapt(
+        self, optimizer: optax.GradientTransformationExtraArgs
+    ) -> optax.GradientTransformationExtraArgs:
+        """Returns an optimizer that is called for every batch."""
+        return text_loop.accumulated(optimizer, self.config.accumulation)
+
+    def make_train(
+        self, optimizer: optax.GradientTransformationExtraArgs, *, per_example: bool
+    ) -> Train:
+        """Returns the function that makes the updates of a round, batch by batch."""
+        assert not per_example  # which the settings do not allow
+        return text_loop.make_train(
+            self._gradients,
+            optimizer,
+            self.batches,
+            num_steps=self.config.interval * self.config.accumulation,
+            scale=self.config.scale,
+        )
+
+    def saliency(self, variables: Variables) -> Any:
+        """Raises `ExperimentError`."""
+        raise ExperimentError("--prune snip is for images only.")
+
+    def metric(self, variables: Variables) -> float:
+        """Returns the validation metric."""
+        beam = self.config.validation_beam
+        return self.measure(variables, self.corpus.validation, beam)[0].value
+
+    def measure(
+        self, variables: Variables, pairs: Pairs, beam: int
+    ) -> tuple[Score, list[str]]:
+        """Returns how good what a network writes is, and what that is."""
+        written = self.write(variables, pairs.sources, beam)
+        return score(self.config.metric, written, pairs.targets), written
+
+    def write(self, variables: Variables, texts: list[str], beam: int) -> list[str]:
+        """Returns what a network writes of texts.
+
+        Of those that are too long it reads the beginning, or of dialogues the end.
+        """
+        longest = self.config.max_source
+        kept = slice(-longest, None) if self.corpus.keeps_end else slice(longest)
+        encoded = [row[kept] for row in self.vocabularies.source.encode(texts)]
+        sources = Sequences.of(encoded)
+        rows = np.zeros((len(texts), self.config.max_target), np.int32)
+        for index, batch in reading_batches(sources, self.config.batch_size):
+            rows[index] = self._written(variables.params, batch, beam)
+        return self.vocabularies.target.decode(rows)
+
+    @functools.cached_property
+    def _written(self):
+        """The compiled function from params, sources and a beam to what is written."""
+        network, config = self.network, self.config
+
+        def written(params, source, beam):
+            source = self.devices.split(source)
+            if beam == 1:
+                return network.greedy(params, source, config.max_target)
+            return network.beam_search(
+                *(params, source, config.max_target),
+                beam=beam,
+                length_penalty=config.length_penalty,
+            )
+
+        return jax.jit(written, static_argnames="beam")
+
+    def save(self, folder: Path) -> None:
+        """Writes the vocabularies, whole or not at all, into a folder."""
+        for name, model in self.vocabularies.files.items():
+            temporary = folder / f"{name}.tmp"
+            temporary.write_bytes(model)
+            temporary.replace(folder / name)
+
+    def test(self, dense: Variables, sparse: Variables) -> Row:
+        """Returns both networks' scores, and some of what they write."""
+        pairs, beam = self.corpus.read_test(), self.config.beam
+        key = self.config.metric.key
+        networks = {"dense_": dense, "": sparse}
+        measured = {
+            prefix: self.measure(network, pairs, beam)
+            for prefix, network in networks.items()
+        }
+        texts = (pairs.sources, pairs.targets, *(text for _, text in measured.values()))
+        return {
+            "metric": key,
+            "signature": measured[""][0].signature,
+            **{
+                f"{prefix}test_{key}": found.value
+                for prefix, (found, _) in measured.items()
+            },
+            **{
+                f"{prefix}validation_{key}": self.metric(network)
+                for prefix, network in networks.items()
+            },
+            "shapes": [list(shape) for shape in self.batches.shapes],
+            "texts": [
+                dict(zip(("source", "reference", "dense", "sparse"), row, strict=True))
+                for row in list(zip(*texts, strict=True))[:SHOWN]
+            ],
+        }
+
+
+def digest(vocabularies: Vocabularies, arrays: list[np.ndarray]) -> str:
+    """Returns the SHA-256 of what is learnt from, and of how it is written."""
+    found = hashlib.sha256()
+    for content in [*vocabularies.files.values(), *arrays]:
+        found.update(content)
+    return found.hexdigest()
