@@ -6,7 +6,7 @@ The test set is a function, not an array, so that nothing but the end of a run r
 import importlib.util
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,12 +190,30 @@ def read(builder: Any, split: str) -> Split:
             np.concatenate([batch["label"] for batch in batches]).astype(np.int32),
         )
     except Exception as error:
-        # Whatever TFDS, the record reader or the image decoder trips over, it is the
-        # files: there is nothing in this call that depends on us.
-        raise ExperimentError(
-            f"cannot read {builder.name} in {builder.data_path}, which is damaged or "
-            f"incomplete (delete it to prepare it anew): {first_line(error)}"
-        ) from error
+        raise damaged(builder, error) from error
+
+
+def read_examples(builder: Any, split: str) -> Iterator[Any]:
+    """Yields the examples of a prepared set, one by one."""
+    try:
+        source = builder.as_data_source(split=split)
+        for start in range(0, len(source), READ_AT_ONCE):
+            stop = min(start + READ_AT_ONCE, len(source))
+            yield from source.__getitems__(list(range(start, stop)))
+    except Exception as error:
+        raise damaged(builder, error) from error
+
+
+def damaged(builder: Any, error: Exception) -> ExperimentError:
+    """Returns what to tell of a set that cannot be read.
+
+    Whatever TFDS, the record reader or a decoder trips over, it is the files: nothing
+    in the calls depends on us.
+    """
+    return ExperimentError(
+        f"cannot read {builder.name} in {builder.data_path}, which is damaged or "
+        f"incomplete (delete it to prepare it anew): {first_line(error)}"
+    )
 
 
 def first_line(error: Exception) -> str:

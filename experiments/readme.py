@@ -13,7 +13,7 @@ from pathlib import Path
 from experiments.config import ExperimentError
 from experiments.cost import benchmark, footprint, latency, storage
 from experiments.frontiers import points, report as frontier_report
-from experiments.reporting import files, illustrations, results
+from experiments.reporting import files, illustrations, results, text_results
 from experiments.reporting.place import Place
 from experiments.study import report as study_report
 
@@ -21,6 +21,7 @@ from experiments.study import report as study_report
 def write() -> None:
     """Writes the tables and figures of all parts."""
     results.write()
+    text_results.write()
     illustrations.write()
     Place("benchmark", None).show(benchmark.table)
     frontier_report.write(points.STORE)

@@ -59,14 +59,14 @@ def runs(tmp_path, monkeypatch):
     results.STORE.mkdir()
     parts = [
         f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\n"
-        for name in ("results", "export")
+        for name in ("results", "export", "transformers", "wmt14")
     ]
     results.README.write_text(f"before\n{''.join(parts)}after\n")
     return [tmp_path / "0", tmp_path / "1"]
 
 
 def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
-    parts = ["results", "export"]
+    parts = ["results", "export", "transformers", "wmt14"]
     monkeypatch.setattr(Place, "show", lambda self, table: parts.append(self._name))
     monkeypatch.setattr(
         Place, "__init__", lambda self, name, out: vars(self).update(_name=name)

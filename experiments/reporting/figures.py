@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.metrics import metric_of
 from experiments.records import Row
+from experiments.reporting import kinds
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -41,8 +42,11 @@ def draw(rows: list[Row], summary: Row, folder: Path) -> None:
     """Draws all figures of a run into its folder, each as PNG and as PDF."""
     title = f"{summary['network']}, {summary['dataset']}, {summary['regularizer']}"
     sparse_rows = [row for row in rows if row["phase"] != "dense"]
-    with figure(folder / "accuracy", title) as axes:
-        draw_accuracy(axes, sparse_rows, summary)
+    with figure(folder / metric_of(summary).key, title) as axes:
+        draw_metric(axes, sparse_rows, summary)
+    if kinds.known(summary):
+        with figure(folder / "kinds", title) as axes:
+            draw_kinds(axes, sparse_rows, summary)
     height = 0.2 * len(summary["layers"]) + 0.9
     with figure(folder / "layers", title, max(3.4, height)) as axes:
         draw_layers(axes, summary)
@@ -57,19 +61,20 @@ def draw(rows: list[Row], summary: Row, folder: Path) -> None:
 def draw_overview(rows: list[Row], summary: Row, path: Path) -> None:
     """Draws what a run did in four panels of one figure, as PNG.
 
-    Accuracy against sparsity, the share of each tensor that is kept, the share of those
-    that is relevant, and the magnitudes of weights before and after.
+    The metric against sparsity, the share of each tensor, or kind of it, that is kept,
+    the share of those that is relevant, and the magnitudes of weights before and after.
     """
     with mpl.rc_context(STYLE):
         canvas = FigureCanvasAgg(Figure(figsize=(9.6, 7.2), layout="constrained"))
         quarters: Any = canvas.figure.subfigures(2, 2)
-        accuracy, course, relevance, sizes = (
+        metric, course, relevance, sizes = (
             quarter.add_subplot() for quarter in quarters.flat
         )
         title = f"{summary['network']}, {summary['dataset']}, seed {summary['seed']}"
-        set_title(accuracy, title)
-        draw_accuracy(accuracy, rows, summary)
-        draw_course(course, rows, summary)
+        set_title(metric, title)
+        draw_metric(metric, rows, summary)
+        draw = draw_kinds if kinds.known(summary) else draw_course
+        draw(course, rows, summary)
         draw_relevance(relevance, rows)
         draw_magnitudes(sizes, summary["magnitudes"])
         canvas.figure.savefig(path.with_suffix(".png"), dpi=110)
@@ -111,7 +116,7 @@ def set_title(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=9, loc="left", color=GREY)
 
 
-def draw_accuracy(axes: Axes, rows: list[Row], summary: Row) -> None:
+def draw_metric(axes: Axes, rows: list[Row], summary: Row) -> None:
     """Draws the validation metric against sparsity, one point a round."""
     metric = metric_of(summary)
     groups = (
@@ -259,6 +264,35 @@ def draw_course(axes: Axes, rows: list[Row], summary: Row) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f"{share:g}"))
     axes.set_ylabel("weights kept (%)")
+
+
+def draw_kinds(axes: Axes, rows: list[Row], summary: Row) -> None:
+    """Draws which share of each kind of tensor is kept after each round.
+
+    Encoder and decoder have lines of their own, and one colour for a kind.
+    """
+    sizes = {path: layer["size"] for path, layer in summary["layers"].items()}
+    totals = kinds.by_kind(sizes)
+    kept = [kinds.by_kind(row["kept_by_leaf"]) for row in rows]
+    names = list(dict.fromkeys(kind.name for kind in totals))
+    styles = {kinds.SHARED: "-", "encoder": "--", "decoder": ":"}
+    numbers = range(1, len(rows) + 1)
+    for kind, total in totals.items():
+        axes.plot(
+            numbers,
+            [100 * sums[kind] / total for sums in kept],
+            color=LAYER_COLOURS[names.index(kind.name)],
+            linestyle=styles[kind.side],
+            label=f"{kind.side} {kind.name}",
+        )
+    all_kept = [100 * sum(sums.values()) / summary["total"] for sums in kept]
+    axes.plot(numbers, all_kept, color=BLACK, linewidth=2, label="total")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda share, _: f"{share:g}"))
+    axes.set_xlabel("round")
+    axes.set_ylabel("weights kept (%)")
+    axes.margins(x=0.02)
+    axes.figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
 
 
 def draw_magnitudes(axes: Axes, magnitudes: dict[str, list[float]]) -> None:

@@ -1,5 +1,6 @@
 """The table of the README that tells how large the networks of runs are on disk."""
 
+from experiments.metrics import ACCURACY, metric_of
 from experiments.records import Row
 from experiments.reporting import results
 
@@ -26,7 +27,6 @@ def table(summaries: list[Row]) -> str:
 
 def show() -> None:
     """Writes the table of all stored runs into the README."""
-    shown = results.insert(
-        results.README.read_text(), "export", table(results.stored())
-    )
+    images = [run for run in results.stored() if metric_of(run) == ACCURACY]
+    shown = results.insert(results.README.read_text(), "export", table(images))
     results.README.write_text(shown)

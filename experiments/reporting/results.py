@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
+from experiments.metrics import ACCURACY, Metric, metric_of
 from experiments.records import Row, read_summary, write_json
 
 STORE = Path(__file__).parents[1] / "results"
 README = Path(__file__).parents[2] / "README.md"
-HEADER = (
-    "| data set | network | regularizer | strength | prunes | seeds "
-    "| dense error, % | error, % | sparsity, % | weights kept | compression |\n"
-    + "| --- " * 11
-    + "|\n"
-)
 
 
 def store(folder: Path) -> Path:
@@ -42,12 +37,29 @@ def name_of(summary: Row) -> str:
     return "-".join(summary[key] for key in names) + f"-seed{summary['seed']}"
 
 
-def table(summaries: Iterable[Row]) -> str:
-    """Returns a Markdown table: a row for each configuration, over its seeds."""
+def table(summaries: Iterable[Row], metric: Metric = ACCURACY) -> str:
+    """Returns a Markdown table: a row for each configuration, over its seeds.
+
+    Args:
+      summaries: of runs of which all have the same metric.
+      metric: that one.
+    """
     groups: dict[str, list[Row]] = defaultdict(list)
     for summary in sorted(summaries, key=place):
         groups[summary["config_id"]].append(summary)
-    return HEADER + "".join(map(row, groups.values()))
+    name = "error, %" if metric == ACCURACY else metric.axis
+    header = (
+        "| data set | network | regularizer | strength | prunes | seeds "
+        f"| dense {name} | {name} | sparsity, % | weights kept | compression |\n"
+    )
+    return header + "| --- " * 11 + "|\n" + "".join(map(row, groups.values()))
+
+
+def quality(run: Row, prefix: str) -> float:
+    """Returns how good a network is on the test set: its error, of images, in %."""
+    metric = metric_of(run)
+    value = metric.hundredths(run[f"{prefix}test_{metric.key}"])
+    return 100 - value if metric == ACCURACY else value
 
 
 def place(run: Row) -> tuple[Any, ...]:
@@ -70,10 +82,10 @@ def row(runs: list[Row]) -> str:
     first = runs[0]
     cells = (
         data_set(first),
-        first["network"],
+        network(first),
         *(first["regularizer"], strength(first), prunes(first), str(len(runs))),
-        column((100 * (1 - run["dense_test_accuracy"]) for run in runs), ".2f"),
-        column((100 * (1 - run["test_accuracy"]) for run in runs), ".2f"),
+        column((quality(run, "dense_") for run in runs), ".2f"),
+        column((quality(run, "") for run in runs), ".2f"),
         column((100 * run["sparsity"] for run in runs), ".2f"),
         column((run["kept"] for run in runs), ",.0f") + f" of {first['total']:,}",
         column((run["total"] / max(run["kept"], 1) for run in runs), ".1f"),
@@ -83,9 +95,18 @@ def row(runs: list[Row]) -> str:
 
 def data_set(run: Row) -> str:
     """Returns what a run was made on, and if not on all of it, that it was reduced."""
-    images = run.get("num_train")
-    reduced = f" (reduced run: {images:,} images)" if images is not None else ""
-    return run["dataset"] + reduced
+    number = run.get("num_train")
+    what = "images" if metric_of(run) == ACCURACY else "pairs"
+    reduced = f" (reduced run: {number:,} {what})" if number is not None else ""
+    return " ".join([run["dataset"], *run.get("edition", "").split()]) + reduced
+
+
+def network(run: Row) -> str:
+    """Returns the network of a run, with sizes if it has any."""
+    if "num_layers" not in run:
+        return run["network"]
+    layers, features = run["num_layers"], run["features"]
+    return f"{run['network']}, {layers}+{layers} layers of {features}"
 
 
 def strength(run: Row) -> str:
@@ -103,11 +124,13 @@ def strength(run: Row) -> str:
 
 
 def prunes(run: Row) -> str:
-    """Returns when weights of a run go: above what validation accuracy, or how many."""
+    """Returns when weights of a run go: above what validation metric, or how many."""
     if run.get("prune", "gated") != "gated":
         return f"{run['prune']}, to {100 * run['target_sparsity']:g} % sparsity"
     dense = "dense - " if run["relative_bound"] else ""
-    return f"above {dense}{100 * run['bound']:g} %"
+    metric = metric_of(run)
+    bound = f"{metric.hundredths(run['bound']):g} {metric.unit or metric.name}"
+    return f"above {dense}{bound}"
 
 
 def commit(row: Row) -> str:
@@ -132,5 +155,6 @@ def stored() -> list[Row]:
 
 
 def write() -> None:
-    """Writes the table of all that is stored into the README."""
-    README.write_text(insert(README.read_text(), "results", table(stored())))
+    """Writes the table of all runs on images that are stored into the README."""
+    images = [run for run in stored() if metric_of(run) == ACCURACY]
+    README.write_text(insert(README.read_text(), "results", table(images)))

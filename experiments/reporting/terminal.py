@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from experiments.metrics import Metric, metric_of
 from experiments.records import Row
+from experiments.reporting import kinds
 
 Show = Callable[[str, float, float], None]
 
@@ -97,7 +99,7 @@ def print_sweep(console: Console, groups: dict[str, list[Row]]) -> None:
 
 
 def print_summary(console: Console, summary: Row) -> None:
-    """Prints what a run has come to: dense against sparse, then layer by layer."""
+    """Prints what a run has come to: dense against sparse, then part by part."""
     metric = metric_of(summary)
     outcome = Table(
         title=f"{summary['network']} on {summary['dataset']}, "
@@ -113,25 +115,31 @@ def print_summary(console: Console, summary: Row) -> None:
                 for prefix in ("dense_", "")
             ),
         )
-    kept, total = summary["kept"], summary["total"]
+    kept, total, layers = (summary[name] for name in ("kept", "total", "layers"))
     outcome.add_row("weights", f"{total:,}", f"{kept:,}")
     outcome.add_row("sparsity", percent(0), percent(summary["sparsity"]))
     outcome.add_row("compression", "1.0x", compression(kept, total))
 
-    layers = Table(title="Layer by layer")
-    layers.add_column("layer")
+    parts = (
+        [((f"{kind.side} {kind.name}"), *two) for kind, *two in kinds.sizes(layers)]
+        if kinds.known(summary)
+        else [(path, layer["size"], layer["kept"]) for path, layer in layers.items()]
+    )
+    table = Table(title="Part by part")
+    table.add_column("part")
     for name in ("weights", "kept", "sparsity", "compression"):
-        layers.add_column(name, justify="right")
-    for path, layer in summary["layers"].items():
-        kept, size = layer["kept"], layer["size"]
-        layers.add_row(
-            path,
+        table.add_column(name, justify="right")
+    for part, size, kept in parts:
+        table.add_row(
+            part,
             f"{size:,}",
             f"{kept:,}",
             percent(1 - kept / size),
             compression(kept, size),
         )
-    console.print(outcome, layers, f"{summary['wall_seconds']:.0f} seconds")
+    console.print(outcome, table, f"{summary['wall_seconds']:.0f} seconds")
+    if "texts" in summary:
+        print_texts(console, summary["texts"])
     if "bytes" in summary:  # which older runs do not have
         print_files(console, [summary])
         sizes = summary["bytes"]
@@ -147,6 +155,16 @@ def print_summary(console: Console, summary: Row) -> None:
             f"No pruned network had a validation {metric.name} above {bound}: of this "
             "one nothing is pruned."
         )
+
+
+def print_texts(console: Console, texts: list[dict[str, str]]) -> None:
+    """Prints texts of the test set, and what both networks made of them."""
+    table = Table(title="The first texts of the test set", show_lines=True)
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for text in texts:
+        table.add_row("\n".join(text), "\n".join(map(escape, text.values())))
+    console.print(table)
 
 
 def print_files(console: Console, summaries: list[Row]) -> None:

@@ -7,9 +7,17 @@ from experiments.tasks import (
     lenet300_mnist,
     resnet32_cifar10,
     transformer_multi30k,
+    transformer_taskmaster,
     transformer_toy,
+    transformer_wmt14,
 )
 
 IMAGE_TASKS = (digits, lenet300_mnist, lenet5_mnist, lenet5_fashion, resnet32_cifar10)
-TASKS = (*IMAGE_TASKS, transformer_toy, transformer_multi30k)
+TEXT_TASKS = (
+    transformer_toy,
+    transformer_multi30k,
+    transformer_taskmaster,
+    transformer_wmt14,
+)
+TASKS = *IMAGE_TASKS, *TEXT_TASKS
 DEFAULTS = {task.CONFIG.experiment: task.CONFIG for task in TASKS}

@@ -21,7 +21,7 @@ class TextConfig(Config):
     max_target: int = 64
     """Pieces of a target at the most, the end among them."""
 
-    layers: int = 2
+    num_layers: int = 2
     """Layers of the encoder, and as many of the decoder."""
     features: int = 256
     """Features of a piece, in every layer."""
@@ -53,7 +53,7 @@ class TextConfig(Config):
         super().validate()
         fields: dict[str, Any] = vars(self)
         for name, low in (
-            *(("max_source", 2), ("max_target", 2), ("layers", 1), ("features", 1)),
+            *(("max_source", 2), ("max_target", 2), ("num_layers", 1), ("features", 1)),
             *(("hidden", 1), ("heads", 1), ("accumulation", 1), ("beam", 1)),
             *(("validation_beam", 1), ("length_penalty", 0), ("vocabulary_size", 5)),
         ):

@@ -63,7 +63,7 @@ class TextProblem:
 
     def __init__(self, config: TextConfig, corpus: Corpus):
         self.config = config
-        self.corpus = corpus = corpus.reduced(config.num_train)
+        self.corpus = corpus
         self.devices = Devices.choose(config)
         self.vocabularies = Vocabularies.learn(config, corpus)
         sources, targets = self.training_pairs()
@@ -74,6 +74,10 @@ class TextProblem:
                 f"got {config.batch_size}."
             )
         sides = Sequences.of(sources), Sequences.of(targets)
+        # What is longer than all that is learnt from is cut: there would be places in
+        # the network that nothing has trained.
+        self.longest_source, longest_target = (int(x.lengths.max()) for x in sides)
+        self.longest_text = longest_target - 1  # with one of the ends
         self.batches = Batches(*sides, config.batch_size, config.seed)
         self.digest: str | None = digest(self.vocabularies, [*sides[0], *sides[1]])
         self.updates_per_epoch = self.batches.per_epoch // config.accumulation
@@ -96,12 +100,12 @@ class TextProblem:
             source_vocabulary=self.vocabularies.source.size,
             target_vocabulary=self.vocabularies.target.size,
             shared=config.joint_vocabulary,
-            layers=config.layers,
+            layers=config.num_layers,
             features=config.features,
             hidden=config.hidden,
             heads=config.heads,
-            source_positions=config.max_source,
-            target_positions=config.max_target,
+            source_positions=self.longest_source,
+            target_positions=self.longest_text,
             dropout=config.dropout,
         )
 
@@ -162,11 +166,11 @@ class TextProblem:
 
         Of those that are too long it reads the beginning, or of dialogues the end.
         """
-        longest = self.config.max_source
+        longest = self.longest_source
         kept = slice(-longest, None) if self.corpus.keeps_end else slice(longest)
         encoded = [row[kept] for row in self.vocabularies.source.encode(texts)]
         sources = Sequences.of(encoded)
-        rows = np.zeros((len(texts), self.config.max_target), np.int32)
+        rows = np.zeros((len(texts), self.longest_text), np.int32)
         for index, batch in reading_batches(sources, self.config.batch_size):
             rows[index] = self._written(variables.params, batch, beam)
         return self.vocabularies.target.decode(rows)
@@ -174,16 +178,15 @@ class TextProblem:
     @functools.cached_property
     def _written(self):
         """The compiled function from params, sources and a beam to what is written."""
-        network, config = self.network, self.config
+        network, length = self.network, self.longest_text
+        penalty = self.config.length_penalty
 
         def written(params, source, beam):
             source = self.devices.split(source)
             if beam == 1:
-                return network.greedy(params, source, config.max_target)
+                return network.greedy(params, source, length)
             return network.beam_search(
-                *(params, source, config.max_target),
-                beam=beam,
-                length_penalty=config.length_penalty,
+                params, source, length, beam=beam, length_penalty=penalty
             )
 
         return jax.jit(written, static_argnames="beam")

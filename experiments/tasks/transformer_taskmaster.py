@@ -1,0 +1,40 @@
+r"""A transformer that answers in the dialogues of Taskmaster.
+
+python -m experiments transformer-taskmaster --data-dir DATA
+
+The fourth edition by default; the first, with the vocabulary of the authors, by
+
+python -m experiments transformer-taskmaster --edition tm1 --vocabulary-size 32000 \
+    --data-dir DATA
+"""
+
+from experiments.text.settings import DialogueConfig
+
+CONFIG = DialogueConfig(
+    experiment="transformer-taskmaster",
+    dataset="taskmaster",
+    network="transformer",
+    vocabulary_size=4_000,
+    max_source=254,
+    max_target=128,
+    dropout=0.2,
+    beam=6,
+    length_penalty=1.2,
+    b1=0.85,
+    b2=0.997,
+    strength=1e-5,
+    scale=1.0,
+    fraction=0.1,
+    bound=0.5,
+    relative_bound=True,
+    interval=110,
+    batch_size=50,
+    dense_epochs=20,
+    dense_learning_rate=1e-3,
+    warmup_steps=400,
+    learning_rate=5e-4,
+    epochs=20,
+    finetune_epochs=5,
+    finetune_learning_rate=5e-4,
+    finetune_schedule="cosine",
+)

@@ -1,0 +1,192 @@
+"""The encoder-decoder against NumPy, and what it writes token by token."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_optax
+from experiments.networks.decoding import Ends
+from experiments.networks.encoder_decoder import Shape
+from experiments.networks.seq2seq import Batch, init_seq2seq, source_mask
+
+RNG = np.random.default_rng(0)
+ENDS = Ends(1, 2)
+ONE = Shape(11, 11, True, 2, 8, 12, 2, 7, 6, 0.0)
+TWO = Shape(9, 11, False, 1, 8, 12, 4, 7, 6, 0.0)
+
+
+def network(shape, **settings):
+    """Returns a network whose every weight matters, biases and norms included."""
+    made, params = init_seq2seq(shape, ENDS, settings.get("label_smoothing", 0.0), 0)
+    leaves, structure = jax.tree.flatten(params)
+    leaves = [
+        jnp.asarray(w + RNG.normal(0, 0.3, w.shape).astype(np.float32)) for w in leaves
+    ]
+    return made, jax.tree.unflatten(structure, leaves)
+
+
+def batch(shape, rows=3):
+    source = RNG.integers(4, shape.source_vocabulary, (rows, 7))
+    source[0, 5:] = source[2, 3:] = 0
+    target = RNG.integers(4, shape.target_vocabulary, (rows, 6))
+    target[:, 0], target[1, 4:], target[2, 3:] = 1, 0, 0
+    target[0, 5] = target[1, 3] = target[2, 2] = 2
+    return Batch(jnp.asarray(source, jnp.int32), jnp.asarray(target, jnp.int32))
+
+
+# ------------------------------------------------------ independent forward in NumPy
+
+
+def linear(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def norm(p, x):
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-5) * p["scale"] + p["bias"]
+
+
+def attend(p, x, to, allowed, heads):
+    """One sequence: x [T, F], to [S, F], allowed [T, S]."""
+    q, k, v = linear(p["query"], x), linear(p["key"], to), linear(p["value"], to)
+    size, parts = x.shape[-1] // heads, []
+    for h in range(heads):
+        part = slice(h * size, (h + 1) * size)
+        scores = q[:, part] @ k[:, part].T / math.sqrt(size)
+        weights = np.exp(scores - scores.max()) * allowed
+        parts.append(weights / weights.sum(-1, keepdims=True) @ v[:, part])
+    return linear(p["output"], np.concatenate(parts, axis=-1))
+
+
+def feed_forward(p, x):
+    x = linear(p["hidden"], x)
+    erf = np.vectorize(math.erf)
+    return linear(p["output"], x * (1 + erf(x / math.sqrt(2))) / 2)
+
+
+def embed(table, p, tokens):
+    places = p["embedding"]["embedding"][: len(tokens)]
+    return norm(p["norm"], table[tokens] * math.sqrt(table.shape[1]) + places)
+
+
+def forward(params, shape, source, target):
+    """Returns the logits [T, V] of one pair without padding."""
+    p = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+    table = p["embedding"]["embedding"]
+    source_table = table if shape.shared else p["source_embedding"]["embedding"]
+    x = embed(source_table, p["encoder"]["positions"], source)
+    everything = np.ones((len(source), len(source)))
+    for i in range(shape.layers):
+        layer = p["encoder"]["layers"][i]
+        y = attend(layer["attention"], x, x, everything, shape.heads)
+        x = norm(layer["attention_residual"]["norm"], x + y)
+        y = feed_forward(layer["feed_forward"], x)
+        x = norm(layer["feed_forward_residual"]["norm"], x + y)
+    read, x = x, embed(table, p["decoder"]["positions"], target)
+    past = np.tril(np.ones((len(target), len(target))))
+    for i in range(shape.layers):
+        layer = p["decoder"]["layers"][i]
+        y = attend(layer["attention"], x, x, past, shape.heads)
+        x = norm(layer["attention_residual"]["norm"], x + y)
+        everything = np.ones((len(target), len(source)))
+        y = attend(layer["cross_attention"], x, read, everything, shape.heads)
+        x = norm(layer["cross_attention_residual"]["norm"], x + y)
+        y = feed_forward(layer["feed_forward"], x)
+        x = norm(layer["feed_forward_residual"]["norm"], x + y)
+    return x @ table.T
+
+
+def cross_entropy(logits, labels, smoothing):
+    """By the definition: against a target that gives smoothing / V to every token."""
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted = np.full(logits.shape, smoothing / logits.shape[-1])
+    wanted[np.arange(len(labels)), labels] += 1 - smoothing
+    return -(wanted * log_probs).sum(-1)
+
+
+@pytest.mark.parametrize("shape", [ONE, TWO], ids=["one-vocabulary", "two"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_that_of_numpy(shape, smoothing):
+    made, params = network(shape, label_smoothing=smoothing)
+    pairs = batch(shape)
+    losses = []
+    for source, target in zip(*map(np.asarray, pairs), strict=True):
+        source, target = source[source != 0], target[target != 0]
+        logits = forward(params, shape, source, target[:-1])
+        losses.extend(cross_entropy(logits, target[1:], smoothing))
+    assert len(losses) == 5 + 3 + 2  # tokens, each counted alike
+    loss = jax.jit(made.loss)(params, pairs, None)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [ONE, TWO], ids=["one-vocabulary", "two"])
+def test_tokens_one_by_one_have_the_logits_of_whole_sequences(shape):
+    made, params = network(shape)
+    source, target = batch(shape)
+    module, mask = made._network(params), source_mask(source)
+    read = module.encode(source, mask)
+    whole = module.decode(target, read, mask)
+    cache = module.empty_cache(read, target.shape[1])
+    for place in range(target.shape[1]):
+        logits, cache = module.step(target[:, place], place, cache, read, mask)
+        np.testing.assert_allclose(logits, whole[:, place], rtol=2e-5, atol=2e-5)
+
+
+def test_tied_embeddings_are_one_tensor():
+    """Of both sides and the output: counted once, masked once."""
+    _, params = network(ONE)
+    masks = sparse_optax.prune_by_magnitude(0.1).init(params).masks
+    report = sparse_optax.sparsity_report(params, masks)
+    tables = [name for name in report.leaves if name.endswith("embedding/embedding")]
+    assert sorted(tables) == [
+        *("decoder/positions/embedding/embedding", "embedding/embedding"),
+        "encoder/positions/embedding/embedding",
+    ]
+    attention, forward = 4 * (64 + 8), 8 * 12 + 12 + 12 * 8 + 8
+    layers = 2 * (attention + forward + 2 * 16) + 2 * (2 * attention + forward + 3 * 16)
+    assert report.total.size == 11 * 8 + (7 * 8 + 16) + (6 * 8 + 16) + layers
+    _, two = network(TWO)
+    assert two["source_embedding"]["embedding"].shape == (9, 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        # Of the paper: two and two layers with 32,000 pieces; six and six, twice that.
+        (Shape(32_000, 32_000, True, 2, 256, 256, 4, 254, 254, 0.2), 10_433_536),
+        (Shape(32_000, 32_000, False, 6, 512, 2048, 8, 128, 128, 0.1), 77_039_616),
+    ],
+)
+def test_sizes_of_the_paper(shape, size):
+    params = jax.eval_shape(lambda: init_seq2seq(shape, ENDS, 0.1, 0)[1])
+    total = sum(math.prod(w.shape) for w in jax.tree.leaves(params))
+    d, f, n = shape.features, shape.hidden, shape.layers
+    attention, forward = 4 * (d * d + d), 2 * d * f + d + f
+    layers = n * (3 * attention + 2 * forward + 5 * 2 * d)
+    tables = (1 if shape.shared else 2) * 32_000 * d
+    places = (shape.source_positions + shape.target_positions) * d + 2 * 2 * d
+    assert total == layers + tables + places == size
+
+
+def test_dropout_depends_on_its_key_alone():
+    shape = dataclasses.replace(ONE, dropout=0.5)
+    made, params = network(shape)
+    pairs = batch(shape)
+    keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+    losses = [float(made.loss(params, pairs, key)) for key in keys]
+    assert losses[0] == losses[1] != losses[2]
+    assert float(made.loss(params, pairs, None)) not in losses
+
+
+def test_padding_changes_nothing():
+    made, params = network(ONE)
+    source, target = batch(ONE)
+    wider = jnp.pad(source[2:, :3], ((0, 0), (0, 2)))
+    narrow = made.loss(params, Batch(source[2:, :3], target[2:, :3]), None)
+    wide = made.loss(params, Batch(wider, target[2:]), None)
+    np.testing.assert_allclose(narrow, wide, rtol=1e-6)

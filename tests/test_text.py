@@ -1,0 +1,331 @@
+"""Corpora, encodings, batches and scores."""
+
+import dataclasses
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from experiments.config import ExperimentError
+from experiments.metrics import BLEU, EXACT_MATCH
+from experiments.tasks import transformer_multi30k, transformer_taskmaster
+from experiments.text import corpora, files, taskmaster, tokenizer, toy
+from experiments.text.batches import LENGTHS, Batches, Sequences, reading_batches
+from experiments.text.corpus import Pairs
+from experiments.text.scores import score
+
+RNG = np.random.default_rng(0)
+TEXTS = [
+    "A man in a blue shirt.",
+    "Ein Mann im blauen Hemd, natürlich!",
+    "Two men are in the blue house.",
+] * 5
+
+
+# ----------------------------------------------------------------------------- corpora
+
+
+def test_toy_words_are_in_one_split_and_translate_backwards():
+    corpus = toy.load()
+    splits = corpus.train, corpus.validation, corpus.read_test()
+    assert [len(split.sources) for split in splits] == [20_000, 1_000, 1_000]
+    words = [word for split in splits for word in split.sources]
+    assert len(set(words)) == 22_000
+    for sources, targets in splits:
+        assert all(a == b[::-1] for a, b in zip(sources, targets, strict=True))
+    assert corpus == toy.load()._replace(read_test=corpus.read_test)
+
+
+def write_lines(folder, name, lines, compressed=False):
+    text = "".join(f"{line}\n" for line in lines)
+    folder.mkdir(exist_ok=True)
+    if compressed:
+        (folder / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def parallel_files(folder, compressed=False):
+    for split in ("train", "val", "test"):
+        write_lines(folder, f"{split}.en", [f"one {split}", "two"], compressed)
+        write_lines(folder, f"{split}.de", [f"eins {split}", "zweiß"])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_parallel_files_are_read_line_by_line(tmp_path, compressed):
+    parallel_files(tmp_path, compressed)
+    corpus = files.load(tmp_path, ("train", "val", "test"), "x")
+    assert corpus.train == Pairs(["one train", "two"], ["eins train", "zweiß"])
+    assert corpus.validation.targets == ["eins val", "zweiß"]
+    assert corpus.read_test().sources == ["one test", "two"]
+
+
+def test_parallel_files_that_do_not_belong_together(tmp_path):
+    parallel_files(tmp_path)
+
+    def error():
+        with pytest.raises(ExperimentError) as info:
+            files.load(tmp_path, ("train", "val", "test"), "they are at home.")
+        assert "\n" not in str(info.value)
+        return str(info.value)
+
+    write_lines(tmp_path, "val.de", ["eins"])
+    assert "has 2 sources, but 1 targets" in error()
+    (tmp_path / "val.de").write_bytes(b"\xff\xff\n\n")
+    assert "cannot read" in error() and "val.de" in error()
+    (tmp_path / "val.de").unlink()
+    assert f"no val.de or val.de.gz in {tmp_path}; they are at home." == error()
+    (tmp_path / "val.de.gz").write_bytes(gzip.compress(b"eins\nzwei\n")[:-9])
+    assert "cannot read" in error() and "val.de.gz" in error()
+    (tmp_path / "val.de.gz").unlink()
+    write_lines(tmp_path, "val.de", ["eins", "zwei"])
+    (tmp_path / "test.en").unlink()  # missed now, and not when training is over
+    assert "no test.en" in error()
+
+
+def utterances(*pairs):
+    return [{"speaker": speaker, "text": text} for speaker, text in pairs]
+
+
+DIALOGUE = utterances(
+    ("USER", "Hi,\n a latte "),
+    ("USER", "please."),
+    ("ASSISTANT", "Okay."),
+    ("ASSISTANT", "Anything else?"),
+    ("USER", "No"),
+    ("ASSISTANT", "Goodbye."),
+)
+
+
+def test_answers_follow_the_whole_dialogue_before_them():
+    (first, second), answers = taskmaster.answers([{"utterances": DIALOGUE}])
+    assert first == "<user> Hi, a latte please."
+    assert second == (
+        "<user> Hi, a latte please. <agent> Okay. Anything else? <user> No"
+    )
+    assert answers == ["Okay. Anything else?", "Goodbye."]
+
+
+def test_an_assistant_who_begins_has_nothing_to_answer():
+    dialogue = utterances(("assistant", "Hello"), ("user", ""), ("assistant", "Hm?"))
+    pairs = taskmaster.answers([{"utterances": dialogue}])
+    assert pairs == Pairs(["<agent> Hello <user> "], ["Hm?"])
+
+
+def test_editions_of_taskmaster_are_split(tmp_path):
+    names = [f"dlg-{number}" for number in range(60)]
+    dialogues = [{"conversation_id": name, "utterances": DIALOGUE} for name in names]
+    (tmp_path / "tm1").mkdir()
+    (tmp_path / "tm1" / "self-dialogs.json").write_text(json.dumps(dialogues))
+    for split, part in (("train", names[:6]), ("dev", names[6:8]), ("test", names[9:])):
+        write_lines(tmp_path / "tm1", f"{split}.csv", [f"{name}," for name in part])
+    first = taskmaster.load(tmp_path / "tm1", "tm1")
+    numbers = [12, 4, 102]
+    splits = first.train, first.validation, first.read_test()
+    assert [len(split.sources) for split in splits] == numbers
+    assert first.tags == ("<user>", "<agent>") and first.keeps_end
+
+    (tmp_path / "tm4").mkdir()
+    for part in (0, 1):
+        text = json.dumps(dialogues[30 * part : 30 * part + 30]).encode()
+        path = tmp_path / "tm4" / f"data_0{part}.json.gz"
+        path.write_bytes(gzip.compress(text))
+    fourth = taskmaster.load(tmp_path / "tm4", "tm4")
+    splits = fourth.train, fourth.validation, fourth.read_test()
+    splits = [len(split.sources) // 2 for split in splits]
+    assert sum(splits) == 60 and splits[0] > 40 and min(splits) > 0
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[3]", '[{"conversation_id": "a"}]', '{"a": 1}']
+)
+def test_dialogues_that_are_none(tmp_path, content):
+    (tmp_path / "data_00.json").write_text(content)
+    with pytest.raises(ExperimentError, match=r"data_00\.json holds no dialogues"):
+        taskmaster.load(tmp_path, "tm4")
+
+
+def test_missing_dialogues(tmp_path):
+    with pytest.raises(ExperimentError, match=r"no data_\*\.json in .*github"):
+        taskmaster.load(tmp_path, "tm4")
+    with pytest.raises(ExperimentError, match=r"no self-dialogs\.json .*github"):
+        taskmaster.load(tmp_path, "tm1")
+
+
+def test_reduced_corpora_keep_pairs_together():
+    corpus = toy.load()
+    few = corpus.reduced(100)
+    assert len(few.train.sources) == 100
+    assert few.validation == corpus.validation
+    assert all(a == b[::-1] for a, b in zip(*few.train, strict=True))
+    assert few.train == corpus.reduced(100).train
+    with pytest.raises(ExperimentError, match="--num-train must be 20000 or less"):
+        corpus.reduced(20_001)
+
+
+# --------------------------------------------------------------------------- encodings
+
+
+def test_encoding_gives_texts_back():
+    learnt = tokenizer.learn(TEXTS, 60, ["<user>"])
+    assert learnt.size == 60
+    encoded = learnt.encode([*TEXTS, "<user> A man"])
+    assert [len(row) for row in encoded] < [len(text) for text in TEXTS]
+    assert all(row.min() > 2 and row.max() < 60 for row in encoded)
+    assert len(learnt.encode(["<user>"])[0]) == 2  # the space before it, and the tag
+    rows = [np.append(row, [2, 2, 7, 0]) for row in encoded]
+    assert learnt.decode(rows) == [*TEXTS, "<user> A man"]
+    assert learnt.decode(encoded) == [*TEXTS, "<user> A man"]
+    # Of what was never seen there is no piece, and nothing is made up.
+    assert learnt.decode(learnt.encode(["A 漢 man"])) in (["A  man"], ["A man"])
+
+
+def test_encoding_is_learnt_the_same_each_time():
+    first = tokenizer.learn(TEXTS, 60, [])
+    assert tokenizer.learn(TEXTS, 60, []).model == first.model
+    again = tokenizer.Tokenizer(first.model)
+    assert again.decode(first.encode(TEXTS)) == TEXTS
+
+
+@pytest.mark.parametrize("size", [10, 5_000])
+def test_vocabularies_of_impossible_sizes(size):
+    with pytest.raises(ExperimentError) as info:
+        tokenizer.learn(TEXTS, size, [])
+    assert str(info.value).startswith(f"--vocabulary-size {size} does not suit")
+    assert "\n" not in str(info.value)
+
+
+# ----------------------------------------------------------------------------- batches
+
+
+def sequences(number, longest, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        rng.integers(3, 99, length).astype(np.int32)
+        for length in rng.integers(1, longest + 1, number)
+    ]
+
+
+def test_sequences_lie_in_one_array():
+    rows = sequences(20, 9)
+    found = Sequences.of(rows)
+    assert found.lengths.tolist() == [len(row) for row in rows]
+    padded = found.padded(np.array([3, 3, 19]), 10)
+    for row, index in zip(padded, (3, 3, 19), strict=True):
+        length = len(rows[index])
+        np.testing.assert_array_equal(row[:length], rows[index])
+        assert not row[length:].any()
+
+
+def pairs_of(batch):
+    for source, target in zip(*map(np.asarray, batch), strict=True):
+        yield tuple(source[source != 0]), tuple(target[target != 0])
+
+
+def test_an_epoch_has_every_pair_once_but_for_a_remainder():
+    sources, targets = sequences(205, 70), sequences(205, 30, seed=1)
+    made = Batches(Sequences.of(sources), Sequences.of(targets), 16, seed=0)
+    assert made.per_epoch == 12
+    everything = {
+        (tuple(a.tolist()), tuple(b.tolist()))
+        for a, b in zip(sources, targets, strict=True)
+    }
+    left_out = []
+    for epoch in range(3):
+        seen = [pair for i in range(12) for pair in pairs_of(made.at(12 * epoch + i))]
+        assert len(seen) == len(set(seen)) == 192 and set(seen) <= everything
+        left_out.append(everything - set(seen))
+    assert left_out[0] != left_out[1] != left_out[2]
+
+
+def test_batches_have_few_shapes_and_fit_the_longest():
+    sources, targets = sequences(2_000, 70), sequences(2_000, 30, seed=1)
+    made = Batches(Sequences.of(sources), Sequences.of(targets), 16, seed=0)
+    assert len(made.shapes) == 8 and made.shapes[-1] == (70, 30)
+    for step in range(2 * made.per_epoch):
+        source, target = made.at(step)
+        # One with some of two lengths is as wide as the wider.
+        assert (source.shape[1], target.shape[1]) in made.shapes
+        for side, shape in zip((source, target), made.shapes[0], strict=True):
+            assert side.shape[0] == 16 and side.shape[1] >= shape
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    sides = Sequences.of(sequences(100, 20)), Sequences.of(sequences(100, 20, seed=1))
+    one, other = Batches(*sides, 8, seed=0), Batches(*sides, 8, seed=0)
+    different = Batches(*sides, 8, seed=1)
+    steps = [0, 5, 11, 12, 30]
+    batches = {step: one.at(step) for step in steps}
+    for step in reversed(steps):
+        for a, b in zip(batches[step], other.at(step), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert any(
+        a.shape != b.shape or (a != b).any()
+        for a, b in zip(one.at(0), different.at(0), strict=True)
+    )
+
+
+def test_texts_to_read_are_each_in_a_batch():
+    rows = sequences(103, 50)
+    seen = {}
+    for index, tokens in reading_batches(Sequences.of(rows), 16):
+        assert tokens.shape[0] == 16 and tokens.shape[1] in {*LENGTHS.tolist(), 50}
+        for place, row in zip(index.tolist(), tokens, strict=True):
+            seen[place] = row[row != 0]
+    assert seen.keys() == set(range(103))
+    for place, row in seen.items():
+        np.testing.assert_array_equal(row, rows[place])
+
+
+# ------------------------------------------------------------------------------ scores
+
+
+def test_bleu_is_that_of_sacrebleu():
+    references = ["The cat sat on the mat.", "A dog (brown) runs fast, very fast!"]
+    written = ["The cat sat on a mat.", "A dog (brown) runs very fast!"]
+    found = score(BLEU, written, references)
+    expected = sacrebleu.corpus_bleu(written, [references])
+    assert found.value == expected.score and 10 < found.value < 90
+    for part in ("case:mixed", "tok:13a", "smooth:exp", "nrefs:1"):
+        assert part in found.signature
+    lower = score(BLEU, [text.lower() for text in written], references)
+    assert lower.value < found.value
+
+
+def test_exact_match_is_the_share_of_right_texts():
+    assert score(EXACT_MATCH, ["a", "b", "c"], ["a", "b", "d"]).value == 2 / 3
+
+
+# --------------------------------------------------------------------------- real data
+
+
+@pytest.fixture
+def text_dir():
+    folder = os.environ.get("SPARSE_OPTAX_TEXT_DIR")
+    if not folder:
+        pytest.skip("SPARSE_OPTAX_TEXT_DIR names no folder of real corpora")
+    return Path(folder)
+
+
+def test_real_corpora(text_dir):
+    numbers = {}
+    for task in (transformer_multi30k, transformer_taskmaster):
+        config = dataclasses.replace(task.CONFIG, data_dir=text_dir)
+        corpus = corpora.load(config, "")
+        splits = corpus.train, corpus.validation, corpus.read_test()
+        numbers[config.dataset] = [len(split.sources) for split in splits]
+        learnt = tokenizer.learn(
+            [*corpus.train.sources, *corpus.train.targets],
+            config.vocabulary_size,
+            corpus.tags,
+        )
+        texts = corpus.validation.targets
+        assert learnt.decode(learnt.encode(texts)) == [
+            " ".join(x.split()) for x in texts
+        ]
+    assert numbers["multi30k"] == [29_000, 1_014, 1_000]
+    assert numbers["taskmaster"] == [5_539, 677, 704]

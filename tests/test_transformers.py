@@ -1,0 +1,343 @@
+"""Runs of the transformers: from data to a summary, in small."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from runs import assert_same_run, error_line, read_rows, read_summary
+
+import sparse_optax
+from experiments.__main__ import main
+from experiments.running.checkpoint import Checkpoints
+from experiments.tasks.transformer_toy import CONFIG
+from experiments.text import toy
+from experiments.training import text_loop
+from experiments.training.phases import Phases
+from experiments.training.text_problem import TextProblem
+
+# Two rounds of ten updates an epoch.
+TINY = (
+    *("--num-train", "640", "--batch-size", "32", "--interval", "10", "--bound", "0.9"),
+    *("--dense-epochs", "2", "--epochs", "2", "--finetune-epochs", "1"),
+    *("--checkpoint-every", "3", "--dropout", "0.1", "--features", "16"),
+    *("--hidden", "16", "--heads", "2", "--learning-rate", "1e-3"),
+)
+
+
+def toy_run(out, *flags):
+    return ["transformer-toy", "--out", str(out), *TINY, *flags]
+
+
+def tiny(**changes):
+    small = {"num_train": 640, "batch_size": 32, "interval": 10, "features": 16}
+    config = dataclasses.replace(CONFIG, **small, hidden=16, heads=2, dense_epochs=2)
+    return dataclasses.replace(config, **changes)
+
+
+def problem(**changes):
+    config = tiny(**changes)
+    return TextProblem(config, toy.load().reduced(config.num_train))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    main(toy_run(out))
+    return out
+
+
+def test_run_says_what_it_came_to(finished, capsys):
+    summary = read_summary(finished)
+    rows = read_rows(finished)
+    assert [row["phase"] for row in rows] == ["dense"] * 4 + ["prune"] * 4 + [
+        "finetune"
+    ] * 2
+    assert [row["step"] for row in rows] == [10 * n for n in range(1, 11)]
+    assert summary["metric"] == "exact_match" and summary["sparsity"] > 0.2
+    for name in ("dense_test", "test", "dense_validation", "validation"):
+        assert 0 <= summary[f"{name}_exact_match"] <= 1
+    assert len(summary["texts"]) == 20
+    for text in summary["texts"]:
+        assert text["reference"] == text["source"][::-1]
+        assert text.keys() == {"source", "reference", "dense", "sparse"}
+    network = sparse_optax.load_sparse(finished / "network.safetensors")
+    kept = sum(int(jnp.count_nonzero(w)) for w in jax.tree.leaves(network))
+    assert kept == summary["kept"]
+    for name in ("accuracy", "kinds", "course", "magnitudes"):
+        assert (finished / f"{name}.png").stat().st_size > 5_000
+    main(toy_run(finished))
+    printed = capsys.readouterr().out
+    assert "finished" in printed and "exact match" in printed
+    for text in summary["texts"]:
+        assert text["source"] in printed
+    assert re.search(r"decoder +│ +attention", printed)
+
+
+@pytest.mark.parametrize("last", [3, 6, 9])
+def test_run_goes_on_with_the_same_bits(finished, tmp_path, last, monkeypatch):
+    """From a checkpoint in each phase, with dropout and a vocabulary learnt again."""
+    out = tmp_path / "run"
+    save = Checkpoints.save
+
+    def die(self, count, *args):
+        save(self, count, *args)
+        if count == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", die)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit):
+        main(toy_run(out))
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert not (out / "summary.json").exists()
+    main(toy_run(out))
+    assert_same_run(out, finished)
+    name = "vocabulary.model"
+    assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_run_from_a_dense_network_is_the_run_that_trains_it(finished, tmp_path):
+    main(toy_run(tmp_path / "l2", "--regularizer", "l2"))
+    main(
+        toy_run(
+            tmp_path / "taken", "--regularizer", "l2", "--dense-from", str(finished)
+        )
+    )
+    assert_same_run(tmp_path / "l2", tmp_path / "taken")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seed", "1"], "its dense network is another (seed 0 there, 1 here)"),
+        (["--dropout", "0.2"], "its dense network is another (dropout 0.1 there"),
+    ],
+)
+def test_dense_network_of_another_run(finished, tmp_path, capsys, flags, message):
+    out = tmp_path / "run"
+    line = error_line(capsys, toy_run(out, *flags, "--dense-from", str(finished)))
+    assert message in line and not out.exists()
+
+
+def test_dense_network_that_cannot_be_taken(finished, tmp_path, capsys):
+    def error(folder):
+        flags = ("--dense-from", str(folder))
+        return error_line(capsys, toy_run(tmp_path / "run", *flags))
+
+    assert "no run whose dense training is finished" in error(tmp_path / "none")
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    file = copy / "dense.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert f"--dense-from {copy}: " in error(copy) and "safetensors" in error(copy)
+    shutil.rmtree(copy / "checkpoints")
+    assert "no sound checkpoint" in error(copy)
+
+
+def test_run_on_other_texts_is_refused(finished, tmp_path, capsys, monkeypatch):
+    """The same settings, but what they name has changed in the meantime."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "summary.json").unlink()
+    monkeypatch.setattr(toy, "LETTERS", "abcdefghik")
+    line = error_line(capsys, toy_run(copy))
+    assert "holds a run on other texts" in line
+
+
+def test_mistakes_are_told_in_one_line(tmp_path, capsys):
+    def error(*flags):
+        return error_line(capsys, toy_run(tmp_path / "run", *flags))
+
+    for flags, message in (
+        (("--vocabulary-size", "9"), "--vocabulary-size 9 does not suit these texts"),
+        (("--vocabulary-size", "99"), "--vocabulary-size 99 does not suit these texts"),
+        (("--heads", "3"), "--heads must be a divisor of 16; got 3"),
+        (("--batch-size", "641"), "--batch-size must be 640 or less"),
+        (("--accumulation", "40"), "--batch-size must be 16 or less"),
+        (("--max-source", "3"), "--batch-size must be 0 or less"),
+        (("--dropout", "1"), "--dropout must be in [0, 1)"),
+        (("--beam", "0"), "--beam must be 1 or more"),
+        (("--bound", "1.5"), "--bound must be in [0, 1)"),
+        (("--prune", "snip"), "--prune snip is for images only"),
+        (("--measure", "per-example"), "--measure per-example is for images only"),
+        (("--num-train", "20001"), "--num-train must be 20000 or less"),
+    ):
+        assert message in error(*flags), flags
+    for task in ("multi30k", "taskmaster"):
+        line = error_line(capsys, [f"transformer-{task}", "--data-dir", str(tmp_path)])
+        assert f"in {tmp_path / task}" in line and "https://github.com/" in line
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------ the loop
+
+
+def test_accumulated_gradients_make_the_update_of_one_large_batch():
+    """And a link that wants |g| is told that of the mean."""
+    grads = [{"w": jnp.asarray(g)} for g in ([3.0, -1.0], [-1.0, 1.0], [1.0, -3.0])]
+    mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
+    params = {"w": jnp.asarray([1.0, 2.0])}
+    told = []
+
+    def update_fn(updates, state, params=None, *, abs_grads, **extra_args):
+        told.append(abs_grads)
+        return jax.tree.map(lambda g, a: -g - a, updates, abs_grads), state
+
+    link = optax.GradientTransformationExtraArgs(lambda _: (), update_fn)
+    one, three = (text_loop.accumulated(link, number) for number in (1, 3))
+    expected, _ = one.update(mean, one.init(params), params)
+    state = three.init(params)
+    for index, g in enumerate(grads):
+        updates, state = three.update(g, state, params)
+        if index < 2:
+            assert not updates["w"].any()
+    np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-6)
+
+
+def test_run_with_accumulation_prunes_between_updates(tmp_path):
+    out = tmp_path / "run"
+    main(toy_run(out, "--accumulation", "2", "--regularizer", "l1"))
+    rows = read_rows(out)
+    assert [row["step"] for row in rows] == [20 * n for n in range(1, 6)]
+    summary = read_summary(out)
+    kept = [sum(row["kept_by_leaf"].values()) for row in rows]
+    assert kept == sorted(kept, reverse=True) and summary["sparsity"] > 0.1
+
+
+def test_a_round_leaves_the_state_that_it_was_given():
+    made = problem()
+    phases = Phases(made.config, made)
+    start = phases.start_dense()
+    before = jax.tree.map(np.array, start)
+    once = phases.train_dense(start)
+    for a, b in zip(*map(jax.tree.leaves, (before, start)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = phases.train_dense(start)
+    for a, b in zip(*map(jax.tree.leaves, (once, again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(once.step) == 10
+
+
+def test_gradients_are_compiled_for_each_shape_once():
+    """Whatever phase: the number of compilations is that of the shapes."""
+    made = problem(max_target=12)
+    phases = Phases(made.config, made)
+    state = phases.train_dense(phases.start_dense())
+    pruning = phases.start_pruning(state)
+    phases.finetune(phases.train_sparse(pruning.current))
+    assert made._gradients._cache_size() == len(made.batches.shapes) == 2
+
+
+def test_data_parallel_training_is_that_of_one_device():
+    """But for the rounding of sums."""
+    states = []
+    for flag in (False, True):
+        made = problem(data_parallel=flag)
+        assert made.devices.number == (8 if flag else 1)
+        phases = Phases(made.config, made)
+        state = phases.train_dense(phases.start_dense())
+        states.append((state, made))
+    (one, alone), (other, together) = states
+    for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    variables = one.variables
+    texts = alone.corpus.validation.sources[:50]
+    for beam in (1, 3):
+        assert alone.write(variables, texts, beam) == together.write(
+            together.devices.replicate(variables), texts, beam
+        )
+
+
+def test_networks_of_two_vocabularies_write(tmp_path):
+    out = tmp_path / "run"
+    main(toy_run(out, "--no-joint-vocabulary", "--validation-beam", "2"))
+    assert "source_embedding/embedding" in read_summary(out)["layers"]
+    files = {path.name for path in out.glob("*.model")}
+    assert files == {"source-vocabulary.model", "target-vocabulary.model"}
+
+
+def test_losses_of_params_in_bfloat16_have_gradients_in_float32():
+    made = problem(bfloat16=True)
+    batch = made.batches.at(0)
+    loss, grads = jax.value_and_grad(made.network.loss)(
+        made.variables.params, batch, None
+    )
+    assert loss.dtype == jnp.float32
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("keeps_end", [False, True])
+def test_what_is_too_long_is_cut_where_it_matters_least(keeps_end):
+    """Of texts the end, of dialogues the beginning."""
+    corpus = toy.load().reduced(640)._replace(keeps_end=keeps_end)
+    made = TextProblem(tiny(), corpus)
+    read = []
+
+    def record(params, source, beam):
+        del params, beam
+        read.append(source)
+        return np.full((len(source), made.longest_text), 2)
+
+    made.__dict__["_written"] = record
+    text = "abcdefghij" * 3
+    assert made.write(made.variables, [text, "ab"], beam=1) == ["", ""]
+    (source,) = read  # of one batch, shortest first
+    encoded = made.vocabularies.source.encode([text])[0]
+    length = made.longest_source
+    assert len(encoded) > length
+    kept = encoded[-length:] if keeps_end else encoded[:length]
+    np.testing.assert_array_equal(source[1], kept)
+    # What it learns from is cut as well, or left out.
+    few = TextProblem(tiny(max_source=5, batch_size=8), corpus)
+    sources, _ = few.training_pairs()
+    assert max(map(len, sources)) == 5
+    assert (len(sources) == 640) == keeps_end
+
+
+def test_wmt14_from_start_to_end_on_other_texts(tmp_path):
+    """With all of its own settings but for sizes, on all devices."""
+    folder = tmp_path / "wmt14"
+    folder.mkdir()
+    corpus = toy.load().reduced(320)
+    for split, pairs in (
+        ("train", corpus.train),
+        ("val", corpus.validation),
+        ("test", corpus.read_test()),
+    ):
+        for language, texts in zip(("en", "de"), pairs, strict=True):
+            text = "\n".join(texts[:320]) + "\n"
+            (folder / f"{split}.{language}").write_text(text)
+    out = tmp_path / "run"
+    sizes = ("--features", "16", "--hidden", "16", "--heads", "2", "--num-layers", "1")
+    main(
+        [
+            *("transformer-wmt14", "--data-dir", str(tmp_path), "--out", str(out)),
+            *(
+                *sizes,
+                "--vocabulary-size",
+                "15",
+                "--batch-size",
+                "16",
+                "--interval",
+                "3",
+            ),
+            *("--dense-epochs", "1", "--epochs", "1", "--finetune-epochs", "1"),
+            *("--warmup-steps", "2", "--bound", "99"),
+        ]
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["devices"] == 8 and summary["accumulation"] == 3
+    assert summary["metric"] == "bleu" and "tok:13a" in summary["signature"]
+    assert summary["sparsity"] > 0.1
+
+
+def test_missing_wmt14(tmp_path, capsys):
+    line = error_line(capsys, ["transformer-wmt14", "--data-dir", str(tmp_path)])
+    assert "wmt14" in line
