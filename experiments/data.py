@@ -195,11 +195,11 @@ def read(builder: Any, split: str) -> Split:
 
 def read_examples(builder: Any, split: str) -> Iterator[Any]:
     """Yields the examples of a prepared set, one by one."""
+    import grain
+
     try:
-        source = builder.as_data_source(split=split)
-        for start in range(0, len(source), READ_AT_ONCE):
-            stop = min(start + READ_AT_ONCE, len(source))
-            yield from source.__getitems__(list(range(start, stop)))
+        source = grain.MapDataset.source(builder.as_data_source(split=split))
+        yield from source.to_iter_dataset()
     except Exception as error:
         raise damaged(builder, error) from error
 

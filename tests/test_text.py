@@ -4,16 +4,18 @@ import dataclasses
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sacrebleu
+import tensorflow_datasets as tfds
 
 from experiments.config import ExperimentError
 from experiments.metrics import BLEU, EXACT_MATCH
 from experiments.tasks import transformer_multi30k, transformer_taskmaster
-from experiments.text import corpora, files, taskmaster, tokenizer, toy
+from experiments.text import corpora, files, taskmaster, tokenizer, toy, wmt14
 from experiments.text.batches import LENGTHS, Batches, Sequences, reading_batches
 from experiments.text.corpus import Pairs
 from experiments.text.scores import score
@@ -154,6 +156,27 @@ def test_missing_dialogues(tmp_path):
         taskmaster.load(tmp_path, "tm4")
     with pytest.raises(ExperimentError, match=r"no self-dialogs\.json .*github"):
         taskmaster.load(tmp_path, "tm1")
+
+
+def test_wmt14_of_tfds_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
+    with tfds.testing.mock_data(num_examples=5):
+        corpus = wmt14.load(None, tmp_path / "wmt14", "")
+        splits = corpus.train, corpus.validation, corpus.read_test()
+    for split in splits:
+        assert [len(texts) for texts in split] == [5, 5]
+        assert all(isinstance(text, str) for texts in split for text in texts)
+    assert splits[0].sources != splits[0].targets
+    assert "tensorflow" not in sys.modules
+
+
+def test_wmt14_of_files_is_preferred(tmp_path):
+    parallel_files(tmp_path / "wmt14")
+    corpus = wmt14.load(tmp_path, tmp_path / "wmt14", "")
+    assert corpus.train.sources == ["one train", "two"]
+    (tmp_path / "wmt14" / "val.en").unlink()
+    with pytest.raises(ExperimentError, match=r"no val\.en .*without .*wmt14, TFDS"):
+        wmt14.load(tmp_path, tmp_path / "wmt14", "")
 
 
 def test_reduced_corpora_keep_pairs_together():

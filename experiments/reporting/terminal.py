@@ -140,6 +140,11 @@ def print_summary(console: Console, summary: Row) -> None:
     console.print(outcome, table, f"{summary['wall_seconds']:.0f} seconds")
     if "texts" in summary:
         print_texts(console, summary["texts"])
+        console.print(
+            f"Batches had {len(summary['shapes'])} shapes, for each of which gradients "
+            f"are compiled. {summary['signature']}",
+            soft_wrap=True,
+        )
     if "bytes" in summary:  # which older runs do not have
         print_files(console, [summary])
         sizes = summary["bytes"]

@@ -24,6 +24,9 @@ def load(data_dir: Path | None, folder: Path, command: str) -> Corpus:
     if folder.is_dir():
         origin = f"without {folder}, TFDS would be asked for {NAME}."
         return files.load(folder, ("train", "val", "test"), origin)
+    # Without this, TFDS does not know of it.
+    import tensorflow_datasets.translate  # noqa: F401
+
     builder = data.prepared_builder(NAME, data_dir, command)
 
     def read_split(split: str) -> Pairs:
