@@ -9,7 +9,7 @@ import pytest
 from experiments import readme
 from experiments.config import ExperimentError
 from experiments.frontiers import report as frontier_report
-from experiments.reporting import illustrations, results
+from experiments.reporting import illustrations, results, text_results
 from experiments.reporting.place import Place
 from experiments.study import report as study_report
 
@@ -106,6 +106,52 @@ def test_runs_on_part_of_a_data_set_are_said_to_be_reduced():
     _, _, other, reduced = results.table([run, whole]).splitlines()
     assert reduced.startswith("| digits (reduced run: 5,000 images) | lenet300 |")
     assert other.startswith("| digits | lenet300 |")
+
+
+TEXT_RUN = {
+    **{name: SUMMARY[name] for name in SUMMARY if "accuracy" not in name},
+    **{"experiment": "transformer-multi30k", "dataset": "multi30k", "seed": 0},
+    **{"network": "transformer", "num_layers": 2, "features": 256, "bound": 1.5},
+    **{"metric": "bleu", "dense_test_bleu": 36.5, "test_bleu": 35.25},
+    "layers": {
+        "embedding/embedding": {"kept": 3, "size": 20},
+        "encoder/layers/0/attention/key/bias": {"kept": 0, "size": 4},
+        "encoder/layers/0/attention/key/kernel": {"kept": 1, "size": 8},
+        "encoder/layers/0/attention/value/kernel": {"kept": 1, "size": 8},
+        "decoder/layers/0/attention_residual/norm/bias": {"kept": 0, "size": 5},
+        "decoder/layers/0/feed_forward/output/kernel": {"kept": 0, "size": 5},
+    },
+}
+
+
+def test_runs_on_text_have_a_table_of_their_own():
+    tables = text_results.tables([TEXT_RUN]).splitlines()
+    assert tables[0].count("|") == tables[1].count("|") == tables[2].count("|") == 12
+    assert "| dense BLEU | BLEU |" in tables[0]
+    assert tables[2] == (
+        "| multi30k | transformer, 2+2 layers of 256 | relevance "
+        "| 0.0001, 0 after 2 epochs, scale 0.01 | above dense - 1.5 BLEU | 1 "
+        "| 36.50 | 35.25 | 90.00 | 5 of 50 | 10.0 |"
+    )
+    assert tables[3].startswith("| taskmaster tm1 | not run |")
+    assert tables[4].startswith("| wmt14 | not run |")
+    assert all(row.count("|") == 12 for row in tables[3:5])
+    assert "| sparsity, % | multi30k, above dense - 1.5 BLEU |" in tables
+    assert tables[-5:] == [
+        *("| both embedding | 85.0 |", "| encoder attention | 87.5 |"),
+        *("| encoder bias | 100.0 |", "| decoder feed-forward | 100.0 |"),
+        "| decoder norm | 100.0 |",
+    ]
+    run = {**TEXT_RUN, "dataset": "taskmaster", "edition": "tm1", "num_train": 10}
+    tables = text_results.tables([run])
+    assert "| taskmaster tm1 (reduced run: 10 pairs) |" in tables
+
+
+def test_wmt14_is_not_run_until_it_is():
+    assert text_results.wmt14_table([TEXT_RUN]).endswith("This library: not run.\n")
+    table = text_results.wmt14_table([{**TEXT_RUN, "dataset": "wmt14"}])
+    assert "not run" not in table and "| 36.50 | 35.25 |" in table
+    assert "| 79.9 | 25.56 | 24.52 | 24.33 | 24.65 |" in table
 
 
 def test_rounds_are_stored_as_they_were_but_for_digits_that_cannot_be_seen(runs):

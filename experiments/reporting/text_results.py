@@ -33,7 +33,7 @@ def tables(runs: list[Row]) -> str:
     )
     there = {results.data_set(run) for run in runs}
     not_run = "".join(
-        f"| {name} | not run {'| ' * 10}|\n" for name in NOT_RUN if name not in there
+        f"| {name} | not run {'| ' * 9}|\n" for name in NOT_RUN if name not in there
     )
     parts = results.table(bleu, BLEU) + not_run, results.table(exact, EXACT_MATCH)
     return "\n".join([*parts, kinds_table(runs)])
