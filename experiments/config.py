@@ -22,7 +22,7 @@ AFTER_DENSE = (
     *("regularizer", "strength", "scale", "strength_decay_epochs", "form", "decoupled"),
     *("prune", "target_sparsity", "fraction", "scope", "bound", "relative_bound"),
     *("epochs", "patience", "optimizer", "learning_rate", "schedule"),
-    *("finetune_epochs", "finetune_learning_rate", "finetune_schedule"),
+    *("finetune_epochs", "finetune_learning_rate", "finetune_schedule", "beam"),
 )
 
 Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]

@@ -76,12 +76,12 @@ def read_summary(path: Path) -> Row | None:
     return found
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Returns the lines of JSON data that a file holds."""
+def read_rows(path: Path, number: int | None = None) -> list[Row]:
+    """Returns the lines of JSON data that a file holds, or the first of them."""
     text = read_text(path)
     if text is None:
         raise ExperimentError(f"there is no {path}.")
-    return [parse(line, path) for line in text.splitlines()]
+    return [parse(line, path) for line in text.splitlines()[:number]]
 
 
 def parse(text: str, path: Path) -> Row:

@@ -137,3 +137,38 @@ def test_greedy_takes_the_likeliest_token_each_time():
         new[(tokens[:, 1:] == ENDS.last).any(1)] = ENDS.last
         tokens = np.concatenate([tokens, new[:, None]], 1)
         np.testing.assert_array_equal(written[:, place], new)
+
+
+def test_what_is_written_does_not_depend_on_what_is_beside_it():
+    made, params = network(ONE)
+    source, _ = batch(ONE)
+    for row in range(3):
+        alone = made.beam_search(
+            params, source[row : row + 1], 6, beam=3, length_penalty=1.0
+        )
+        together = made.beam_search(params, source, 6, beam=3, length_penalty=1.0)
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_search_ends_when_nothing_better_can_be_found():
+    """A language whose texts end at once, and one whose texts never do."""
+    count = []
+
+    def language(end):
+        logits = jnp.where(jnp.arange(VOCABULARY) == LAST, end, 0.0)
+
+        def step(tokens, index, cache):
+            jax.debug.callback(lambda: count.append(1))
+            return jnp.broadcast_to(logits, (len(tokens), VOCABULARY)), cache
+
+        return step
+
+    steps = []
+    for end in (20.0, -20.0):
+        count.clear()
+        tokens, _ = decoding.beam_search(
+            *(language(end), (), 1, 30, ENDS), beam=2, length_penalty=0.6
+        )
+        jax.effects_barrier()
+        steps.append((len(count), bool((tokens == LAST).all())))
+    assert steps == [(1, True), (30, False)]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import sparse_optax
-from experiments.networks.decoding import Ends
 from experiments.networks.encoder_decoder import Shape
-from experiments.networks.seq2seq import Batch, init_seq2seq, source_mask
+from experiments.networks.seq2seq import init_seq2seq, source_mask
+from experiments.text.batches import Batch
+from experiments.text.tokenizer import Ends
 
 RNG = np.random.default_rng(0)
 ENDS = Ends(1, 2)
@@ -82,7 +83,7 @@ def forward(params, shape, source, target):
     x = embed(source_table, p["encoder"]["positions"], source)
     everything = np.ones((len(source), len(source)))
     for i in range(shape.layers):
-        layer = p["encoder"]["layers"][i]
+        layer = p["encoder"]["layers"][f"{i:02}"]
         y = attend(layer["attention"], x, x, everything, shape.heads)
         x = norm(layer["attention_residual"]["norm"], x + y)
         y = feed_forward(layer["feed_forward"], x)
@@ -90,7 +91,7 @@ def forward(params, shape, source, target):
     read, x = x, embed(table, p["decoder"]["positions"], target)
     past = np.tril(np.ones((len(target), len(target))))
     for i in range(shape.layers):
-        layer = p["decoder"]["layers"][i]
+        layer = p["decoder"]["layers"][f"{i:02}"]
         y = attend(layer["attention"], x, x, past, shape.heads)
         x = norm(layer["attention_residual"]["norm"], x + y)
         everything = np.ones((len(target), len(source)))
@@ -181,6 +182,33 @@ def test_dropout_depends_on_its_key_alone():
     losses = [float(made.loss(params, pairs, key)) for key in keys]
     assert losses[0] == losses[1] != losses[2]
     assert float(made.loss(params, pairs, None)) not in losses
+
+
+def test_layers_of_deep_networks_are_in_order():
+    """Named by numbers that sort as names: the tenth is behind the second."""
+    shape = dataclasses.replace(TWO, layers=11)
+    made, params = network(shape)
+    source, target = (np.asarray(x[1]) for x in batch(shape))
+    source, target = source[source != 0], target[target != 0]
+    module = made._network(params)
+    mask = source_mask(jnp.asarray(source[None]))
+    read = module.encode(jnp.asarray(source[None]), mask)
+    logits = module.decode(jnp.asarray(target[None]), read, mask)
+    expected = forward(params, shape, source, target)
+    np.testing.assert_allclose(logits[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_logits_are_float32_whatever_the_network_computes_in():
+    made, params = network(ONE)
+    half = made._replace(dtype=jnp.bfloat16)
+    source, target = batch(ONE)
+    module, mask = half._network(params), source_mask(source)
+    logits = module.decode(target, module.encode(source, mask), mask)
+    assert logits.dtype == jnp.float32
+    assert np.any(logits != logits.astype(jnp.bfloat16))
+    loss, grads = jax.value_and_grad(half.loss)(params, batch(ONE), None)
+    assert loss.dtype == jnp.float32
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
 
 
 def test_padding_changes_nothing():

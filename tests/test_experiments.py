@@ -31,14 +31,22 @@ from shallow import Shallow
 import sparse_optax
 from experiments import data, networks
 from experiments.__main__ import main, parse
-from experiments.config import ImageConfig
+from experiments.config import Config, ImageConfig
 from experiments.forms import Form
 from experiments.networks import convolution, lenets
 from experiments.networks.functional import Variables, init_network
 from experiments.records import RunFolder, differences
 from experiments.reporting.results import STORE
 from experiments.running import environment
-from experiments.tasks import TASKS, lenet300_mnist, resnet32_cifar10
+from experiments.tasks import (
+    IMAGE_TASKS,
+    TASKS,
+    lenet300_mnist,
+    resnet32_cifar10,
+    transformer_multi30k,
+    transformer_taskmaster,
+    transformer_wmt14,
+)
 from experiments.tasks.digits import CONFIG
 from experiments.training import loop, optimizers, regularizers
 
@@ -194,7 +202,7 @@ def test_row_29_nothing_is_unpickled():
 
 
 @needs_data
-@pytest.mark.parametrize("module", TASKS[1:], ids=lambda m: m.CONFIG.experiment)
+@pytest.mark.parametrize("module", IMAGE_TASKS[1:], ids=lambda m: m.CONFIG.experiment)
 def test_image_sets_for_a_few_steps(module, tmp_path, monkeypatch):
     load = data.load
 
@@ -373,16 +381,31 @@ def test_training_that_diverges_is_an_error(capsys, tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_help_documents_every_setting(capsys):
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.CONFIG.experiment)
+def test_help_documents_every_setting(task, capsys):
     with pytest.raises(SystemExit) as info:
-        main(["digits", "--help"])
+        main([task.CONFIG.experiment, "--help"])
     assert not info.value.code
     text = capsys.readouterr().out
     fixed = ("experiment", "dataset", "network")
-    names = ImageConfig.__dataclass_fields__.keys() - {"form"}
+    names = task.CONFIG.__dataclass_fields__.keys() - {"form"}
     names |= Form.__dataclass_fields__.keys()
     for name in names:
         assert ("--" + name.replace("_", "-") in text) == (name not in fixed)
+
+
+NOT_RUN = {
+    config.config_id
+    for config in (
+        resnet32_cifar10.CONFIG,
+        transformer_multi30k.CONFIG,
+        transformer_taskmaster.CONFIG,
+        dataclasses.replace(
+            transformer_taskmaster.CONFIG, edition="tm1", vocabulary_size=32_000
+        ),
+        transformer_wmt14.CONFIG,
+    )
+}
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.CONFIG.experiment)
@@ -394,16 +417,14 @@ def test_commands_in_the_docstrings_of_tasks_are_understood(task):
         command = command.strip().replace("\\\n", "")
         assert "\n" not in command  # where a shell would end it
         config = parse(command.split()[3:])
-        assert (
-            isinstance(config, ImageConfig)
-            and config.experiment == task.CONFIG.experiment
-        )
+        assert isinstance(config, Config)
+        assert config.experiment == task.CONFIG.experiment
         config.validate()
         config.check_parts(task.CONFIG)
-        # Of whatever is told of a command there are the runs, but for one that waits
-        # for a GPU.
+        # Of whatever is told of a command there are the runs, but for those that wait
+        # for a GPU, or for data.
         stored = list(STORE.glob(f"{config.experiment}-*-{config.config_id}-seed*"))
-        assert stored or config.config_id == resnet32_cifar10.CONFIG.config_id
+        assert stored or config.config_id in NOT_RUN
 
 
 def test_default_folders_tell_what_prunes():

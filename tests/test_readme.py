@@ -149,7 +149,12 @@ def test_runs_on_text_have_a_table_of_their_own():
 
 def test_wmt14_is_not_run_until_it_is():
     assert text_results.wmt14_table([TEXT_RUN]).endswith("This library: not run.\n")
-    table = text_results.wmt14_table([{**TEXT_RUN, "dataset": "wmt14"}])
+    run = {**TEXT_RUN, "dataset": "wmt14", "pairs": 29_000}
+    assert text_results.wmt14_table([run]).endswith("This library: not run.\n")
+    tables = text_results.tables([run])
+    assert "| wmt14 (other texts in its place: 29,000 pairs) |" in tables
+    assert "| wmt14 | not run |" in tables
+    table = text_results.wmt14_table([{**run, "pairs": 4_500_000}])
     assert "not run" not in table and "| 36.50 | 35.25 |" in table
     assert "| 79.9 | 25.56 | 24.52 | 24.33 | 24.65 |" in table
 

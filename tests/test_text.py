@@ -16,7 +16,13 @@ from experiments.config import ExperimentError
 from experiments.metrics import BLEU, EXACT_MATCH
 from experiments.tasks import transformer_multi30k, transformer_taskmaster
 from experiments.text import corpora, files, taskmaster, tokenizer, toy, wmt14
-from experiments.text.batches import LENGTHS, Batches, Sequences, reading_batches
+from experiments.text.batches import (
+    LENGTHS,
+    Batches,
+    Sequences,
+    merged,
+    reading_batches,
+)
 from experiments.text.corpus import Pairs
 from experiments.text.scores import score
 
@@ -51,6 +57,11 @@ def write_lines(folder, name, lines, compressed=False):
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def test_lines_may_end_as_on_windows(tmp_path):
+    (tmp_path / "a").write_bytes("one\r\n\r\ntwo\u2028three\r\n".encode())
+    assert files.read_lines(tmp_path / "a") == ["one", "", "two\u2028three"]
+
+
 def parallel_files(folder, compressed=False):
     for split in ("train", "val", "test"):
         write_lines(folder, f"{split}.en", [f"one {split}", "two"], compressed)
@@ -83,8 +94,16 @@ def test_parallel_files_that_do_not_belong_together(tmp_path):
     assert f"no val.de or val.de.gz in {tmp_path}; they are at home." == error()
     (tmp_path / "val.de.gz").write_bytes(gzip.compress(b"eins\nzwei\n")[:-9])
     assert "cannot read" in error() and "val.de.gz" in error()
+    data = bytearray(gzip.compress(b"eins\nzwei\n"))
+    data[14] ^= 0xFF
+    (tmp_path / "val.de.gz").write_bytes(data)
+    assert "cannot read" in error() and "val.de.gz" in error()
     (tmp_path / "val.de.gz").unlink()
+    for language in ("de", "en"):
+        (tmp_path / f"val.{language}").write_text("")
+    assert "val, holds no texts" in error()
     write_lines(tmp_path, "val.de", ["eins", "zwei"])
+    write_lines(tmp_path, "val.en", ["one", "two"])
     (tmp_path / "test.en").unlink()  # missed now, and not when training is over
     assert "no test.en" in error()
 
@@ -142,6 +161,16 @@ def test_editions_of_taskmaster_are_split(tmp_path):
     assert sum(splits) == 60 and splits[0] > 40 and min(splits) > 0
 
 
+def test_dialogues_that_are_there_twice_are_read_once(tmp_path):
+    dialogue = {"conversation_id": "a", "utterances": DIALOGUE}
+    text = json.dumps([{**dialogue, "conversation_id": f"dlg-{n}"} for n in range(60)])
+    (tmp_path / "data_00.json").write_text(text)
+    before = taskmaster.load(tmp_path, "tm4")
+    (tmp_path / "data_00.json.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "data_00.json.bak").write_text("")
+    assert taskmaster.load(tmp_path, "tm4").train == before.train
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[3]", '[{"conversation_id": "a"}]', '{"a": 1}']
 )
@@ -197,7 +226,8 @@ def test_encoding_gives_texts_back():
     learnt = tokenizer.learn(TEXTS, 60, ["<user>"])
     assert learnt.size == 60
     encoded = learnt.encode([*TEXTS, "<user> A man"])
-    assert [len(row) for row in encoded] < [len(text) for text in TEXTS]
+    for row, text in zip(encoded, TEXTS, strict=False):
+        assert len(row) < len(text)
     assert all(row.min() > 2 and row.max() < 60 for row in encoded)
     assert len(learnt.encode(["<user>"])[0]) == 2  # the space before it, and the tag
     rows = [np.append(row, [2, 2, 7, 0]) for row in encoded]
@@ -265,16 +295,31 @@ def test_an_epoch_has_every_pair_once_but_for_a_remainder():
     assert left_out[0] != left_out[1] != left_out[2]
 
 
-def test_batches_have_few_shapes_and_fit_the_longest():
-    sources, targets = sequences(2_000, 70), sequences(2_000, 30, seed=1)
-    made = Batches(Sequences.of(sources), Sequences.of(targets), 16, seed=0)
-    assert len(made.shapes) == 8 and made.shapes[-1] == (70, 30)
-    for step in range(2 * made.per_epoch):
-        source, target = made.at(step)
-        # One with some of two lengths is as wide as the wider.
-        assert (source.shape[1], target.shape[1]) in made.shapes
-        for side, shape in zip((source, target), made.shapes[0], strict=True):
-            assert side.shape[0] == 16 and side.shape[1] >= shape
+def skewed(number, seed):
+    """Returns sequences most of which are short, and few of which are very long."""
+    rng = np.random.default_rng(seed)
+    lengths = np.minimum(rng.geometric(0.1, number), 90)
+    return [rng.integers(3, 99, length).astype(np.int32) for length in lengths]
+
+
+def test_batches_have_the_shapes_they_say_and_no_others():
+    sources, targets = skewed(2_000, 0), skewed(2_000, 1)
+    made = Batches(Sequences.of(sources), Sequences.of(targets), 64, seed=0)
+    longest = max(map(len, sources)), max(map(len, targets))
+    assert made.shapes[-1] == longest and 3 <= len(made.shapes) <= 8
+    assert made.shapes == sorted(made.shapes)
+    seen = {
+        tuple(side.shape[1] for side in made.at(step))
+        for step in range(20 * made.per_epoch)
+    }
+    assert seen == set(made.shapes)
+
+
+def test_lengths_of_few_pairs_have_no_shape_of_their_own():
+    numbers = np.array([0] * 10 + [1] * 2 + [3] * 9 + [5] * 3)
+    assert merged(numbers, 8).tolist() == [0] * 10 + [1] * 14
+    assert merged(numbers, 99).tolist() == [0] * 24
+    assert merged(numbers, 1).tolist() == [0] * 10 + [1] * 2 + [2] * 9 + [3] * 3
 
 
 def test_batches_depend_on_seed_and_step_alone():
@@ -290,6 +335,11 @@ def test_batches_depend_on_seed_and_step_alone():
         a.shape != b.shape or (a != b).any()
         for a, b in zip(one.at(0), different.at(0), strict=True)
     )
+
+
+def test_texts_to_read_may_be_empty():
+    ((index, tokens),) = reading_batches(Sequences.of([np.zeros(0, np.int32)]), 2)
+    assert index.tolist() == [0, 0] and tokens.tolist() == [[0], [0]]
 
 
 def test_texts_to_read_are_each_in_a_batch():

@@ -10,16 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.text.tokenizer import Ends
+
 # From tokens [N], their place, and a cache with leading axes N, to logits [N, V] of
 # the tokens that follow, and the cache for these.
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-
-
-class Ends(NamedTuple):
-    """The tokens that begin and end every sequence."""
-
-    first: int
-    last: int
 
 
 def greedy(step: Step, cache: Any, number: int, length: int, ends: Ends) -> jax.Array:

@@ -9,6 +9,8 @@ Sources: Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.
 """
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -147,12 +149,25 @@ class Positions(nnx.Module):
         return self.dropout(x, deterministic=rngs is None, rngs=rngs)
 
 
+def named(layers: Iterable[nnx.Module]) -> nnx.Dict:
+    """Returns layers under names, 00, 01, ..., whose order is that of the layers.
+
+    Params are then dicts of dicts, which files and checkpoints give back as they are.
+    """
+    return nnx.Dict({f"{place:02}": layer for place, layer in enumerate(layers)})
+
+
+def in_order(layers: nnx.Dict) -> list[Any]:
+    """Returns layers by their names' order."""
+    return [layers[name] for name in sorted(layers)]
+
+
 class Encoder(nnx.Module):
     """The layers that read."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.positions = Positions(shape.source_positions, shape, rngs)
-        self.layers = nnx.List(EncoderLayer(shape, rngs) for _ in range(shape.layers))
+        self.layers = named(EncoderLayer(shape, rngs) for _ in range(shape.layers))
 
 
 class Decoder(nnx.Module):
@@ -160,7 +175,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.positions = Positions(shape.target_positions, shape, rngs)
-        self.layers = nnx.List(DecoderLayer(shape, rngs) for _ in range(shape.layers))
+        self.layers = named(DecoderLayer(shape, rngs) for _ in range(shape.layers))
 
 
 class EncoderDecoder(nnx.Module):
@@ -190,9 +205,12 @@ class EncoderDecoder(nnx.Module):
           What the layers of the decoder can attend to, one after the other.
         """
         x = self.encoder.positions(self.source_embedding(source), 0, rngs)
-        for layer in self.encoder.layers:
+        for layer in in_order(self.encoder.layers):
             x = layer(x, mask, rngs)
-        return [layer.cross_attention.keys_values(x) for layer in self.decoder.layers]
+        return [
+            layer.cross_attention.keys_values(x)
+            for layer in in_order(self.decoder.layers)
+        ]
 
     def decode(
         self,
@@ -205,10 +223,11 @@ class EncoderDecoder(nnx.Module):
         length = target.shape[1]
         before = jnp.tril(jnp.ones((1, 1, length, length), bool))
         x = self.decoder.positions(self.embedding(target), 0, rngs)
-        for layer, keys_values in zip(self.decoder.layers, read, strict=True):
+        layers = in_order(self.decoder.layers)
+        for layer, keys_values in zip(layers, read, strict=True):
             written = layer.attention.keys_values(x)
             x = layer(x, written, before, keys_values, read_mask, rngs)
-        return self.embedding.attend(x)
+        return self._logits(x)
 
     def empty_cache(self, read: list[KeysValues], length: int) -> list[KeysValues]:
         """Returns room for the keys and values of `length` tokens to be written."""
@@ -239,9 +258,8 @@ class EncoderDecoder(nnx.Module):
         length = cache[0][0].shape[1]
         written_mask = (jnp.arange(length) <= index)[None, None, None]
         longer = []
-        for layer, old, keys_values in zip(
-            self.decoder.layers, cache, read, strict=True
-        ):
+        layers = in_order(self.decoder.layers)
+        for layer, old, keys_values in zip(layers, cache, read, strict=True):
             new = layer.attention.keys_values(x)
             written = tuple(
                 jax.lax.dynamic_update_slice_in_dim(was, now, index, axis=1)
@@ -249,4 +267,9 @@ class EncoderDecoder(nnx.Module):
             )
             longer.append(written)
             x = layer(x, written, written_mask, keys_values, read_mask)
-        return self.embedding.attend(x)[:, 0], longer
+        return self._logits(x)[:, 0], longer
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """Returns `[B, T, V]` in float32, whatever `x`, `[B, T, F]`, is in."""
+        table = self.embedding.embedding[...]
+        return jnp.einsum("btf,vf->btv", x, table, preferred_element_type=jnp.float32)

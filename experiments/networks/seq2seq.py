@@ -7,17 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.networks import decoding
-from experiments.networks.decoding import Ends
 from experiments.networks.encoder_decoder import EncoderDecoder, Shape
-
-PADDING = 0  # the token behind the end of a sequence, in either vocabulary
-
-
-class Batch(NamedTuple):
-    """Sequences of tokens, `[B, S]` and `[B, T]`, padded; targets have both ends."""
-
-    source: jax.Array
-    target: jax.Array
+from experiments.text.batches import Batch
+from experiments.text.tokenizer import PADDING, Ends
 
 
 class Seq2Seq(NamedTuple):
@@ -38,6 +30,8 @@ class Seq2Seq(NamedTuple):
     def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
         """Returns the mean over the tokens of a batch of the smoothed cross-entropy.
 
+        Tokens of short sequences, which are in batches together, so weigh more.
+
         With z the logits, y the token that follows, and s the label smoothing,
 
             log sum_v exp(z_v) - (1 - s) z_y - s mean_v z_v.
@@ -52,7 +46,6 @@ class Seq2Seq(NamedTuple):
         mask = source_mask(batch.source)
         read = network.encode(batch.source, mask, rngs)
         logits = network.decode(batch.target[:, :-1], read, mask, rngs)
-        logits = logits.astype(jnp.float32)
         labels = batch.target[:, 1:]
         right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         losses = (
@@ -61,7 +54,6 @@ class Seq2Seq(NamedTuple):
             - self.label_smoothing * logits.mean(axis=-1)
         )
         there = labels != PADDING
-        # A batch that is filled up may have no tokens at all on some device, not here.
         return jnp.where(there, losses, 0.0).sum() / there.sum()
 
     def greedy(self, params: Any, source: jax.Array, length: int) -> jax.Array:

@@ -11,6 +11,7 @@ from experiments.metrics import ACCURACY, Metric, metric_of
 from experiments.records import Row, read_summary, write_json
 
 STORE = Path(__file__).parents[1] / "results"
+WMT14_PAIRS = 4_000_000  # at the least; there are 4.5 million
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -98,6 +99,8 @@ def data_set(run: Row) -> str:
     number = run.get("num_train")
     what = "images" if metric_of(run) == ACCURACY else "pairs"
     reduced = f" (reduced run: {number:,} {what})" if number is not None else ""
+    if run["dataset"] == "wmt14" and run["pairs"] < WMT14_PAIRS:
+        reduced = f" (other texts in its place: {run['pairs']:,} pairs)"
     return " ".join([run["dataset"], *run.get("edition", "").split()]) + reduced
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from experiments.metrics import Metric, metric_of
 from experiments.records import Row
 from experiments.reporting import kinds
 
+SHOWN = 300  # characters of a source
 Show = Callable[[str, float, float], None]
 
 
@@ -163,12 +165,17 @@ def print_summary(console: Console, summary: Row) -> None:
 
 
 def print_texts(console: Console, texts: list[dict[str, str]]) -> None:
-    """Prints texts of the test set, and what both networks made of them."""
+    """Prints texts of the test set, and side by side what both networks made of them.
+
+    Of a long source, such as a dialogue, the end is shown.
+    """
     table = Table(title="The first texts of the test set", show_lines=True)
-    table.add_column("")
-    table.add_column("", overflow="fold")
+    for name in texts[0]:
+        table.add_column(name, overflow="fold")
     for text in texts:
-        table.add_row("\n".join(text), "\n".join(map(escape, text.values())))
+        *_, source = textwrap.wrap(text["source"], SHOWN) or [""]
+        cells = {**text, "source": source}
+        table.add_row(*map(escape, cells.values()))
     console.print(table)
 
 

@@ -1,6 +1,5 @@
 """The tables of the README about runs on text, from their stored summaries."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 from experiments.metrics import ACCURACY, BLEU, EXACT_MATCH, metric_of
@@ -35,7 +34,9 @@ def tables(runs: list[Row]) -> str:
     not_run = "".join(
         f"| {name} | not run {'| ' * 9}|\n" for name in NOT_RUN if name not in there
     )
-    parts = results.table(bleu, BLEU) + not_run, results.table(exact, EXACT_MATCH)
+    parts = [results.table(bleu, BLEU) + not_run]
+    if exact:
+        parts.append(results.table(exact, EXACT_MATCH))
     return "\n".join([*parts, kinds_table(runs)])
 
 
@@ -70,10 +71,7 @@ def kinds_table(runs: Iterable[Row]) -> str:
 
 def wmt14_table(runs: Iterable[Row]) -> str:
     """Returns a table of what is published about WMT14, and of our runs."""
-    ours = defaultdict(list)
-    for run in runs:
-        if run["dataset"] == "wmt14":
-            ours[run["config_id"]].append(run)
+    ours = [run for run in runs if results.data_set(run) == "wmt14"]
     lines = [
         f"| sparsity, % | {' | '.join(PUBLISHED_METHODS)} |",
         "| --- " * 5 + "|",
@@ -85,7 +83,7 @@ def wmt14_table(runs: Iterable[Row]) -> str:
     text = "\n".join(lines) + "\n\nThis library: "
     if not ours:
         return text + "not run.\n"
-    return text + "\n\n" + results.table([x for xs in ours.values() for x in xs], BLEU)
+    return text + "\n\n" + results.table(ours, BLEU)
 
 
 def write() -> None:

@@ -65,16 +65,15 @@ def take(
     checkpoints = Checkpoints(
         folder / "checkpoints", f"{found['config_id']}-seed{found['seed']}"
     )
-    last = max(checkpoints.numbers(), default=None)
-    damage = "there is none" if last is None else checkpoints.damage(last)
-    if last is None or damage:
-        raise ExperimentError(f"--dense-from {folder}: no sound checkpoint: {damage}.")
-    notes = checkpoints.notes(last)
+    # The latest may be in the making.
+    sound = (n for n in reversed(checkpoints.numbers()) if not checkpoints.damage(n))
+    number = next(sound, None)
+    rows = read_rows(folder / "metrics.jsonl", num_rounds)
+    if number is None or len(rows) < num_rounds:
+        raise ExperimentError(f"--dense-from {folder}: its checkpoints are damaged.")
+    notes = checkpoints.notes(number)
     if notes["problem"] != problem.digest:
         raise ExperimentError(f"--dense-from {folder}: it was trained on other texts.")
-    rows = [
-        row for row in read_rows(folder / "metrics.jsonl") if row["phase"] == "dense"
-    ]
     try:
         variables = Variables(**sparse_optax.load_sparse(folder / FILE))
     except (ValueError, TypeError) as error:
@@ -82,7 +81,7 @@ def take(
     wanted, there = (
         jax.tree.map(jax.typeof, x) for x in (problem.variables, variables)
     )
-    if len(rows) != num_rounds or wanted != there:
+    if wanted != there:
         raise ExperimentError(
             f"--dense-from {folder}: it was made by code whose networks differ."
         )

@@ -95,26 +95,29 @@ class Run:
         self.environment = environment()  # now: the code may change while this runs
         self.earlier_commits: list[str | None] = []
         self.phases = Phases(config, problem)
-        self.taken = self.dense_network()
+        self.taken: DenseNetwork | None = None
+        tell = functools.partial(console.print, soft_wrap=True)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, f"{config.config_id}-seed{config.seed}"
+        )
+        self.saved = self.checkpoints.latest(tell, folder.digest)
+        if config.dense_from is not None and self.saved is None:
+            rounds = self.phases.num_rounds.dense
+            self.taken = dense_network.take(config.dense_from, config, problem, rounds)
         # Not before the data and the settings have proved to fit each other: a run
         # that could not start must not keep its folder from the next.
         folder.claim(config)
-        problem.save(folder.path)
 
         # Either `dense` or both `dense_variables` and `pruning` are in use at a time.
         self.dense = self.phases.start_dense()
         self.dense_variables: Any = None
         self.pruning: Any = None
         self.seconds_before = 0.0
-        self.checkpoints = Checkpoints(
-            folder.checkpoints, f"{config.config_id}-seed{config.seed}"
-        )
-        tell = functools.partial(console.print, soft_wrap=True)
-        self.saved = self.checkpoints.latest(tell, folder.digest)
 
     def finish(self) -> Row:
         """Goes through all that is left to do; writes and returns the summary."""
         self.resume()
+        self.problem.save(self.folder.path)
         self.take_dense()
         with terminal.progress_bar(
             self.console,
@@ -131,16 +134,9 @@ class Run:
         self.folder.finish(summary)
         return summary
 
-    def dense_network(self) -> DenseNetwork | None:
-        """Returns what another run has trained, if that is to be taken."""
-        folder, rounds = self.config.dense_from, self.phases.num_rounds.dense
-        if folder is None:
-            return None
-        return dense_network.take(folder, self.config, self.problem, rounds)
-
     def take_dense(self) -> None:
-        """Starts with what another run has trained, where this one has nothing yet."""
-        if self.taken is None or self.folder.rows:
+        """Starts with what another run has trained, if that is to be taken."""
+        if self.taken is None:
             return
         for row in self.taken.rows:
             self.folder.append(row)
@@ -189,7 +185,7 @@ class Run:
             train=phases.train_sparse,
             evaluate=lambda state: self.problem.metric(state.variables),
             prune=phases.prune,
-            bound=phases.bound(self.dense_variables),
+            bound=self.bound(),
             max_rounds=phases.num_rounds.pruning,
             patience=self.config.patience,
         )
@@ -205,6 +201,21 @@ class Run:
             finetune_rounds=phases.num_rounds.finetuning,
         )
 
+    def bound(self) -> float:
+        """Returns the validation metric that a pruned network must be above.
+
+        Raises:
+          ExperimentError: every network is.
+        """
+        bound = float(self.phases.bound(self.dense_variables))
+        if bound < 0:
+            metric, value = self.config.metric, self.config.bound
+            raise ExperimentError(
+                f"--bound {value:g} below the dense network would allow any prune: its "
+                f"validation {metric.name} is {metric.text(value + bound)}."
+            )
+        return bound
+
     def test(self) -> Row:
         """Measures both networks on the test set, and sums the run up."""
         best = self.pruning.best
@@ -212,7 +223,7 @@ class Run:
             **self.config.to_dict(),
             "config_id": self.config.config_id,
             **self.problem.test(self.dense_variables, best.variables),
-            "validation_bound": float(self.phases.bound(self.dense_variables)),
+            "validation_bound": self.bound(),
             **loop.sizes(best),
             "bytes": export.write(self.folder.path, best.variables),
             "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),

@@ -1,19 +1,28 @@
 """Batches of few shapes, each compiled for once: sequences of like length together.
 
 A pair belongs to the smallest of the lengths 8, 12, 16, 24, 32, 48, 64, 96, ... that
-neither of its sequences exceeds, and the pairs of one length have the shape of the
-longest sources and targets among them.
+neither of its sequences exceeds; lengths that too few pairs for a batch belong to are
+left out. The shape of a length is that of the longest sources and targets which belong
+to it or to a smaller one.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.networks.seq2seq import PADDING, Batch
+from experiments.text.tokenizer import PADDING
 
 LENGTHS = np.array([[8 << k, 12 << k] for k in range(16)]).reshape(-1)
+
+
+class Batch(NamedTuple):
+    """Sequences of tokens, `[B, S]` and `[B, T]`, padded; targets have both ends."""
+
+    source: jax.Array
+    target: jax.Array
 
 
 class Sequences(NamedTuple):
@@ -52,7 +61,7 @@ class Batches:
       seed: determines the order.
 
     Attributes:
-      shapes: those of sources and targets in all batches, one for each length.
+      shapes: all that sources and targets of a batch can have, one for each length.
       per_epoch: how many batches make an epoch.
     """
 
@@ -63,13 +72,12 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         longest = np.maximum(sources.lengths, targets.lengths)
-        self._lengths = np.searchsorted(LENGTHS, longest)
-        used, self._lengths = np.unique(self._lengths, return_inverse=True)
+        self._lengths = merged(np.searchsorted(LENGTHS, longest), batch_size)
         self.shapes = [
             tuple(
-                int(side.lengths[self._lengths == number].max()) for side in self._sides
+                int(side.lengths[self._lengths <= number].max()) for side in self._sides
             )
-            for number in range(len(used))
+            for number in range(self._lengths.max() + 1)
         ]
         self.per_epoch = len(longest) // batch_size
         self._epoch, self._order = -1, np.zeros(0, int)
@@ -90,16 +98,30 @@ class Batches:
         return rng.permutation(chosen.reshape(-1, self._batch_size))
 
     def _batch(self, index: np.ndarray) -> Batch:
-        # The longest of a batch, which may hold some of two lengths.
-        shapes = [self.shapes[number] for number in np.unique(self._lengths[index])]
+        # A batch of two lengths is as wide as the wider.
+        shape = self.shapes[self._lengths[index].max()]
         return Batch(
             *(
-                jnp.asarray(side.padded(index, max(lengths)))
-                for side, lengths in zip(
-                    self._sides, zip(*shapes, strict=True), strict=True
-                )
+                jnp.asarray(side.padded(index, length))
+                for side, length in zip(self._sides, shape, strict=True)
             )
         )
+
+
+def merged(lengths: np.ndarray, smallest: int) -> np.ndarray:
+    """Returns groups of lengths, numbered from 0, for lengths given as numbers.
+
+    A group has `smallest` members or more, if there are as many: a length with fewer
+    goes with the next one, and the longest with the one before.
+    """
+    ends, members = [], 0
+    numbers, counts = np.unique(lengths, return_counts=True)
+    for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        members += count
+        if members >= smallest:
+            ends.append(number)
+            members = 0
+    return np.minimum(np.searchsorted(ends, lengths), max(len(ends) - 1, 0))
 
 
 def reading_batches(
@@ -113,7 +135,7 @@ def reading_batches(
     """
     order = np.argsort(sources.lengths, kind="stable")
     order = np.pad(order, (0, -len(order) % batch_size), mode="edge")
-    longest = int(sources.lengths.max())
+    longest = max(int(sources.lengths.max()), 1)  # there may be empty texts
     batches = []
     for index in order.reshape(-1, batch_size):
         length = int(LENGTHS[np.searchsorted(LENGTHS, sources.lengths[index].max())])

@@ -1,12 +1,11 @@
 """Parallel texts: files of two languages, whose n-th lines belong together."""
 
 import gzip
+import zlib
 from pathlib import Path
 
 from experiments.config import ExperimentError
 from experiments.text.corpus import Corpus, Pairs, check_pairs
-
-SPLITS = "train", "val", "test"
 
 
 def load(folder: Path, splits: tuple[str, str, str], origin: str) -> Corpus:
@@ -51,7 +50,8 @@ def read_lines(path: Path) -> list[str]:
     Raises:
       ExperimentError: it cannot be read.
     """
-    return read_text(path).removesuffix("\n").split("\n")
+    lines = read_text(path).removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in lines] if lines != [""] else []
 
 
 def read_text(path: Path) -> str:
@@ -63,5 +63,5 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ExperimentError(f"cannot read {path}: {error}") from error

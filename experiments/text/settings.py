@@ -60,7 +60,8 @@ class TextConfig(Config):
             check(name, fields[name], low <= fields[name] < 2**31, f"{low} or more")
         for name in ("dropout", "label_smoothing"):
             check(name, fields[name], 0 <= fields[name] < 1, "in [0, 1)")
-        heads = self.heads
+        layers, heads = self.num_layers, self.heads
+        check("num_layers", layers, layers < 100, "below 100")
         check(
             "heads", heads, self.features % heads == 0, f"a divisor of {self.features}"
         )

@@ -41,9 +41,11 @@ def load(folder: Path, edition: str) -> Corpus:
         lists = {split: read_ids(folder, split) for split in SPLITS}
         split_of = {name: split for split in SPLITS for name in lists[split]}
     else:
-        paths = sorted(folder.glob("data_*.json*"))
-        if not paths:
+        names = {path.name.removesuffix(".gz") for path in folder.glob("data_*.json*")}
+        names = sorted(name for name in names if name.endswith(".json"))
+        if not names:
             raise ExperimentError(f"no data_*.json in {folder}; {ORIGIN}")
+        paths = [find(folder, name, ORIGIN) for name in names]
         split_of = None
     dialogues: dict[str, list[Any]] = {split: [] for split in SPLITS}
     for path in paths:
@@ -104,11 +106,11 @@ def read_dialogues(path: Path) -> list[Any]:
     try:
         dialogues = json.loads(read_text(path))
         for dialogue in dialogues:
-            assert isinstance(dialogue["conversation_id"], str)
+            dialogue["conversation_id"].encode()
             for utterance in dialogue["utterances"]:
-                assert utterance["speaker"].lower() in TAGS
                 utterance["text"].split()
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+                TAGS[utterance["speaker"].lower()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExperimentError(
             f"{path} holds no dialogues of Taskmaster: {type(error).__name__} {error}"
         ) from error

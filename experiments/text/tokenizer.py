@@ -6,14 +6,24 @@ Subword Units <https://arxiv.org/abs/1508.07909>`_, 2016.
 
 import io
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
 
 from experiments.config import ExperimentError
-from experiments.networks.decoding import Ends
 
 PADDING, FIRST, LAST, UNKNOWN = range(4)
+ENCODED_AT_ONCE = 100_000  # texts
+
+
+class Ends(NamedTuple):
+    """The tokens that begin and end every sequence."""
+
+    first: int
+    last: int
+
+
 ENDS = Ends(FIRST, LAST)
 
 
@@ -32,8 +42,13 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the pieces of each text, int32, without ends."""
-        encoded = self._processor.encode(list(texts), num_threads=1)
-        return [np.asarray(pieces, np.int32) for pieces in encoded]
+        return [
+            np.asarray(pieces, np.int32)
+            for start in range(0, len(texts), ENCODED_AT_ONCE)
+            for pieces in self._processor.encode(
+                list(texts[start : start + ENCODED_AT_ONCE])
+            )
+        ]
 
     def decode(self, rows: Iterable[np.ndarray]) -> list[str]:
         """Returns the text of each row of pieces, up to its end."""

@@ -42,5 +42,5 @@ def load(data_dir: Path | None, folder: Path, command: str) -> Corpus:
 
 
 def as_text(value: bytes | str) -> str:
-    """Returns a text that TFDS may give in UTF-8."""
-    return value.decode() if isinstance(value, bytes) else value
+    """Returns a text that TFDS gives in UTF-8."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -70,7 +70,7 @@ def course(
     """
     if warmup_steps:
         return optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1)
+            0.0, learning_rate, warmup_steps, num_steps
         )
     if schedule == "cosine":
         return optax.cosine_decay_schedule(learning_rate, max(num_steps, 1))

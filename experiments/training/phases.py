@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import sparse_optax
 from experiments import forms
-from experiments.config import AT_INIT, Config
+from experiments.config import AT_INIT, Config, check
 from experiments.networks.functional import Variables
 from experiments.training import loop, optimizers
 from experiments.training.masks_at_init import random_scores
@@ -53,6 +53,9 @@ class Phases:
         dense, pruning, finetuning = (
             rounds * config.interval for rounds in self.num_rounds
         )
+        warmup = config.warmup_steps
+        wanted = f"less than {dense}, the updates of dense training"
+        check("warmup_steps", warmup, warmup < dense, wanted)
         self.dense_optimizer = problem.adapt(
             optimizers.dense_optimizer(config, num_steps=dense)
         )

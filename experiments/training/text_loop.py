@@ -44,16 +44,18 @@ def make_train(
     batches: Batches,
     *,
     num_steps: int,
+    accumulation: int,
     scale: float,
 ) -> Callable[[TrainState], TrainState]:
-    """Returns the function that trains on `num_steps` batches.
+    """Returns the function that makes `num_steps` updates.
 
     Args:
       gradients: of the loss of a batch.
       optimizer: what is called for every batch.
-      batches: all there are; the state's step says which is next.
-      num_steps: batches a call.
-      scale: relevance is reported for this scale.
+      batches: all there are; the state's step says which are next.
+      num_steps: updates a call.
+      accumulation: batches an update.
+      scale: relevance is reported for this scale, and the gradient of one batch.
     """
 
     # The old arrays make room for the new, or all would be there twice.
@@ -70,12 +72,12 @@ def make_train(
         first, losses = int(state.step), []
         # The state that was given is to stay.
         params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
-        for step in range(first, first + num_steps):
-            loss, grads = gradients(params, batches.at(step), jnp.int32(step))
+        following = (first + num_steps) * accumulation
+        for number in range(first * accumulation, following):
+            loss, grads = gradients(params, batches.at(number), jnp.int32(number))
             params, opt_state = update(grads, opt_state, params)
             losses.append(loss)
-        step = first + num_steps
-        _, grads = gradients(params, batches.at(step), jnp.int32(step))
+        _, grads = gradients(params, batches.at(following), jnp.int32(following))
         return state._replace(
             params=params,
             opt_state=opt_state,

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.config import ExperimentError
+from experiments.config import ExperimentError, check
 from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables
 from experiments.networks.seq2seq import init_seq2seq
@@ -22,6 +23,7 @@ from experiments.text.settings import TextConfig
 from experiments.text.tokenizer import ENDS, Tokenizer, learn
 from experiments.training import text_loop
 from experiments.training.devices import Devices
+from experiments.training.masks_at_init import spare_norms
 from experiments.training.problem import Train
 
 SHOWN = 20  # texts of the test set that are shown beside each other
@@ -63,23 +65,30 @@ class TextProblem:
 
     def __init__(self, config: TextConfig, corpus: Corpus):
         self.config = config
-        self.corpus = corpus
         self.devices = Devices.choose(config)
         self.vocabularies = Vocabularies.learn(config, corpus)
-        sources, targets = self.training_pairs()
-        if config.batch_size * config.accumulation > len(sources):
+        sources, targets = self.training_pairs(corpus)
+        # The rest of it is large, and no longer needed.
+        self.corpus = corpus._replace(train=Pairs([], []))
+        self.num_pairs = len(sources)
+        if not sources:
             raise ExperimentError(
-                f"--batch-size must be {len(sources) // config.accumulation} or less, "
-                f"for there are {len(sources)} training pairs that are not too long; "
-                f"got {config.batch_size}."
+                f"no training pair has --max-source {config.max_source} and "
+                f"--max-target {config.max_target} pieces or less."
             )
+        for name, batches in (("batch_size", 1), ("accumulation", config.batch_size)):
+            most, value = self.num_pairs // batches, getattr(config, name)
+            why = f"{most} or less, for {self.num_pairs} training pairs"
+            check(name, value, value <= most, why)
         sides = Sequences.of(sources), Sequences.of(targets)
         # What is longer than all that is learnt from is cut: there would be places in
         # the network that nothing has trained.
         self.longest_source, longest_target = (int(x.lengths.max()) for x in sides)
         self.longest_text = longest_target - 1  # with one of the ends
         self.batches = Batches(*sides, config.batch_size, config.seed)
-        self.digest: str | None = digest(self.vocabularies, [*sides[0], *sides[1]])
+        self.digest: str | None = digest(
+            self.vocabularies, [*sides[0], *sides[1]], corpus.validation
+        )
         self.updates_per_epoch = self.batches.per_epoch // config.accumulation
         self.network, params = init_seq2seq(
             self.shape(),
@@ -109,12 +118,14 @@ class TextProblem:
             dropout=config.dropout,
         )
 
-    def training_pairs(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def training_pairs(
+        self, corpus: Corpus
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Returns the tokens of the training pairs, the targets' with both ends."""
-        sources = self.vocabularies.source.encode(self.corpus.train.sources)
-        targets = self.vocabularies.target.encode(self.corpus.train.targets)
+        sources = self.vocabularies.source.encode(corpus.train.sources)
+        targets = self.vocabularies.target.encode(corpus.train.targets)
         longest = self.config.max_source
-        if self.corpus.keeps_end:
+        if corpus.keeps_end:
             sources = [source[-longest:] for source in sources]
         pairs = [
             (
@@ -141,13 +152,16 @@ class TextProblem:
             self._gradients,
             optimizer,
             self.batches,
-            num_steps=self.config.interval * self.config.accumulation,
+            num_steps=self.config.interval,
+            accumulation=self.config.accumulation,
             scale=self.config.scale,
         )
 
     def saliency(self, variables: Variables) -> Any:
-        """Raises `ExperimentError`."""
-        raise ExperimentError("--prune snip is for images only.")
+        """Returns |g * w| for the loss of the first batch, infinity for norms."""
+        params = variables.params
+        _, grads = self._gradients(params, self.batches.at(0), jnp.int32(0))
+        return spare_norms(jax.tree.map(lambda g, w: jnp.abs(g * w), grads, params))
 
     def metric(self, variables: Variables) -> float:
         """Returns the validation metric."""
@@ -219,6 +233,7 @@ class TextProblem:
                 f"{prefix}validation_{key}": self.metric(network)
                 for prefix, network in networks.items()
             },
+            "pairs": self.num_pairs,
             "shapes": [list(shape) for shape in self.batches.shapes],
             "texts": [
                 dict(zip(("source", "reference", "dense", "sparse"), row, strict=True))
@@ -227,9 +242,12 @@ class TextProblem:
         }
 
 
-def digest(vocabularies: Vocabularies, arrays: list[np.ndarray]) -> str:
-    """Returns the SHA-256 of what is learnt from, and of how it is written."""
+def digest(
+    vocabularies: Vocabularies, arrays: list[np.ndarray], validation: Pairs
+) -> str:
+    """Returns the SHA-256 of what is learnt from, and of what validates."""
     found = hashlib.sha256()
-    for content in [*vocabularies.files.values(), *arrays]:
+    texts = json.dumps(validation).encode()
+    for content in [*vocabularies.files.values(), *arrays, texts]:
         found.update(content)
     return found.hexdigest()
