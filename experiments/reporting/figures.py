@@ -144,7 +144,7 @@ def draw_metric(axes: Axes, rows: list[Row], summary: Row) -> None:
         ("dense", "--", summary[f"dense_validation_{metric.key}"]),
         ("bound", ":", summary["validation_bound"]),
     ):
-        if value:  # nothing has to be met where a schedule prunes
+        if value > 0:  # nothing has to be met where a schedule prunes
             axes.axhline(
                 metric.hundredths(value),
                 color=GREY,

@@ -208,7 +208,7 @@ class Run:
           ExperimentError: every network is.
         """
         bound = float(self.phases.bound(self.dense_variables))
-        if bound < 0:
+        if bound < 0 and self.config.prune == "gated":
             metric, value = self.config.metric, self.config.bound
             raise ExperimentError(
                 f"--bound {value:g} below the dense network would allow any prune: its "

@@ -26,7 +26,10 @@ class Batch(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """Many sequences in one array, int32: number i lies between two of the bounds."""
+    """Many sequences in one array, int32: number i lies between two of the bounds.
+
+    Behind the last one is a token of padding.
+    """
 
     tokens: np.ndarray
     bounds: np.ndarray
@@ -35,7 +38,7 @@ class Sequences(NamedTuple):
     def of(cls, rows: Sequence[np.ndarray]) -> "Sequences":
         """Returns the sequences in one array."""
         lengths = [len(row) for row in rows]
-        tokens = np.concatenate([np.zeros(0, np.int32), *rows])
+        tokens = np.concatenate([*rows, [PADDING]], dtype=np.int32)
         return cls(tokens, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
     @property
@@ -47,7 +50,7 @@ class Sequences(NamedTuple):
         """Returns some of them as `[B, length]`, padded at the end."""
         places = self.bounds[index][:, None] + np.arange(length)
         there = places < self.bounds[index + 1][:, None]
-        return np.where(there, self.tokens[np.where(there, places, 0)], PADDING)
+        return self.tokens[np.where(there, places, -1)]
 
 
 class Batches:

@@ -19,6 +19,8 @@ from experiments.training import loop, optimizers
 from experiments.training.masks_at_init import random_scores
 from experiments.training.problem import Problem
 
+NO_BOUND = -1.0  # which every metric is above
+
 
 class NumRounds(NamedTuple):
     """How many rounds of `interval` updates each phase has."""
@@ -114,7 +116,7 @@ class Phases:
         """
         bound = jnp.asarray(self.config.bound, jnp.float32)
         if self.config.prune != "gated":
-            return jnp.zeros_like(bound)
+            return jnp.full_like(bound, NO_BOUND)
         if self.config.relative_bound:
             return self.problem.metric(dense) - bound
         return bound
