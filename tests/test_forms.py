@@ -13,6 +13,7 @@ import sparse_optax
 from experiments import data, forms
 from experiments.config import ExperimentError
 from experiments.forms import Form
+from experiments.networks import NETWORKS
 from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
 from experiments.training import loop, optimizers, phases, regularizers
@@ -292,9 +293,7 @@ def test_gradients_of_single_examples():
     optimizer = optax.GradientTransformationExtraArgs(init, spy)
     dataset = data.load(CONFIG, "")
     train = data.take(dataset.train, np.arange(8))
-    network, variables = init_network(
-        phases.NETWORKS["lenet300"], (8, 8, 1), dataset.white, 0
-    )
+    network, variables = init_network(NETWORKS["lenet300"], (8, 8, 1), dataset.white, 0)
     for per_example in (False, True):
         state = loop.init_state(variables, optimizer, jnp.zeros([], jnp.int32))
         update = loop.make_train(
@@ -348,7 +347,7 @@ def test_pixels_that_do_not_appear_have_no_gradient():
     """A token is a pixel of a shade: what is rare in the data is rarely trained."""
     dataset = data.load(CONFIG, "")
     network, variables = init_network(
-        phases.NETWORKS["pixel-transformer"], (8, 8, 1), dataset.white, 0
+        NETWORKS["pixel-transformer"], (8, 8, 1), dataset.white, 0
     )
     images, labels = dataset.train.images[:5], dataset.train.labels[:5]
     grads, _ = jax.grad(network.loss, has_aux=True)(*variables, images, labels)
