@@ -6,14 +6,14 @@ from experiments.reporting import results
 
 
 def table(summaries: list[Row]) -> str:
-    """Returns a Markdown table of the runs whose files were made."""
+    """Returns a Markdown table of the runs on images whose files were made."""
     lines = [
         "| data set | network | seed | dense error, % | error, % | weights kept "
         "| dense | dense, gzipped | sparse file | times smaller |",
         "| --- " * 10 + "|",
     ]
     for run in sorted(summaries, key=results.place):
-        if sizes := run.get("bytes"):
+        if metric_of(run) == ACCURACY and (sizes := run.get("bytes")):
             lines.append(
                 f"| {results.data_set(run)} | {run['network']} | {run['seed']} "
                 f"| {100 * (1 - run['dense_test_accuracy']):.2f} "
@@ -27,6 +27,7 @@ def table(summaries: list[Row]) -> str:
 
 def show() -> None:
     """Writes the table of all stored runs into the README."""
-    images = [run for run in results.stored() if metric_of(run) == ACCURACY]
-    shown = results.insert(results.README.read_text(), "export", table(images))
+    shown = results.insert(
+        results.README.read_text(), "export", table(results.stored())
+    )
     results.README.write_text(shown)
