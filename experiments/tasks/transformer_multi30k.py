@@ -1,6 +1,16 @@
 """A transformer that translates Multi30k, descriptions of pictures, to German.
 
 python -m experiments transformer-multi30k --data-dir DATA
+
+The learning rate does not fall while weights go, so that BLEU is some two points below
+what fine-tuning brings back; the bound leaves room for that, and the number of prunes
+decides where it ends: at 83 %. For 91 %:
+
+python -m experiments transformer-multi30k --epochs 12 --bound 5 --data-dir DATA
+
+Neither has been made to the end yet. What was tried, by validation BLEU, written
+greedily: 16 epochs of dense training, 34.3; from there, 16 prunes each a third of an
+epoch apart, to 81.5 %, 32.4, and after two epochs of fine-tuning 34.3.
 """
 
 from experiments.text.settings import TextConfig
@@ -10,24 +20,24 @@ CONFIG = TextConfig(
     dataset="multi30k",
     network="transformer",
     vocabulary_size=8_000,
-    max_source=52,
-    max_target=52,
+    max_source=64,
+    max_target=64,
     dropout=0.3,
     b1=0.85,
     b2=0.997,
     strength=1e-5,
     scale=1.0,
     fraction=0.1,
-    bound=1.0,
+    bound=3.0,
     relative_bound=True,
     interval=226,
     batch_size=64,
-    dense_epochs=30,
+    dense_epochs=24,
     dense_learning_rate=1e-3,
-    warmup_steps=1000,
-    learning_rate=5e-4,
-    epochs=20,
-    finetune_epochs=8,
-    finetune_learning_rate=5e-4,
+    warmup_steps=400,
+    learning_rate=1e-3,
+    epochs=9,
+    finetune_epochs=4,
+    finetune_learning_rate=1e-3,
     finetune_schedule="cosine",
 )
