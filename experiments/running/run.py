@@ -167,7 +167,7 @@ class Run:
 
     def train_sparse(self, show: terminal.Show) -> None:
         """Prunes and fine-tunes to the end."""
-        if self.bound() < 0 and self.config.prune == "gated":
+        if self.bound < 0 and self.config.prune == "gated":
             self.console.print(
                 f"warning: --bound {self.config.bound:g} is more than the dense "
                 "network's validation metric: every prune is allowed.",
@@ -192,7 +192,7 @@ class Run:
             train=phases.train_sparse,
             evaluate=lambda state: self.problem.metric(state.variables),
             prune=phases.prune,
-            bound=self.bound(),
+            bound=self.bound,
             max_rounds=phases.num_rounds.pruning,
             patience=self.config.patience,
         )
@@ -208,8 +208,9 @@ class Run:
             finetune_rounds=phases.num_rounds.finetuning,
         )
 
+    @functools.cached_property  # it takes an evaluation of the dense network
     def bound(self) -> float:
-        """Returns the validation metric that a pruned network must be above."""
+        """The validation metric that a pruned network must be above."""
         return float(self.phases.bound(self.dense_variables))
 
     def test(self) -> Row:
@@ -219,7 +220,7 @@ class Run:
             **self.config.to_dict(),
             "config_id": self.config.config_id,
             **self.problem.test(self.dense_variables, best.variables),
-            "validation_bound": self.bound(),
+            "validation_bound": self.bound,
             **loop.sizes(best),
             "bytes": export.write(self.folder.path, best.variables),
             "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),

@@ -1,6 +1,7 @@
 """What a run is about: a network, the data it learns, and how good it is."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -53,7 +54,7 @@ class Problem(Protocol):
         """Returns the validation metric."""
         ...
 
-    def save(self, folder: Any) -> None:
+    def save(self, folder: Path) -> None:
         """Writes what belongs to a network, besides its arrays, into a folder."""
         ...
 
