@@ -400,7 +400,6 @@ NOT_RUN = {
         resnet32_cifar10.CONFIG,
         transformer_multi30k.CONFIG,
         dataclasses.replace(transformer_multi30k.CONFIG, epochs=12, bound=5.0),
-        transformer_taskmaster.CONFIG,
         dataclasses.replace(
             transformer_taskmaster.CONFIG, edition="tm1", vocabulary_size=32_000
         ),
