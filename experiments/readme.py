@@ -15,7 +15,7 @@ from experiments.cost import benchmark, footprint, latency, storage
 from experiments.frontiers import points, report as frontier_report
 from experiments.reporting import files, illustrations, results, text_results
 from experiments.reporting.place import Place
-from experiments.study import report as study_report
+from experiments.study import report as study_report, texts
 
 
 def write() -> None:
@@ -26,6 +26,7 @@ def write() -> None:
     Place("benchmark", None).show(benchmark.table)
     frontier_report.write(points.STORE)
     study_report.write(study_report.STORE)
+    texts.write()
     Place("footprint", None).show(footprint.table)
     files.show()
     Place("storage", None).show(storage.table)

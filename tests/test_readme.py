@@ -1,5 +1,6 @@
 """What the README shows is generated from what is stored, and from nothing else."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,10 +9,11 @@ import pytest
 
 from experiments import readme
 from experiments.config import ExperimentError
+from experiments.forms import Form
 from experiments.frontiers import report as frontier_report
 from experiments.reporting import illustrations, results, text_results
 from experiments.reporting.place import Place
-from experiments.study import report as study_report
+from experiments.study import report as study_report, texts
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
@@ -59,14 +61,14 @@ def runs(tmp_path, monkeypatch):
     results.STORE.mkdir()
     parts = [
         f"<!-- {name}: begin -->\nold\n<!-- {name}: end -->\n"
-        for name in ("results", "export", "transformers", "wmt14")
+        for name in ("results", "export", "transformers", "wmt14", "study-texts")
     ]
     results.README.write_text(f"before\n{''.join(parts)}after\n")
     return [tmp_path / "0", tmp_path / "1"]
 
 
 def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
-    parts = ["results", "export", "transformers", "wmt14"]
+    parts = ["results", "export", "transformers", "wmt14", "study-texts"]
     monkeypatch.setattr(Place, "show", lambda self, table: parts.append(self._name))
     monkeypatch.setattr(
         Place, "__init__", lambda self, name, out: vars(self).update(_name=name)
@@ -157,6 +159,54 @@ def test_wmt14_is_not_run_until_it_is():
     table = text_results.wmt14_table([{**run, "pairs": 4_500_000}])
     assert "not run" not in table and "| 36.50 | 35.25 |" in table
     assert "| 79.9 | 25.56 | 24.52 | 24.33 | 24.65 |" in table
+
+
+def controlled(seed, bleu, changes, kept=1):
+    """Returns a run of the study's controls on text."""
+    kernel = "encoder/layers/0/attention/key/kernel"
+    return {
+        **{**TEXT_RUN, "seed": seed, "test_bleu": bleu, "validation_bleu": bleu + 1},
+        **{"prune": "gradual", "target_sparsity": 0.9, "num_train": 10_000},
+        "layers": {**TEXT_RUN["layers"], kernel: {"kept": kept, "size": 8}},
+        **changes,
+    }
+
+
+def test_controls_on_text_are_compared_over_pairs_of_runs():
+    spared, permuted, l2 = (
+        {"form": dataclasses.asdict(form), **changes}
+        for form, changes in (
+            (Form(unit="leaf"), {}),
+            (Form(unit="leaf", control="permuted"), {"config_id": "permuted"}),
+            (Form(), {"config_id": "l2", "regularizer": "l2"}),
+        )
+    )
+    runs = [
+        *(controlled(seed, 30.0 + seed, spared) for seed in (0, 1, 2)),
+        *(controlled(seed, 29.5 + seed, l2, kept=5) for seed in (0, 2, 1)),
+        *(controlled(seed, 28.0 + 2 * seed, permuted) for seed in (1, 2)),
+    ]
+    compared, tried = texts.tables(runs).split("\n\n")
+    assert compared.splitlines()[2:] == [
+        "| l2 | 0.0001, 0 after 2 epochs | 2 | 36.50 ± 0.00 | 31.00 ± 0.71 "
+        "| +0.50 (+0.50 to +0.50) | 85.0 ± 0.0 | 62.5 ± 0.0 |",
+        "| relevance, unit leaf | 0.0001, 0 after 2 epochs, scale 0.01 | 2 "
+        "| 36.50 ± 0.00 | 31.50 ± 0.71 |  | 85.0 ± 0.0 | 87.5 ± 0.0 |",
+        "| relevance, unit leaf, control permuted "
+        "| 0.0001, 0 after 2 epochs, scale 0.01 | 2 | 36.50 ± 0.00 | 31.00 ± 1.41 "
+        "| +0.50 (-5.85 to +6.85) | 85.0 ± 0.0 | 87.5 ± 0.0 |",
+    ]
+    assert tried.splitlines()[2:] == [
+        "| l2 | 0.0001, 0 after 2 epochs | 30.50 |",
+        "| relevance, unit leaf | 0.0001, 0 after 2 epochs, scale 0.01 | 31.00 |",
+    ]
+    # One run of each tells nothing of what chance does.
+    (*_, row) = (
+        texts.tables([run for run in runs if run["seed"] == 1])
+        .split("\n\n")[0]
+        .splitlines()
+    )
+    assert "| 30.00 |  | 85.0 | 87.5 |" in row
 
 
 def test_rounds_are_stored_as_they_were_but_for_digits_that_cannot_be_seen(runs):

@@ -1,5 +1,6 @@
 """The results table of the README, from the stored summaries of finished runs."""
 
+import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentError
+from experiments.forms import Form
 from experiments.metrics import ACCURACY, Metric, metric_of
 from experiments.records import Row, read_summary, write_json
 
@@ -72,19 +74,11 @@ def place(run: Row) -> tuple[Any, ...]:
 
 def row(runs: list[Row]) -> str:
     """Returns the table row of runs that differ in their seeds alone."""
-
-    def column(values: Iterable[float], form: str) -> str:
-        values = list(values)
-        text = format(statistics.fmean(values), form)
-        if len(values) > 1:
-            text += " ± " + format(statistics.stdev(values), form)
-        return text
-
     first = runs[0]
     cells = (
         data_set(first),
         network(first),
-        *(first["regularizer"], strength(first), prunes(first), str(len(runs))),
+        *(regularizer(first), strength(first), prunes(first), str(len(runs))),
         column((quality(run, "dense_") for run in runs), ".2f"),
         column((quality(run, "") for run in runs), ".2f"),
         column((100 * run["sparsity"] for run in runs), ".2f"),
@@ -92,6 +86,15 @@ def row(runs: list[Row]) -> str:
         column((run["total"] / max(run["kept"], 1) for run in runs), ".1f"),
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def column(values: Iterable[float], form: str) -> str:
+    """Returns the mean of seeds, and their standard deviation, as text."""
+    values = list(values)
+    text = format(statistics.fmean(values), form)
+    if len(values) > 1:
+        text += " ± " + format(statistics.stdev(values), form)
+    return text
 
 
 def data_set(run: Row) -> str:
@@ -110,6 +113,14 @@ def network(run: Row) -> str:
         return run["network"]
     layers, features = run["num_layers"], run["features"]
     return f"{run['network']}, {layers}+{layers} layers of {features}"
+
+
+def regularizer(run: Row) -> str:
+    """Returns what drives weights to zero, and in what form if not the paper's."""
+    usual = dataclasses.asdict(Form())
+    form = run.get("form", usual)
+    differing = [f"{name} {form[name]}" for name in form if form[name] != usual[name]]
+    return ", ".join([run["regularizer"], *differing])
 
 
 def strength(run: Row) -> str:

@@ -24,6 +24,11 @@ PUBLISHED = {
 }
 
 
+def compares_controls(run: Row) -> bool:
+    """Whether a run belongs to the control study, which shows it."""
+    return run.get("num_train") is not None and run.get("prune") == "gradual"
+
+
 def tables(runs: list[Row]) -> str:
     """Returns Markdown tables of runs on text: what they came to, and where."""
     exact, bleu = (
@@ -88,7 +93,11 @@ def wmt14_table(runs: Iterable[Row]) -> str:
 
 def write() -> None:
     """Writes the tables of all stored runs into the README."""
-    runs = [run for run in results.stored() if metric_of(run) != ACCURACY]
+    runs = [
+        run
+        for run in results.stored()
+        if metric_of(run) != ACCURACY and not compares_controls(run)
+    ]
     text = results.README.read_text()
     text = results.insert(text, "transformers", tables(runs))
     results.README.write_text(results.insert(text, "wmt14", wmt14_table(runs)))
