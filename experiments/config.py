@@ -74,7 +74,8 @@ class Config:
     comes along, such as the digits, needs none."""
     dense_from: Path | None = None
     """Folder of a run, finished or being pruned, whose dense network is taken instead
-    of training the same again. Whatever that depends on has to be equal."""
+    of training the same again. Whatever that depends on has to be equal. The time that
+    it took is not counted again."""
     checkpoint_every: int = 25
     """Rounds of training between two checkpoints."""
     data_parallel: bool = False

@@ -26,13 +26,13 @@ SIZES = "dense", "gzipped", "sparse"  # of the files of a network, in bytes
 
 def write_json(path: Path, data: Row) -> None:
     """Writes JSON data; the file is never half of it."""
-    write_whole(path, json.dumps(data, indent=2) + "\n")
+    write_whole(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that is either the old one or the new one, never half of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
@@ -215,7 +215,7 @@ class RunFolder:
         """
         lines = (read_text(self._metrics) or "").splitlines()[:count]
         self.rows = [parse(line, self._metrics) for line in lines]
-        write_whole(self._metrics, "".join(line + "\n" for line in lines))
+        write_whole(self._metrics, "".join(line + "\n" for line in lines).encode())
 
     def digest(self, count: int) -> str | None:
         """Returns the SHA-256 of the first `count` rows, or None if there are less."""

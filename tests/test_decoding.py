@@ -72,6 +72,30 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(penalty):
     assert len(found) > 1  # some end early, some do not
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.2])
+@pytest.mark.parametrize("beam", [2, 3])
+def test_a_narrow_beam_finds_what_a_list_of_beginnings_does(beam, penalty):
+    rows = 20
+    step, cache, log_prob = random_language(2, rows)
+    tokens, scores = decoding.beam_search(
+        *(step, cache(beam), rows, LENGTH, ENDS), beam=beam, length_penalty=penalty
+    )
+    for row in range(rows):
+        live, found = [()], {}
+        for length in range(1, LENGTH + 1):
+            longer = [(*start, new) for start in live for new in range(VOCABULARY)]
+            longer.sort(key=lambda one: -log_prob(row, one))
+            longer = longer[: 2 * beam]
+            live = [one for one in longer if one[-1] != LAST][:beam]
+            over = live if length == LENGTH else []
+            for one in [*over, *(one for one in longer if one[-1] == LAST)]:
+                found[one] = log_prob(row, one) / length**penalty
+        best = max(found, key=lambda one: found[one])
+        padded = [*best, *[LAST] * (LENGTH - len(best))]
+        assert tokens[row].tolist() == padded
+        np.testing.assert_allclose(scores[row], found[best], rtol=1e-5)
+
+
 def test_a_narrow_beam_is_no_worse_than_greedy_and_a_wide_one_than_a_narrow():
     rows = 40
     step, cache, log_prob = random_language(1, rows)

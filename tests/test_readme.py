@@ -117,6 +117,7 @@ TEXT_RUN = {
     **{"metric": "bleu", "dense_test_bleu": 36.5, "test_bleu": 35.25},
     "layers": {
         "embedding/embedding": {"kept": 3, "size": 20},
+        "encoder/positions/embedding/embedding": {"kept": 2, "size": 8},
         "encoder/layers/0/attention/key/bias": {"kept": 0, "size": 4},
         "encoder/layers/0/attention/key/kernel": {"kept": 1, "size": 8},
         "encoder/layers/0/attention/value/kernel": {"kept": 1, "size": 8},
@@ -139,24 +140,26 @@ def test_runs_on_text_have_a_table_of_their_own():
     assert tables[4].startswith("| wmt14 | not run |")
     assert all(row.count("|") == 12 for row in tables[3:5])
     assert "| sparsity, % | multi30k, above dense - 1.5 BLEU |" in tables
-    assert tables[-5:] == [
-        *("| both embedding | 85.0 |", "| encoder attention | 87.5 |"),
+    assert tables[-6:] == [
+        *("| both embedding | 85.0 |", "| encoder position | 75.0 |"),
+        "| encoder attention | 87.5 |",
         *("| encoder bias | 100.0 |", "| decoder feed-forward | 100.0 |"),
         "| decoder norm | 100.0 |",
     ]
     run = {**TEXT_RUN, "dataset": "taskmaster", "edition": "tm1", "num_train": 10}
     tables = text_results.tables([run])
     assert "| taskmaster tm1 (reduced run: 10 pairs) |" in tables
+    assert "| multi30k | not run |" in tables
 
 
 def test_wmt14_is_not_run_until_it_is():
     assert text_results.wmt14_table([TEXT_RUN]).endswith("This library: not run.\n")
-    run = {**TEXT_RUN, "dataset": "wmt14", "pairs": 29_000}
+    run = {**TEXT_RUN, "dataset": "wmt14", "whole": 29_000, "pairs": 500}
     assert text_results.wmt14_table([run]).endswith("This library: not run.\n")
     tables = text_results.tables([run])
-    assert "| wmt14 (other texts in its place: 29,000 pairs) |" in tables
+    assert "| wmt14 (other texts in its place: 500 pairs) |" in tables
     assert "| wmt14 | not run |" in tables
-    table = text_results.wmt14_table([{**run, "pairs": 4_500_000}])
+    table = text_results.wmt14_table([{**run, "whole": 4_500_000}])
     assert "not run" not in table and "| 36.50 | 35.25 |" in table
     assert "| 79.9 | 25.56 | 24.52 | 24.33 | 24.65 |" in table
 
@@ -200,6 +203,11 @@ def test_controls_on_text_are_compared_over_pairs_of_runs():
         "| l2 | 0.0001, 0 after 2 epochs | 30.50 |",
         "| relevance, unit leaf | 0.0001, 0 after 2 epochs, scale 0.01 | 31.00 |",
     ]
+    # Of other dense networks, or sizes, there are no pairs.
+    others = [{**run, "kept": 6} for run in runs if run["regularizer"] == "l2"]
+    (row, *_) = texts.tables([*runs[:3], *others]).splitlines()[2:]
+    assert row.startswith("| l2 |") and "| 31.00 ± 0.71 |  |" in row
+    assert texts.tables([]) == ""
     # One run of each tells nothing of what chance does.
     (*_, row) = (
         texts.tables([run for run in runs if run["seed"] == 1])
@@ -272,7 +280,8 @@ def test_results_in_the_readme_are_what_is_stored(tmp_path, monkeypatch):
     path = tmp_path / "README.md"
     path.write_text((ROOT / "README.md").read_text())
     monkeypatch.setattr(results, "README", path)
-    results.write()
+    for module in (results, text_results, texts):
+        module.write()
     assert path.read_text() == (ROOT / "README.md").read_text()
 
 

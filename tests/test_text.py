@@ -86,6 +86,8 @@ def test_parallel_files_that_do_not_belong_together(tmp_path):
         assert "\n" not in str(info.value)
         return str(info.value)
 
+    write_lines(tmp_path, "val.de", ["", " "])
+    assert "val, holds no texts." in error()
     write_lines(tmp_path, "val.de", ["eins"])
     assert "has 2 sources, but 1 targets" in error()
     (tmp_path / "val.de").write_bytes(b"\xff\xff\n\n")
@@ -172,7 +174,12 @@ def test_dialogues_that_are_there_twice_are_read_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[3]", '[{"conversation_id": "a"}]', '{"a": 1}']
+    "content",
+    [
+        *("{", "[3]", '[{"conversation_id": "a"}]', '{"a": 1}', "[" * 200_000),
+        '[{"conversation_id": "a", "utterances": [{"text": "\\ud83d"}]}]',
+    ],
+    ids=range(6),
 )
 def test_dialogues_that_are_none(tmp_path, content):
     (tmp_path / "data_00.json").write_text(content)
@@ -242,6 +249,11 @@ def test_encoding_is_learnt_the_same_each_time():
     assert tokenizer.learn(TEXTS, 60, []).model == first.model
     again = tokenizer.Tokenizer(first.model)
     assert again.decode(first.encode(TEXTS)) == TEXTS
+
+
+def test_encoding_is_learnt_from_long_texts_too():
+    learnt = tokenizer.learn([*TEXTS, "A man is " * 500 + "漢字"], 60, [])
+    assert learnt.decode(learnt.encode(["漢字"])) == ["漢字"]
 
 
 @pytest.mark.parametrize("size", [10, 5_000])

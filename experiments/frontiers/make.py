@@ -107,7 +107,7 @@ def store(task: str, method: str, rows: list[Row]) -> None:
     others = [row for row in stored if row["method"] != method]
     points.STORE.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in others + rows)
-    write_whole(points.STORE / f"{task}.jsonl", lines)
+    write_whole(points.STORE / f"{task}.jsonl", lines.encode())
 
 
 def make_rows(

@@ -113,7 +113,7 @@ def beam_search(
         vocabulary = log_probs.shape[-1]
         scores = (live.scores[..., None] + log_probs).reshape(number, -1)
         # No more than one continuation of each beginning is its end.
-        scores, places = jax.lax.top_k(scores, min(2 * beam, scores.shape[1]))
+        scores, places = jax.lax.top_k(scores, 2 * beam)
         parents, new = places // vocabulary, places % vocabulary
         tokens = take(live.tokens, parents).at[:, :, index + 1].set(new)
         ended = new == ends.last

@@ -80,10 +80,9 @@ class Seq2Seq(NamedTuple):
         """Returns the tokens `[B, T]` that beam search finds for `source`, `[B, S]`."""
         network = self._network(params)
         # Each beginning is a row of a batch of its own.
-        mask, read = jax.tree.map(
-            lambda x: jnp.repeat(x, beam, axis=0),
-            (mask := source_mask(source), network.encode(source, mask)),
-        )
+        mask = source_mask(source)
+        read = network.encode(source, mask)
+        mask, read = jax.tree.map(lambda x: jnp.repeat(x, beam, axis=0), (mask, read))
 
         def step(tokens, index, cache):
             return network.step(tokens, index, cache, read, mask)
@@ -115,7 +114,15 @@ def init_seq2seq(
     seed: int | jax.Array,
     dtype: Any = jnp.float32,
 ) -> tuple[Seq2Seq, Any]:
-    """Returns a network and its initial params, a dict."""
+    """Returns a network and its initial params, a dict.
+
+    Args:
+      shape: the sizes of the network.
+      ends: first and last token of a target.
+      label_smoothing: of the loss.
+      seed: of the initial params.
+      dtype: what it computes in; the params are float32.
+    """
     module = EncoderDecoder(shape, nnx.Rngs(jax.random.key(seed)))
     structure, params = nnx.split(module, nnx.Param)
     params = nnx.to_pure_dict(params)

@@ -35,7 +35,7 @@ def store(folder: Path) -> None:
     target = results.STORE / ROUNDS
     target.mkdir(exist_ok=True)
     text = json.dumps(columns(rows), separators=(",", ":"))
-    write_whole(target / f"{results.name_of(summary)}.json", text + "\n")
+    write_whole(target / f"{results.name_of(summary)}.json", (text + "\n").encode())
 
 
 def columns(rows: list[Row]) -> Row:

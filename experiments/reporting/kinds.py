@@ -26,15 +26,20 @@ def kind_of(path: str) -> Kind:
         return Kind(side, "norm")
     if parts[-1] == "bias":
         return Kind(side, "bias")
-    if "feed_forward" in parts:
-        return Kind(side, "feed-forward")
-    return Kind(side, "embedding" if parts[-1] == "embedding" else "attention")
+    for part, name in (
+        ("feed_forward", "feed-forward"),
+        ("positions", "position"),
+        ("embedding", "embedding"),
+    ):
+        if part in parts:
+            return Kind(side, name)
+    return Kind(side, "attention")
 
 
 def by_kind(numbers: dict[str, int]) -> dict[Kind, int]:
     """Returns sums over the tensors of each kind, of which there are numbers by name.
 
-    Kinds are sorted by side, and come in an order of their own.
+    What both sides share comes first, then the encoder, then the decoder.
     """
     has_two = "source_embedding/embedding" in numbers
     sums: dict[Kind, int] = {}
@@ -48,7 +53,7 @@ def by_kind(numbers: dict[str, int]) -> dict[Kind, int]:
 
 def place(kind: Kind) -> tuple[int, int]:
     """Returns what kinds are sorted by."""
-    names = "embedding", "attention", "feed-forward", "norm", "bias"
+    names = "embedding", "position", "attention", "feed-forward", "norm", "bias"
     return (SHARED, "encoder", "decoder").index(kind.side), names.index(kind.name)
 
 

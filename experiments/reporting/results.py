@@ -102,7 +102,7 @@ def data_set(run: Row) -> str:
     number = run.get("num_train")
     what = "images" if metric_of(run) == ACCURACY else "pairs"
     reduced = f" (reduced run: {number:,} {what})" if number is not None else ""
-    if run["dataset"] == "wmt14" and run["pairs"] < WMT14_PAIRS:
+    if run["dataset"] == "wmt14" and run["whole"] < WMT14_PAIRS:
         reduced = f" (other texts in its place: {run['pairs']:,} pairs)"
     return " ".join([run["dataset"], *run.get("edition", "").split()]) + reduced
 

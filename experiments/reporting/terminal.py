@@ -2,7 +2,6 @@
 
 import contextlib
 import statistics
-import textwrap
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -21,7 +20,7 @@ from experiments.metrics import Metric, metric_of
 from experiments.records import Row
 from experiments.reporting import kinds
 
-SHOWN = 300  # characters of a source
+SOURCE_WIDTH = 300  # characters of it that are shown
 Show = Callable[[str, float, float], None]
 
 
@@ -173,10 +172,16 @@ def print_texts(console: Console, texts: list[dict[str, str]]) -> None:
     for name in texts[0]:
         table.add_column(name, overflow="fold")
     for text in texts:
-        *_, source = textwrap.wrap(text["source"], SHOWN) or [""]
-        cells = {**text, "source": source}
+        cells = {**text, "source": end_of(text["source"])}
         table.add_row(*map(escape, cells.values()))
     console.print(table)
+
+
+def end_of(text: str) -> str:
+    """Returns the last words of a text, or all if they are few."""
+    if len(text) <= SOURCE_WIDTH:
+        return text
+    return "... " + text[-SOURCE_WIDTH:].partition(" ")[2]
 
 
 def print_files(console: Console, summaries: list[Row]) -> None:

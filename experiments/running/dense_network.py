@@ -1,7 +1,8 @@
 """The dense network of a run, from which others may go on instead of training it again.
 
 What comes after the dense training has no influence on it: runs that differ in that
-alone have the same one, bit for bit.
+alone have the same one, bit for bit. Only the shares of relevant weights that its
+rounds tell are those at the scale of the run that trained it.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 import sparse_optax
 from experiments.config import AFTER_DENSE, Config, ExperimentError
 from experiments.networks.functional import Variables
-from experiments.records import Row, differences, read_json, read_rows
+from experiments.records import Row, RunFolder, differences, read_json, read_rows
 from experiments.running.checkpoint import Checkpoints
 from experiments.training.problem import Problem
 
@@ -66,12 +67,14 @@ def take(
         folder / "checkpoints", f"{found['config_id']}-seed{found['seed']}"
     )
     # The latest may be in the making.
-    sound = (n for n in reversed(checkpoints.numbers()) if not checkpoints.damage(n))
-    number = next(sound, None)
-    rows = read_rows(folder / "metrics.jsonl", num_rounds)
-    if number is None or len(rows) < num_rounds:
-        raise ExperimentError(f"--dense-from {folder}: its checkpoints are damaged.")
+    later = [n for n in reversed(checkpoints.numbers()) if n >= num_rounds]
+    number = next((n for n in later if not checkpoints.damage(n)), None)
+    if number is None:
+        raise ExperimentError(f"--dense-from {folder}: it has no sound checkpoint.")
     notes = checkpoints.notes(number)
+    if RunFolder(folder).digest(number) != notes["metrics"]:
+        raise ExperimentError(f"--dense-from {folder}: its metrics are damaged.")
+    rows = read_rows(folder / "metrics.jsonl", num_rounds)
     if notes["problem"] != problem.digest:
         raise ExperimentError(f"--dense-from {folder}: it was trained on other texts.")
     try:

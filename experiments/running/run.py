@@ -161,6 +161,8 @@ class Run:
             )
             show("dense", 0.0, metric)
             self.save({"dense": self.dense}, "dense", only_if_due=True)
+        # Other runs take the network only with a checkpoint that vouches for it.
+        self.save({"dense": self.dense}, "dense")
         self.dense_variables = self.dense.variables
         dense_network.write(self.folder.path, self.dense_variables)
         self.pruning = self.phases.start_pruning(self.dense)

@@ -62,7 +62,7 @@ def study(settings: Study, command: str) -> None:
             continue
         STORE.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_whole(STORE / f"{name}.jsonl", lines)
+        write_whole(STORE / f"{name}.jsonl", lines.encode())
     report.write(STORE)
     console.print(f"Report: {report.REPORT}", soft_wrap=True)
     if failed:

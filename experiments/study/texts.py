@@ -39,7 +39,8 @@ def tables(runs: Iterable[Row]) -> str:
         [rows for (was_tried, _), rows in groups.items() if was_tried == wanted]
         for wanted in (False, True)
     )
-    return comparison(compared) + "\n" + tuning(tried)
+    parts = (comparison, compared), (tuning, tried)
+    return "\n".join(part(groups) for part, groups in parts if groups)
 
 
 def comparison(groups: list[list[Row]]) -> str:
@@ -74,11 +75,17 @@ def spares_relevant(run: Row) -> bool:
 
 
 def better_by(runs: list[Row], others: list[Row]) -> str:
-    """Returns how much more BLEU runs have than others of the same seeds."""
+    """Returns how much more BLEU runs have than others, with a 95 % interval.
+
+    Two make a pair if they have the same seed and dense network, and keep as many
+    weights.
+    """
+    names = "seed", "dense_test_bleu", "total", "kept"
     one, other = (
-        {run["seed"]: run["test_bleu"] for run in rows} for rows in (runs, others)
+        {tuple(run[name] for name in names): run["test_bleu"] for run in rows}
+        for rows in (runs, others)
     )
-    differences = [one[seed] - other[seed] for seed in one.keys() & other.keys()]
+    differences = [one[pair] - other[pair] for pair in one.keys() & other.keys()]
     if len(differences) < 2:
         return ""
     mean, half = interval(differences)

@@ -1,9 +1,9 @@
 """Batches of few shapes, each compiled for once: sequences of like length together.
 
 A pair belongs to the smallest of the lengths 8, 12, 16, 24, 32, 48, 64, 96, ... that
-neither of its sequences exceeds; lengths that too few pairs for a batch belong to are
-left out. The shape of a length is that of the longest sources and targets which belong
-to it or to a smaller one.
+neither of its sequences exceeds; where too few belong to one for a batch, they belong
+to the next. The shape of a length is that of the longest sources and targets which
+belong to it or to a smaller one.
 """
 
 from collections.abc import Sequence

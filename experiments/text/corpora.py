@@ -24,7 +24,7 @@ def load(config: TextConfig, command: str) -> Corpus:
 
 
 def load_whole(config: TextConfig, command: str) -> Corpus:
-    """Returns the corpus of a run with all that it has."""
+    """Returns the corpus of a run with all that it has; for the rest see `load`."""
     if config.dataset == "toy":
         return toy.load()
     folder = config.data_dir or Path("~/tensorflow_datasets").expanduser()

@@ -37,7 +37,16 @@ def load(folder: Path, splits: tuple[str, str, str], origin: str) -> Corpus:
 
 
 def find(folder: Path, name: str, origin: str) -> Path:
-    """Returns the path of a file that may be gzipped."""
+    """Returns the path of a file that may be gzipped.
+
+    Args:
+      folder: where it is.
+      name: of the file, as it is not gzipped.
+      origin: where it can be had, for an error message to tell.
+
+    Raises:
+      ExperimentError: it is not there.
+    """
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             return path

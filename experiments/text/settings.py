@@ -57,7 +57,8 @@ class TextConfig(Config):
             *(("hidden", 1), ("heads", 1), ("accumulation", 1), ("beam", 1)),
             *(("validation_beam", 1), ("length_penalty", 0), ("vocabulary_size", 5)),
         ):
-            check(name, fields[name], low <= fields[name] < 2**31, f"{low} or more")
+            check(name, fields[name], fields[name] >= low, f"{low} or more")
+            check(name, fields[name], fields[name] < 2**31, "below 2**31")
         for name in ("dropout", "label_smoothing"):
             check(name, fields[name], 0 <= fields[name] < 1, "in [0, 1)")
         layers, heads = self.num_layers, self.heads

@@ -68,7 +68,11 @@ def load(folder: Path, edition: str) -> Corpus:
 
 
 def answers(dialogues: Iterable[Any]) -> Pairs:
-    """Returns what assistants say, and what was said before."""
+    """Returns what assistants say, and what was said before.
+
+    Args:
+      dialogues: as `read_dialogues` returns them.
+    """
     sources, targets = [], []
     for dialogue in dialogues:
         context = []
@@ -92,7 +96,11 @@ def hashed_split(name: str) -> str:
 
 
 def read_ids(folder: Path, split: str) -> list[str]:
-    """Returns the ids of a split of the first edition, one a line, before a comma."""
+    """Returns the ids of a split of the first edition, one a line, before a comma.
+
+    Raises:
+      ExperimentError: its file is missing or damaged.
+    """
     lines = read_text(find(folder, f"{split}.csv", ORIGIN)).split()
     return [line.split(",")[0] for line in lines]
 
@@ -108,9 +116,12 @@ def read_dialogues(path: Path) -> list[Any]:
         for dialogue in dialogues:
             dialogue["conversation_id"].encode()
             for utterance in dialogue["utterances"]:
-                utterance["text"].split()
+                utterance["text"].encode()
                 TAGS[utterance["speaker"].lower()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        RecursionError,
+    ) as error:
         raise ExperimentError(
             f"{path} holds no dialogues of Taskmaster: {type(error).__name__} {error}"
         ) from error

@@ -15,6 +15,7 @@ from experiments.config import ExperimentError
 
 PADDING, FIRST, LAST, UNKNOWN = range(4)
 ENCODED_AT_ONCE = 100_000  # texts
+USUAL_LENGTH = 4_192  # bytes of a text that SentencePiece learns from, at the most
 
 
 class Ends(NamedTuple):
@@ -73,7 +74,9 @@ def learn(texts: Iterable[str], size: int, tags: Sequence[str]) -> Tokenizer:
     Raises:
       ExperimentError: the texts have too many characters, or too few words.
     """
-    file = io.BytesIO()
+    texts, file = list(texts), io.BytesIO()
+    # Longer ones than that would be left out.
+    longest = max((len(text.encode()) for text in texts), default=0)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -88,6 +91,7 @@ def learn(texts: Iterable[str], size: int, tags: Sequence[str]) -> Tokenizer:
             eos_id=LAST,
             unk_id=UNKNOWN,
             unk_surface="",
+            max_sentence_length=max(longest, USUAL_LENGTH),
             num_threads=1,
             minloglevel=2,
         )

@@ -43,11 +43,7 @@ class Problem(Protocol):
         ...
 
     def saliency(self, variables: Variables) -> Any:
-        """Returns |g * w| for the loss of one batch, infinity for norms.
-
-        Raises:
-          ExperimentError: it is not defined for what is learnt here.
-        """
+        """Returns |g * w| for the loss of one batch, infinity for norms."""
         ...
 
     def metric(self, variables: Variables) -> float | jax.Array:

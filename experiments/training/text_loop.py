@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.networks.seq2seq import Batch, Seq2Seq
-from experiments.text.batches import Batches
+from experiments.networks.seq2seq import Seq2Seq
+from experiments.text.batches import Batch, Batches
 from experiments.training.devices import Devices
 from experiments.training.loop import Progress, TrainState, relevant_shares
 
@@ -24,7 +24,10 @@ Gradients = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]]
 def make_gradients(network: Seq2Seq, seed: int, devices: Devices) -> Gradients:
     """Returns the function from params, a batch and its number to loss and gradients.
 
-    Dropout depends on the seed and the number of the batch alone.
+    Args:
+      network: whose loss it is.
+      seed: dropout depends on it and on the number of the batch, and nothing else.
+      devices: among which every batch is divided.
     """
     key = jax.random.fold_in(jax.random.key(seed), DROPOUT)
 
@@ -93,7 +96,10 @@ def accumulated(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns an optimizer that makes an update of the mean gradient of some batches.
 
-    It is told the sizes of that gradient, too, as `abs_grads`.
+    Args:
+      optimizer: what makes the update. It is told the sizes of that gradient, too, as
+        `abs_grads`.
+      num_batches: how many; the updates of all but the last of them are zero.
     """
 
     def update_fn(updates, state, params=None, **extra_args):

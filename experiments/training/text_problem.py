@@ -15,7 +15,7 @@ from experiments.config import ExperimentError, check
 from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables
 from experiments.networks.seq2seq import init_seq2seq
-from experiments.records import Row
+from experiments.records import Row, write_whole
 from experiments.text.batches import Batches, Sequences, reading_batches
 from experiments.text.corpus import Corpus, Pairs
 from experiments.text.scores import Score, score
@@ -26,7 +26,7 @@ from experiments.training.devices import Devices
 from experiments.training.masks_at_init import spare_norms
 from experiments.training.problem import Train
 
-SHOWN = 20  # texts of the test set that are shown beside each other
+NUM_TEXTS = 20  # of the test set, to be shown beside each other
 
 
 class Vocabularies(NamedTuple):
@@ -58,6 +58,10 @@ class Vocabularies(NamedTuple):
 class TextProblem:
     """The network of a configuration, to learn a corpus.
 
+    Args:
+      config: says which.
+      corpus: what it is to learn.
+
     Raises:
       ExperimentError: the vocabulary does not suit the corpus, too few pairs are short
         enough for a batch, or that cannot be divided among the devices.
@@ -68,9 +72,9 @@ class TextProblem:
         self.devices = Devices.choose(config)
         self.vocabularies = Vocabularies.learn(config, corpus)
         sources, targets = self.training_pairs(corpus)
+        self.num_pairs, self.num_whole = len(sources), corpus.num_whole
         # The rest of it is large, and no longer needed.
         self.corpus = corpus._replace(train=Pairs([], []))
-        self.num_pairs = len(sources)
         if not sources:
             raise ExperimentError(
                 f"no training pair has --max-source {config.max_source} and "
@@ -159,9 +163,13 @@ class TextProblem:
 
     def saliency(self, variables: Variables) -> Any:
         """Returns |g * w| for the loss of the first batch, infinity for norms."""
-        params = variables.params
-        _, grads = self._gradients(params, self.batches.at(0), jnp.int32(0))
-        return spare_norms(jax.tree.map(lambda g, w: jnp.abs(g * w), grads, params))
+        # Without dropout, whose choice of features would be part of the ranking.
+        grads = jax.jit(jax.grad(self.network.loss))(
+            variables.params, self.batches.at(0), None
+        )
+        return spare_norms(
+            jax.tree.map(lambda g, w: jnp.abs(g * w), grads, variables.params)
+        )
 
     def metric(self, variables: Variables) -> float:
         """Returns the validation metric."""
@@ -171,14 +179,24 @@ class TextProblem:
     def measure(
         self, variables: Variables, pairs: Pairs, beam: int
     ) -> tuple[Score, list[str]]:
-        """Returns how good what a network writes is, and what that is."""
+        """Returns how good what a network writes is, and what that is.
+
+        Args:
+          variables: the network.
+          pairs: what it reads, and what it should write.
+          beam: how many beginnings its search keeps; 1 is greedy.
+        """
         written = self.write(variables, pairs.sources, beam)
         return score(self.config.metric, written, pairs.targets), written
 
     def write(self, variables: Variables, texts: list[str], beam: int) -> list[str]:
         """Returns what a network writes of texts.
 
-        Of those that are too long it reads the beginning, or of dialogues the end.
+        Args:
+          variables: the network.
+          texts: what it reads. Of those that are too long it is the beginning, or of
+            dialogues the end.
+          beam: how many beginnings its search keeps; 1 is greedy.
         """
         longest = self.longest_source
         kept = slice(-longest, None) if self.corpus.keeps_end else slice(longest)
@@ -208,9 +226,7 @@ class TextProblem:
     def save(self, folder: Path) -> None:
         """Writes the vocabularies, whole or not at all, into a folder."""
         for name, model in self.vocabularies.files.items():
-            temporary = folder / f"{name}.tmp"
-            temporary.write_bytes(model)
-            temporary.replace(folder / name)
+            write_whole(folder / name, model)
 
     def test(self, dense: Variables, sparse: Variables) -> Row:
         """Returns both networks' scores, and some of what they write."""
@@ -234,10 +250,11 @@ class TextProblem:
                 for prefix, network in networks.items()
             },
             "pairs": self.num_pairs,
+            "whole": self.num_whole,
             "shapes": [list(shape) for shape in self.batches.shapes],
             "texts": [
                 dict(zip(("source", "reference", "dense", "sparse"), row, strict=True))
-                for row in list(zip(*texts, strict=True))[:SHOWN]
+                for row in list(zip(*texts, strict=True))[:NUM_TEXTS]
             ],
         }
 
