@@ -75,8 +75,9 @@ def learn(texts: Iterable[str], size: int, tags: Sequence[str]) -> Tokenizer:
       ExperimentError: the texts have too many characters, or too few words.
     """
     texts, file = list(texts), io.BytesIO()
-    # Longer ones than that would be left out.
     longest = max((len(text.encode()) for text in texts), default=0)
+    # Longer ones than usual would be left out.
+    lengths = {"max_sentence_length": longest} if longest > USUAL_LENGTH else {}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -91,7 +92,7 @@ def learn(texts: Iterable[str], size: int, tags: Sequence[str]) -> Tokenizer:
             eos_id=LAST,
             unk_id=UNKNOWN,
             unk_surface="",
-            max_sentence_length=max(longest, USUAL_LENGTH),
+            **lengths,
             num_threads=1,
             minloglevel=2,
         )
