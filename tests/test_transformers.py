@@ -95,7 +95,7 @@ def test_run_says_what_it_came_to(finished, capsys):
     assert "finished" in printed and "exact match" in printed
     for text in summary["texts"]:
         assert text["source"] in printed
-    assert "decoder attention" in printed and "encoder embedding" in printed
+    assert "decoder attention" in printed and "encoder position" in printed
     assert f"Batches had {len(summary['shapes'])} shapes" in printed
 
 

@@ -6,7 +6,7 @@ Subword Units <https://arxiv.org/abs/1508.07909>`_, 2016.
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -77,7 +77,9 @@ def learn(texts: Iterable[str], size: int, tags: Sequence[str]) -> Tokenizer:
     texts, file = list(texts), io.BytesIO()
     longest = max((len(text.encode()) for text in texts), default=0)
     # Longer ones than usual would be left out.
-    lengths = {"max_sentence_length": longest} if longest > USUAL_LENGTH else {}
+    lengths: dict[str, Any] = (
+        {"max_sentence_length": longest} if longest > USUAL_LENGTH else {}
+    )
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
