@@ -146,6 +146,7 @@ def test_runs_on_text_have_a_table_of_their_own():
         *("| encoder bias | 100.0 |", "| decoder feed-forward | 100.0 |"),
         "| decoder norm | 100.0 |",
     ]
+    assert "| above dense |" in text_results.tables([{**TEXT_RUN, "bound": 0}])
     run = {**TEXT_RUN, "dataset": "taskmaster", "edition": "tm1", "num_train": 10}
     tables = text_results.tables([run])
     assert "| taskmaster tm1 (reduced run: 10 pairs) |" in tables

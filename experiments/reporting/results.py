@@ -141,10 +141,11 @@ def prunes(run: Row) -> str:
     """Returns when weights of a run go: above what validation metric, or how many."""
     if run.get("prune", "gated") != "gated":
         return f"{run['prune']}, to {100 * run['target_sparsity']:g} % sparsity"
-    dense = "dense - " if run["relative_bound"] else ""
     metric = metric_of(run)
     bound = f"{metric.hundredths(run['bound']):g} {metric.unit or metric.name}"
-    return f"above {dense}{bound}"
+    if not run["relative_bound"]:
+        return f"above {bound}"
+    return f"above dense - {bound}" if run["bound"] else "above dense"
 
 
 def commit(row: Row) -> str:
