@@ -3,9 +3,8 @@
 python -m experiments transformer-multi30k --data-dir DATA
 
 The learning rate does not fall while weights go, so that BLEU stays below what
-fine-tuning brings back (some three below the dense network's at the rate that this is
-trained with, hence a lower one); the bound leaves room for that, and the number of
-prunes decides where it ends: at 83 %, if none has to wait. For 91 %:
+fine-tuning brings back; the bound leaves room for that, and the number of prunes
+decides where it ends: at 83 %, if none has to wait. For 91 %:
 
 python -m experiments transformer-multi30k --epochs 12 --bound 5 --data-dir DATA
 
