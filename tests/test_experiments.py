@@ -398,7 +398,6 @@ NOT_RUN = {
     config.config_id
     for config in (
         resnet32_cifar10.CONFIG,
-        transformer_multi30k.CONFIG,
         dataclasses.replace(transformer_multi30k.CONFIG, epochs=12, bound=5.0),
         dataclasses.replace(
             transformer_taskmaster.CONFIG, edition="tm1", vocabulary_size=32_000

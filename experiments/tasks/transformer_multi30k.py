@@ -4,11 +4,11 @@ python -m experiments transformer-multi30k --data-dir DATA
 
 The learning rate does not fall while weights go, so that BLEU stays below what
 fine-tuning brings back; the bound leaves room for that, and the number of prunes
-decides where it ends: at 83 %, if none has to wait. For 91 %:
+decides where it ends: at 83 %, if none has to wait. With seed 0 some had to: 71.76 %
+sparse at a test BLEU of 37.29, from a dense 38.21; on one of two busy cores 68 minutes
+without the dense training. Meant for 91 %, and not yet made:
 
 python -m experiments transformer-multi30k --epochs 12 --bound 5 --data-dir DATA
-
-Neither has been made yet.
 """
 
 from experiments.text.settings import TextConfig
