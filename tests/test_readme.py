@@ -140,11 +140,11 @@ def test_runs_on_text_have_a_table_of_their_own():
     assert tables[4].startswith("| wmt14 | not run |")
     assert all(row.count("|") == 12 for row in tables[3:5])
     assert "| sparsity, % | multi30k, above dense - 1.5 BLEU |" in tables
-    assert tables[-6:] == [
+    assert tables[-7:] == [
         *("| both embedding | 85.0 |", "| encoder position | 75.0 |"),
         "| encoder attention | 87.5 |",
         *("| encoder bias | 100.0 |", "| decoder feed-forward | 100.0 |"),
-        "| decoder norm | 100.0 |",
+        *("| decoder norm | 100.0 |", "| all | 90.0 |"),
     ]
     assert "| above dense |" in text_results.tables([{**TEXT_RUN, "bound": 0}])
     run = {**TEXT_RUN, "dataset": "taskmaster", "edition": "tm1", "num_train": 10}

@@ -47,7 +47,7 @@ def tables(runs: list[Row]) -> str:
 
 
 def kinds_table(runs: Iterable[Row]) -> str:
-    """Returns a table of the sparsity of each kind of tensor.
+    """Returns a table of the sparsity of each kind of tensor, and of all together.
 
     Of the method's runs with seed 0, each a column.
     """
@@ -72,6 +72,8 @@ def kinds_table(runs: Iterable[Row]) -> str:
     for kind in order:
         cells = [column.get(kind, "") for column in found]
         lines.append(f"| {' | '.join([f'{kind.side} {kind.name}', *cells])} |")
+    wholes = [f"{100 * run['sparsity']:.1f}" for run in shown]
+    lines.append(f"| {' | '.join(['all', *wholes])} |")
     return "\n".join(lines) + "\n"
 
 
