@@ -43,7 +43,6 @@ from experiments.tasks import (
     TASKS,
     lenet300_mnist,
     resnet32_cifar10,
-    transformer_multi30k,
     transformer_taskmaster,
     transformer_wmt14,
 )
@@ -398,7 +397,6 @@ NOT_RUN = {
     config.config_id
     for config in (
         resnet32_cifar10.CONFIG,
-        dataclasses.replace(transformer_multi30k.CONFIG, epochs=12, bound=5.0),
         dataclasses.replace(
             transformer_taskmaster.CONFIG, edition="tm1", vocabulary_size=32_000
         ),
