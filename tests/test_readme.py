@@ -139,7 +139,10 @@ def test_runs_on_text_have_a_table_of_their_own():
     assert tables[3].startswith("| taskmaster tm1 | not run |")
     assert tables[4].startswith("| wmt14 | not run |")
     assert all(row.count("|") == 12 for row in tables[3:5])
-    assert "| sparsity, % | multi30k, above dense - 1.5 BLEU |" in tables
+    assert (
+        "| sparsity, % | multi30k, 0.0001, 0 after 2 epochs, scale 0.01, "
+        "above dense - 1.5 BLEU |"
+    ) in tables
     assert tables[-7:] == [
         *("| both embedding | 85.0 |", "| encoder position | 75.0 |"),
         "| encoder attention | 87.5 |",

@@ -63,7 +63,12 @@ def kinds_table(runs: Iterable[Row]) -> str:
         }
         for run in shown
     ]
-    names = [f"{results.data_set(run)}, {results.prunes(run)}" for run in shown]
+    names = [
+        ", ".join(
+            part(run) for part in (results.data_set, results.strength, results.prunes)
+        )
+        for run in shown
+    ]
     order = sorted({kind for column in found for kind in column}, key=kinds.place)
     lines = [
         f"| {' | '.join(['sparsity, %', *names])} |",
