@@ -47,9 +47,9 @@ def tables(runs: list[Row]) -> str:
 
 
 def kinds_table(runs: Iterable[Row]) -> str:
-    """Returns a table of the sparsity of each kind of tensor, and of all together.
+    """Returns a table of the sparsity of all tensors, and of those of each kind.
 
-    Of the method's runs with seed 0, each a column.
+    Of the method's runs with seed 0, each a row.
     """
     shown = [
         run
@@ -63,22 +63,19 @@ def kinds_table(runs: Iterable[Row]) -> str:
         }
         for run in shown
     ]
-    names = [
-        ", ".join(
-            part(run) for part in (results.data_set, results.strength, results.prunes)
+    order = sorted({kind for row in found for kind in row}, key=kinds.place)
+    heads = ["data set", "strength", "prunes", "sparsity, %: all"]
+    heads += [f"{kind.side} {kind.name}" for kind in order]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for run, row in zip(shown, found, strict=True):
+        cells = (
+            results.data_set(run),
+            results.strength(run),
+            results.prunes(run),
+            f"{100 * run['sparsity']:.1f}",
+            *(row.get(kind, "") for kind in order),
         )
-        for run in shown
-    ]
-    order = sorted({kind for column in found for kind in column}, key=kinds.place)
-    lines = [
-        f"| {' | '.join(['sparsity, %', *names])} |",
-        "| --- " * (len(names) + 1) + "|",
-    ]
-    for kind in order:
-        cells = [column.get(kind, "") for column in found]
-        lines.append(f"| {' | '.join([f'{kind.side} {kind.name}', *cells])} |")
-    wholes = [f"{100 * run['sparsity']:.1f}" for run in shown]
-    lines.append(f"| {' | '.join(['all', *wholes])} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
