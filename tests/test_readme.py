@@ -173,6 +173,7 @@ def controlled(seed, bleu, changes, kept=1):
         **{**TEXT_RUN, "seed": seed, "test_bleu": bleu, "validation_bleu": bleu + 1},
         **{"prune": "gradual", "target_sparsity": 0.9, "num_train": 10_000},
         "layers": {**TEXT_RUN["layers"], kernel: {"kept": kept, "size": 8}},
+        "sparsity_by_frequency": [0.25, 0.5, 0.625, 0.75],
         **changes,
     }
 
@@ -194,12 +195,15 @@ def test_controls_on_text_are_compared_over_pairs_of_runs():
     compared, tried = texts.tables(runs).split("\n\n")
     assert compared.splitlines()[2:] == [
         "| l2 | 0.0001, 0 after 2 epochs | 2 | 36.50 ± 0.00 | 31.00 ± 0.71 "
-        "| +0.50 (+0.50 to +0.50) | 85.0 ± 0.0 | 62.5 ± 0.0 |",
+        "| +0.50 (+0.50 to +0.50) | 62.5 ± 0.0 | 85.0 ± 0.0 "
+        "| 25.0 ± 0.0 | 75.0 ± 0.0 |",
         "| relevance, unit leaf | 0.0001, 0 after 2 epochs, scale 0.01 | 2 "
-        "| 36.50 ± 0.00 | 31.50 ± 0.71 |  | 85.0 ± 0.0 | 87.5 ± 0.0 |",
+        "| 36.50 ± 0.00 | 31.50 ± 0.71 |  | 87.5 ± 0.0 | 85.0 ± 0.0 "
+        "| 25.0 ± 0.0 | 75.0 ± 0.0 |",
         "| relevance, unit leaf, control permuted "
         "| 0.0001, 0 after 2 epochs, scale 0.01 | 2 | 36.50 ± 0.00 | 31.00 ± 1.41 "
-        "| +0.50 (-5.85 to +6.85) | 85.0 ± 0.0 | 87.5 ± 0.0 |",
+        "| +0.50 (-5.85 to +6.85) | 87.5 ± 0.0 | 85.0 ± 0.0 "
+        "| 25.0 ± 0.0 | 75.0 ± 0.0 |",
     ]
     assert tried.splitlines()[2:] == [
         "| l2 | 0.0001, 0 after 2 epochs | 30.50 |",
@@ -216,7 +220,7 @@ def test_controls_on_text_are_compared_over_pairs_of_runs():
         .split("\n\n")[0]
         .splitlines()
     )
-    assert "| 30.00 |  | 85.0 | 87.5 |" in row
+    assert "| 30.00 |  | 87.5 | 85.0 | 25.0 | 75.0 |" in row
 
 
 def test_rounds_are_stored_as_they_were_but_for_digits_that_cannot_be_seen(runs):

@@ -15,7 +15,15 @@ import tensorflow_datasets as tfds
 from experiments.config import ExperimentError
 from experiments.metrics import BLEU, EXACT_MATCH
 from experiments.tasks import transformer_multi30k, transformer_taskmaster
-from experiments.text import corpora, files, taskmaster, tokenizer, toy, wmt14
+from experiments.text import (
+    corpora,
+    files,
+    frequency,
+    taskmaster,
+    tokenizer,
+    toy,
+    wmt14,
+)
 from experiments.text.batches import (
     LENGTHS,
     Batches,
@@ -364,6 +372,15 @@ def test_texts_to_read_are_each_in_a_batch():
     assert seen.keys() == set(range(103))
     for place, row in seen.items():
         np.testing.assert_array_equal(row, rows[place])
+
+
+def test_embeddings_are_told_apart_by_the_frequency_of_tokens():
+    tokens = np.array([2, 0, 2, 1]), np.array([4, 2, 4])
+    counts = frequency.counts(tokens, 6)
+    assert counts.tolist() == [1, 1, 3, 0, 2, 0]
+    # Of six tokens the first two quarters have two, and the others one each.
+    embedding = np.array([[0, 1], [1, 1], [1, 0], [0, 0], [0, 0], [2, 0]])
+    assert frequency.sparsity(embedding, counts) == [0.75, 0.25, 1.0, 0.5]
 
 
 # ------------------------------------------------------------------------------ scores

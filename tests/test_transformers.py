@@ -88,6 +88,12 @@ def test_run_says_what_it_came_to(finished, capsys):
     network = sparse_optax.load_sparse(finished / "network.safetensors")
     kept = sum(int(jnp.count_nonzero(w)) for w in jax.tree.leaves(network))
     assert kept == summary["kept"]
+    embedding = summary["layers"]["embedding/embedding"]
+    shares = summary["sparsity_by_frequency"]
+    np.testing.assert_allclose(
+        np.average(shares, weights=[4, 4, 4, 3]),
+        1 - embedding["kept"] / embedding["size"],
+    )
     for name in ("exact_match", "kinds", "course", "magnitudes"):
         assert (finished / f"{name}.png").stat().st_size > 5_000
     main(toy_run(finished))

@@ -139,6 +139,13 @@ def print_summary(console: Console, summary: Row) -> None:
             compression(kept, size),
         )
     console.print(outcome, table, f"{summary['wall_seconds']:.0f} seconds")
+    if "sparsity_by_frequency" in summary:  # which older runs do not have
+        shares = ", ".join(percent(x) for x in summary["sparsity_by_frequency"])
+        console.print(
+            f"Sparsity of the embeddings of the most frequent quarter of the tokens, "
+            f"and so on to the rarest: {shares}.",
+            soft_wrap=True,
+        )
     if "texts" in summary:
         print_texts(console, summary["texts"])
         console.print(

@@ -15,7 +15,8 @@ from experiments.reporting.text_results import compares_controls
 from experiments.study.comparison import interval
 
 TRIED_ON = 0  # the seed of the tuning
-KINDS = "embedding", "attention"  # where sparing is said to matter
+KINDS = "attention", "embedding"  # where sparing is said to matter
+QUARTERS = {"frequent": 0, "rare": -1}  # of the tokens, by how frequent they are
 
 
 def write() -> None:
@@ -46,11 +47,12 @@ def tables(runs: Iterable[Row]) -> str:
 def comparison(groups: list[list[Row]]) -> str:
     """Returns the table of the settings compared, each a row, over its seeds."""
     spares = next((rows for rows in groups if spares_relevant(rows[0])), [])
+    names = [*KINDS, *(f"embedding of {name} tokens" for name in QUARTERS)]
     lines = [
         "| regularizer | strength | seeds | dense BLEU | BLEU | sparing is better by | "
-        + " | ".join(f"{name}: sparsity, %" for name in KINDS)
+        + " | ".join(f"{name}: sparsity, %" for name in names)
         + " |",
-        "| --- " * (6 + len(KINDS)) + "|",
+        "| --- " * (6 + len(names)) + "|",
     ]
     for rows in groups:
         cells = (
@@ -63,6 +65,12 @@ def comparison(groups: list[list[Row]]) -> str:
             *(
                 results.column((100 * sparsity(run, name) for run in rows), ".1f")
                 for name in KINDS
+            ),
+            *(
+                results.column(
+                    (100 * run["sparsity_by_frequency"][quarter] for run in rows), ".1f"
+                )
+                for quarter in QUARTERS.values()
             ),
         )
         lines.append(f"| {' | '.join(cells)} |")

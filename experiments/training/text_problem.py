@@ -16,6 +16,7 @@ from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables
 from experiments.networks.seq2seq import init_seq2seq
 from experiments.records import Row, write_whole
+from experiments.text import frequency
 from experiments.text.batches import Batches, Sequences, reading_batches
 from experiments.text.corpus import Corpus, Pairs
 from experiments.text.scores import Score, score
@@ -90,6 +91,10 @@ class TextProblem:
         self.longest_source, longest_target = (int(x.lengths.max()) for x in sides)
         self.longest_text = longest_target - 1  # with one of the ends
         self.batches = Batches(*sides, config.batch_size, config.seed)
+        embedded = sides if config.joint_vocabulary else sides[1:]
+        self.counts = frequency.counts(
+            [side.tokens[:-1] for side in embedded], self.vocabularies.target.size
+        )
         self.digest: str | None = digest(
             self.vocabularies, [*sides[0], *sides[1]], corpus.validation
         )
@@ -252,6 +257,9 @@ class TextProblem:
             "pairs": self.num_pairs,
             "whole": self.num_whole,
             "shapes": [list(shape) for shape in self.batches.shapes],
+            "sparsity_by_frequency": frequency.sparsity(
+                np.asarray(sparse.params["embedding"]["embedding"]), self.counts
+            ),
             "texts": [
                 dict(zip(("source", "reference", "dense", "sparse"), row, strict=True))
                 for row in list(zip(*texts, strict=True))[:NUM_TEXTS]
