@@ -23,6 +23,7 @@ AFTER_DENSE = (
     *("prune", "target_sparsity", "fraction", "scope", "bound", "relative_bound"),
     *("epochs", "patience", "optimizer", "learning_rate", "schedule"),
     *("finetune_epochs", "finetune_learning_rate", "finetune_schedule", "beam"),
+    "adjust_dropout",
 )
 
 Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]

@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import sparse_optax
-from experiments.networks.encoder_decoder import Shape
+from experiments.networks.encoder_decoder import Shape, make_dropout
 from experiments.networks.seq2seq import init_seq2seq, source_mask
 from experiments.text.batches import Batch
 from experiments.text.tokenizer import Ends
 
 RNG = np.random.default_rng(0)
 ENDS = Ends(1, 2)
-ONE = Shape(11, 11, True, 2, 8, 12, 2, 7, 6, 0.0)
-TWO = Shape(9, 11, False, 1, 8, 12, 4, 7, 6, 0.0)
+ONE = Shape(11, 11, True, 2, 8, 12, 2, 7, 6)
+TWO = Shape(9, 11, False, 1, 8, 12, 4, 7, 6)
 
 
 def network(shape, **settings):
@@ -159,8 +160,8 @@ def test_tied_embeddings_are_one_tensor():
     ("shape", "size"),
     [
         # Of the paper: two and two layers with 32,000 pieces; six and six, twice that.
-        (Shape(32_000, 32_000, True, 2, 256, 256, 4, 254, 254, 0.2), 10_433_536),
-        (Shape(32_000, 32_000, False, 6, 512, 2048, 8, 128, 128, 0.1), 77_039_616),
+        (Shape(32_000, 32_000, True, 2, 256, 256, 4, 254, 254), 10_433_536),
+        (Shape(32_000, 32_000, False, 6, 512, 2048, 8, 128, 128), 77_039_616),
     ],
 )
 def test_sizes_of_the_paper(shape, size):
@@ -175,13 +176,33 @@ def test_sizes_of_the_paper(shape, size):
 
 
 def test_dropout_depends_on_its_key_alone():
-    shape = dataclasses.replace(ONE, dropout=0.5)
-    made, params = network(shape)
-    pairs = batch(shape)
+    made, params = network(ONE)
+    pairs, half = batch(ONE), jnp.float32(0.5)
     keys = [jax.random.key(seed) for seed in (0, 0, 1)]
-    losses = [float(made.loss(params, pairs, key)) for key in keys]
+    losses = [float(made.loss(params, pairs, (half, key))) for key in keys]
     assert losses[0] == losses[1] != losses[2]
-    assert float(made.loss(params, pairs, None)) not in losses
+    without = made.loss(params, pairs)
+    assert float(without) not in losses
+    np.testing.assert_allclose(
+        made.loss(params, pairs, (jnp.float32(0), keys[0])), without, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(dtype):
+    """As flax does it, feature by feature, and others at each call."""
+    rate, key, x = 0.3, jax.random.key(0), jnp.ones((100, 100), dtype)
+    dropout = make_dropout(jnp.float32(rate), key)
+    once, again = dropout(x), dropout(x)
+    assert once.dtype == dtype
+    assert abs(float((once == 0).mean()) - rate) < 0.02
+    np.testing.assert_allclose(float(once.max()), 1 / (1 - rate), rtol=1e-2)
+    assert not jnp.array_equal(once, again)
+    theirs = nnx.Dropout(rate, deterministic=False)
+    expected = theirs(x, rngs=nnx.Rngs(dropout=key))
+    np.testing.assert_allclose(
+        once.astype(jnp.float32), expected.astype(jnp.float32), rtol=1e-2
+    )
 
 
 def test_layers_of_deep_networks_are_in_order():
@@ -215,6 +236,6 @@ def test_padding_changes_nothing():
     made, params = network(ONE)
     source, target = batch(ONE)
     wider = jnp.pad(source[2:, :3], ((0, 0), (0, 2)))
-    narrow = made.loss(params, Batch(source[2:, :3], target[2:, :3]), None)
-    wide = made.loss(params, Batch(wider, target[2:]), None)
+    narrow = made.loss(params, Batch(source[2:, :3], target[2:, :3]))
+    wide = made.loss(params, Batch(wider, target[2:]))
     np.testing.assert_allclose(narrow, wide, rtol=1e-6)

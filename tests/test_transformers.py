@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 
@@ -273,7 +274,7 @@ def test_snip_spares_norms_and_scores_by_gradient_times_weight():
     made = problem(dropout=0.3)
     scores = made.saliency(made.variables)
     params = made.variables.params
-    grads = jax.grad(made.network.loss)(params, made.batches.at(0), None)  # no dropout
+    grads = jax.grad(made.network.loss)(params, made.batches.at(0))  # no dropout
     for (path, score), g, w in zip(
         jax.tree.leaves_with_path(scores),
         *map(jax.tree.leaves, (grads, params)),
@@ -301,12 +302,41 @@ def test_a_round_leaves_the_state_that_it_was_given():
 
 def test_gradients_are_compiled_for_each_shape_once():
     """Whatever phase: the number of compilations is that of the shapes."""
-    made = problem(max_target=12)
+    made = problem(max_target=12, dropout=0.1, adjust_dropout=True)
     phases = Phases(made.config, made)
     state = phases.train_dense(phases.start_dense())
     pruning = phases.start_pruning(state)
     phases.finetune(phases.train_sparse(pruning.current))
     assert made._gradients._cache_size() == len(made.batches.shapes) == 2
+
+
+def test_dropout_falls_with_the_square_root_of_the_share_of_weights_kept():
+    """If that is asked for; and the gradients of a round are those of its rate."""
+    made = problem(dropout=0.4, adjust_dropout=True)
+    params = made.variables.params
+    total = sum(w.size for w in jax.tree.leaves(params))
+    there = made.variables._replace(params=jax.tree.map(jnp.ones_like, params))
+    zeros = jnp.zeros_like(there.params["embedding"]["embedding"])
+    sparse = there.params | {"embedding": {"embedding": zeros}}
+    share = 1 - zeros.size / total
+    assert float(made.dropout(there.params)) == pytest.approx(0.4)
+    assert float(made.dropout(sparse)) == pytest.approx(0.4 * math.sqrt(share))
+    fixed = problem(dropout=0.4)
+    assert float(fixed.dropout(sparse)) == pytest.approx(0.4)
+    assert problem(adjust_dropout=True).dropout(sparse) is None
+
+    rates = []
+
+    def gradients(params, batch, number, rate):
+        rates.append(float(rate))
+        return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
+
+    made._gradients = gradients
+    phases = Phases(made.config, made)
+    start = phases.start_dense()
+    phases.train_dense(start._replace(params=sparse))
+    assert len(rates) == made.config.interval + 1
+    assert set(rates) == {float(made.dropout(sparse))}
 
 
 def test_every_device_learns_from_a_part_of_the_batch():
@@ -316,12 +346,13 @@ def test_every_device_learns_from_a_part_of_the_batch():
     variables = alone.variables
     copies = together.devices.replicate(variables)
     batch, step = alone.batches.at(0), jnp.int32(0)
-    loss, grads = alone._gradients(variables.params, batch, step)
-    same_loss, same_grads = together._gradients(copies.params, batch, step)
+    loss, grads = alone._gradients(variables.params, batch, step, None)
+    same_loss, same_grads = together._gradients(copies.params, batch, step, None)
     np.testing.assert_allclose(loss, same_loss, rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (grads, same_grads)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
-    program = together._gradients.lower(copies.params, batch, step).compile().as_text()
+    lowered = together._gradients.lower(copies.params, batch, step, None)
+    program = lowered.compile().as_text()
     assert "all-reduce" in program and "s32[4," in program  # 32 pairs on 8 devices
     texts = alone.corpus.validation.sources[:50]
     for beam in (1, 3):

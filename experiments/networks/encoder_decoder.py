@@ -9,7 +9,7 @@ Sources: Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 KeysValues = tuple[jax.Array, jax.Array]  # [B, S, H, D] each
+Dropout = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,31 @@ class Shape:
     heads: int
     source_positions: int
     target_positions: int
-    dropout: float
+
+
+def no_dropout(x: jax.Array) -> jax.Array:
+    """Leaves all features in."""
+    return x
+
+
+def make_dropout(rate: jax.Array, key: jax.Array) -> Dropout:
+    """Returns what leaves features out, others each time, and divides the rest.
+
+    That of flax compiles the rate into a program; here it may be traced, since it
+    changes in the course of a run.
+
+    Args:
+      rate: the share that is left out, a float32. What is left is divided by
+        1 - `rate`, so that the mean stays.
+      key: determines which.
+    """
+    rngs = nnx.Rngs(dropout=key)
+
+    def dropout(x: jax.Array) -> jax.Array:
+        there = jax.random.bernoulli(rngs.dropout(), 1 - rate, x.shape)
+        return jnp.where(there, x / (1 - rate).astype(x.dtype), 0)
+
+    return dropout
 
 
 class Attention(nnx.Module):
@@ -79,11 +104,10 @@ class Residual(nnx.Module):
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(shape.features, epsilon=1e-5, rngs=rngs)
-        self.dropout = nnx.Dropout(shape.dropout)
 
-    def __call__(self, x: jax.Array, y: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """Returns `[B, T, F]`; there is dropout with `rngs` only."""
-        return self.norm(x + self.dropout(y, deterministic=rngs is None, rngs=rngs))
+    def __call__(self, x: jax.Array, y: jax.Array, dropout: Dropout) -> jax.Array:
+        """Returns `[B, T, F]`."""
+        return self.norm(x + dropout(y))
 
 
 class EncoderLayer(nnx.Module):
@@ -95,13 +119,11 @@ class EncoderLayer(nnx.Module):
         self.feed_forward = FeedForward(shape, rngs)
         self.feed_forward_residual = Residual(shape, rngs)
 
-    def __call__(
-        self, x: jax.Array, mask: jax.Array, rngs: nnx.Rngs | None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array, dropout: Dropout) -> jax.Array:
         """Returns `[B, S, F]` for `x`, `[B, S, F]`."""
         y = self.attention(x, self.attention.keys_values(x), mask)
-        x = self.attention_residual(x, y, rngs)
-        return self.feed_forward_residual(x, self.feed_forward(x), rngs)
+        x = self.attention_residual(x, y, dropout)
+        return self.feed_forward_residual(x, self.feed_forward(x), dropout)
 
 
 class DecoderLayer(nnx.Module):
@@ -122,14 +144,14 @@ class DecoderLayer(nnx.Module):
         written_mask: jax.Array,
         read: KeysValues,
         read_mask: jax.Array,
-        rngs: nnx.Rngs | None = None,
+        dropout: Dropout,
     ) -> jax.Array:
         """Returns `[B, T, F]` for `x`, `[B, T, F]`."""
         y = self.attention(x, written, written_mask)
-        x = self.attention_residual(x, y, rngs)
+        x = self.attention_residual(x, y, dropout)
         y = self.cross_attention(x, read, read_mask)
-        x = self.cross_attention_residual(x, y, rngs)
-        return self.feed_forward_residual(x, self.feed_forward(x), rngs)
+        x = self.cross_attention_residual(x, y, dropout)
+        return self.feed_forward_residual(x, self.feed_forward(x), dropout)
 
 
 class Positions(nnx.Module):
@@ -138,15 +160,14 @@ class Positions(nnx.Module):
     def __init__(self, number: int, shape: Shape, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(number, shape.features, rngs=rngs)
         self.norm = nnx.LayerNorm(shape.features, epsilon=1e-5, rngs=rngs)
-        self.dropout = nnx.Dropout(shape.dropout)
 
     def __call__(
-        self, x: jax.Array, first: int | jax.Array, rngs: nnx.Rngs | None
+        self, x: jax.Array, first: int | jax.Array, dropout: Dropout
     ) -> jax.Array:
         """Returns `[B, T, F]` for embeddings of the T positions from `first` on."""
         positions = self.embedding(first + jnp.arange(x.shape[1]))
         x = self.norm(x * jnp.sqrt(x.shape[-1]).astype(x.dtype) + positions)
-        return self.dropout(x, deterministic=rngs is None, rngs=rngs)
+        return dropout(x)
 
 
 def named(layers: Iterable[nnx.Module]) -> nnx.Dict:
@@ -197,16 +218,16 @@ class EncoderDecoder(nnx.Module):
         self.decoder = Decoder(shape, rngs)
 
     def encode(
-        self, source: jax.Array, mask: jax.Array, rngs: nnx.Rngs | None = None
+        self, source: jax.Array, mask: jax.Array, dropout: Dropout = no_dropout
     ) -> list[KeysValues]:
         """Reads `source`, `[B, S]`, where `mask`, `[B, 1, 1, S]`, is true.
 
         Returns:
           What the layers of the decoder can attend to, one after the other.
         """
-        x = self.encoder.positions(self.source_embedding(source), 0, rngs)
+        x = self.encoder.positions(self.source_embedding(source), 0, dropout)
         for layer in in_order(self.encoder.layers):
-            x = layer(x, mask, rngs)
+            x = layer(x, mask, dropout)
         return [
             layer.cross_attention.keys_values(x)
             for layer in in_order(self.decoder.layers)
@@ -217,16 +238,16 @@ class EncoderDecoder(nnx.Module):
         target: jax.Array,
         read: list[KeysValues],
         read_mask: jax.Array,
-        rngs: nnx.Rngs | None = None,
+        dropout: Dropout = no_dropout,
     ) -> jax.Array:
         """Returns the logits `[B, T, V]` of what follows each token of `target`."""
         length = target.shape[1]
         before = jnp.tril(jnp.ones((1, 1, length, length), bool))
-        x = self.decoder.positions(self.embedding(target), 0, rngs)
+        x = self.decoder.positions(self.embedding(target), 0, dropout)
         layers = in_order(self.decoder.layers)
         for layer, keys_values in zip(layers, read, strict=True):
             written = layer.attention.keys_values(x)
-            x = layer(x, written, before, keys_values, read_mask, rngs)
+            x = layer(x, written, before, keys_values, read_mask, dropout)
         return self._logits(x)
 
     def empty_cache(self, read: list[KeysValues], length: int) -> list[KeysValues]:
@@ -254,7 +275,7 @@ class EncoderDecoder(nnx.Module):
           read: what `encode` returns.
           read_mask: `[B, 1, 1, S]`.
         """
-        x = self.decoder.positions(self.embedding(tokens[:, None]), index, None)
+        x = self.decoder.positions(self.embedding(tokens[:, None]), index, no_dropout)
         length = cache[0][0].shape[1]
         written_mask = (jnp.arange(length) <= index)[None, None, None]
         longer = []
@@ -266,7 +287,7 @@ class EncoderDecoder(nnx.Module):
                 for was, now in zip(old, new, strict=True)
             )
             longer.append(written)
-            x = layer(x, written, written_mask, keys_values, read_mask)
+            x = layer(x, written, written_mask, keys_values, read_mask, no_dropout)
         return self._logits(x)[:, 0], longer
 
     def _logits(self, x: jax.Array) -> jax.Array:

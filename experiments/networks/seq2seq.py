@@ -7,7 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.networks import decoding
-from experiments.networks.encoder_decoder import EncoderDecoder, Shape
+from experiments.networks.encoder_decoder import (
+    EncoderDecoder,
+    Shape,
+    make_dropout,
+    no_dropout,
+)
 from experiments.text.batches import Batch
 from experiments.text.tokenizer import PADDING, Ends
 
@@ -27,7 +32,12 @@ class Seq2Seq(NamedTuple):
     label_smoothing: float
     dtype: Any = jnp.float32
 
-    def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def loss(
+        self,
+        params: Any,
+        batch: Batch,
+        dropout: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
         """Returns the mean over the tokens of a batch of the smoothed cross-entropy.
 
         Tokens of short sequences, which are in batches together, so weigh more.
@@ -39,13 +49,13 @@ class Seq2Seq(NamedTuple):
         Args:
           params: of the network.
           batch: what is to be learnt.
-          key: that of the dropout, or None for none.
+          dropout: its rate and its key, or None for none.
         """
         network = self._network(params)
-        rngs = None if key is None else nnx.Rngs(dropout=key)
+        drop = no_dropout if dropout is None else make_dropout(*dropout)
         mask = source_mask(batch.source)
-        read = network.encode(batch.source, mask, rngs)
-        logits = network.decode(batch.target[:, :-1], read, mask, rngs)
+        read = network.encode(batch.source, mask, drop)
+        logits = network.decode(batch.target[:, :-1], read, mask, drop)
         labels = batch.target[:, 1:]
         right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         losses = (

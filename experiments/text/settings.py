@@ -31,6 +31,9 @@ class TextConfig(Config):
     """Heads of each attention."""
     dropout: float = 0.2
     """Share of the features that are left out at random, after every part."""
+    adjust_dropout: bool = False
+    """Whether that share falls as weights go, with the square root of the share of
+    weights that are kept: a smaller network needs less of it."""
 
     label_smoothing: float = 0.1
     """Share of the probability that a target gives to all pieces alike."""

@@ -18,11 +18,14 @@ from experiments.training.loop import Progress, TrainState, relevant_shares
 
 DROPOUT = 2**28  # folded into the seed, which has other uses
 
-Gradients = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]]
+Rate = jax.Array | None
+Gradients = Callable[[Any, Batch, jax.Array, Rate], tuple[jax.Array, Any]]
 
 
 def make_gradients(network: Seq2Seq, seed: int, devices: Devices) -> Gradients:
-    """Returns the function from params, a batch and its number to loss and gradients.
+    """Returns the function to loss and gradients.
+
+    It is from params, a batch, its number, and the rate of dropout or None for none.
 
     Args:
       network: whose loss it is.
@@ -32,11 +35,10 @@ def make_gradients(network: Seq2Seq, seed: int, devices: Devices) -> Gradients:
     key = jax.random.fold_in(jax.random.key(seed), DROPOUT)
 
     @jax.jit
-    def gradients(params, batch, step):
+    def gradients(params, batch, step, rate):
         batch = devices.split(batch)
-        return jax.value_and_grad(network.loss)(
-            params, batch, jax.random.fold_in(key, step)
-        )
+        dropout = None if rate is None else (rate, jax.random.fold_in(key, step))
+        return jax.value_and_grad(network.loss)(params, batch, dropout)
 
     return gradients
 
@@ -49,6 +51,7 @@ def make_train(
     num_steps: int,
     accumulation: int,
     scale: float,
+    dropout: Callable[[Any], Rate],
 ) -> Callable[[TrainState], TrainState]:
     """Returns the function that makes `num_steps` updates.
 
@@ -59,6 +62,7 @@ def make_train(
       num_steps: updates a call.
       accumulation: batches an update.
       scale: relevance is reported for this scale, and the gradient of one batch.
+      dropout: the function from params to the rate of dropout, until the next call.
     """
 
     # The old arrays make room for the new, or all would be there twice.
@@ -73,14 +77,15 @@ def make_train(
 
     def train(state: TrainState) -> TrainState:
         first, losses = int(state.step), []
+        rate = dropout(state.params)
         # The state that was given is to stay.
         params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
         following = (first + num_steps) * accumulation
         for number in range(first * accumulation, following):
-            loss, grads = gradients(params, batches.at(number), jnp.int32(number))
+            loss, grads = gradients(params, batches.at(number), jnp.int32(number), rate)
             params, opt_state = update(grads, opt_state, params)
             losses.append(loss)
-        _, grads = gradients(params, batches.at(following), jnp.int32(following))
+        _, grads = gradients(params, batches.at(following), jnp.int32(following), rate)
         return state._replace(
             params=params,
             opt_state=opt_state,

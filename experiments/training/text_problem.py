@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from experiments.text.settings import TextConfig
 from experiments.text.tokenizer import ENDS, Tokenizer, learn
 from experiments.training import text_loop
 from experiments.training.devices import Devices
+from experiments.training.loop import num_kept
 from experiments.training.masks_at_init import spare_norms
 from experiments.training.problem import Train
 
@@ -124,7 +126,6 @@ class TextProblem:
             heads=config.heads,
             source_positions=self.longest_source,
             target_positions=self.longest_text,
-            dropout=config.dropout,
         )
 
     def training_pairs(
@@ -164,13 +165,29 @@ class TextProblem:
             num_steps=self.config.interval,
             accumulation=self.config.accumulation,
             scale=self.config.scale,
+            dropout=self.dropout,
         )
+
+    def dropout(self, params: Any) -> jax.Array | None:
+        """Returns the rate of dropout in a network, or None for none.
+
+        If it is to be adjusted it is d sqrt(kept / total), where d is that of a dense
+        one (Han et al., `Learning both Weights and Connections
+        <https://arxiv.org/abs/1506.02626>`_, 2015, who do so layer by layer).
+        """
+        rate = self.config.dropout
+        if not rate:
+            return None
+        if self.config.adjust_dropout:
+            kept = sum(map(int, jax.tree.leaves(num_kept(params))))
+            rate *= math.sqrt(kept / sum(w.size for w in jax.tree.leaves(params)))
+        return jnp.float32(rate)
 
     def saliency(self, variables: Variables) -> Any:
         """Returns |g * w| for the loss of the first batch, infinity for norms."""
         # Without dropout, whose choice of features would be part of the ranking.
         grads = jax.jit(jax.grad(self.network.loss))(
-            variables.params, self.batches.at(0), None
+            variables.params, self.batches.at(0)
         )
         return spare_norms(
             jax.tree.map(lambda g, w: jnp.abs(g * w), grads, variables.params)
