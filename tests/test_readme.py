@@ -140,14 +140,17 @@ def test_runs_on_text_have_a_table_of_their_own():
     assert tables[4].startswith("| wmt14 | not run |")
     assert all(row.count("|") == 12 for row in tables[3:5])
     assert tables[-3:] == [
-        "| data set | strength | prunes | sparsity, %: all | both embedding "
-        "| encoder position | encoder attention | encoder bias "
+        "| data set | network | strength | prunes | sparsity, %: all "
+        "| both embedding | encoder position | encoder attention | encoder bias "
         "| decoder feed-forward | decoder norm |",
-        "| --- " * 10 + "|",
-        "| multi30k | 0.0001, 0 after 2 epochs, scale 0.01 | above dense - 1.5 BLEU "
+        "| --- " * 11 + "|",
+        "| multi30k | transformer, 2+2 layers of 256 "
+        "| 0.0001, 0 after 2 epochs, scale 0.01 | above dense - 1.5 BLEU "
         "| 90.0 | 85.0 | 75.0 | 87.5 | 100.0 | 100.0 | 100.0 |",
     ]
     assert "| above dense |" in text_results.tables([{**TEXT_RUN, "bound": 0}])
+    adjusted = text_results.tables([{**TEXT_RUN, "adjust_dropout": True}])
+    assert "| transformer, 2+2 layers of 256, dropout adjusted |" in adjusted
     run = {**TEXT_RUN, "dataset": "taskmaster", "edition": "tm1", "num_train": 10}
     tables = text_results.tables([run])
     assert "| taskmaster tm1 (reduced run: 10 pairs) |" in tables

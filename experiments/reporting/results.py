@@ -108,11 +108,15 @@ def data_set(run: Row) -> str:
 
 
 def network(run: Row) -> str:
-    """Returns the network of a run, with sizes if it has any."""
+    """Returns the network of a run, with sizes if it has any.
+
+    And what else of it differs between runs on the same data.
+    """
     if "num_layers" not in run:
         return run["network"]
     layers, features = run["num_layers"], run["features"]
-    return f"{run['network']}, {layers}+{layers} layers of {features}"
+    adjusted = ", dropout adjusted" if run.get("adjust_dropout") else ""
+    return f"{run['network']}, {layers}+{layers} layers of {features}{adjusted}"
 
 
 def regularizer(run: Row) -> str:

@@ -64,12 +64,13 @@ def kinds_table(runs: Iterable[Row]) -> str:
         for run in shown
     ]
     order = sorted({kind for row in found for kind in row}, key=kinds.place)
-    heads = ["data set", "strength", "prunes", "sparsity, %: all"]
+    heads = ["data set", "network", "strength", "prunes", "sparsity, %: all"]
     heads += [f"{kind.side} {kind.name}" for kind in order]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for run, row in zip(shown, found, strict=True):
         cells = (
             results.data_set(run),
+            results.network(run),
             results.strength(run),
             results.prunes(run),
             f"{100 * run['sparsity']:.1f}",
