@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import shutil
 import sys
 
@@ -133,12 +132,9 @@ def test_run_goes_on_with_the_same_bits(finished, tmp_path, last, monkeypatch):
 
 
 def test_run_from_a_dense_network_is_the_run_that_trains_it(finished, tmp_path):
-    main(toy_run(tmp_path / "l2", "--regularizer", "l2"))
-    main(
-        toy_run(
-            tmp_path / "taken", "--regularizer", "l2", "--dense-from", str(finished)
-        )
-    )
+    flags = "--regularizer", "l2", "--adjust-dropout"
+    main(toy_run(tmp_path / "l2", *flags))
+    main(toy_run(tmp_path / "taken", *flags, "--dense-from", str(finished)))
     assert_same_run(tmp_path / "l2", tmp_path / "taken")
 
 
@@ -313,17 +309,17 @@ def test_gradients_are_compiled_for_each_shape_once():
 def test_dropout_falls_with_the_square_root_of_the_share_of_weights_kept():
     """If that is asked for; and the gradients of a round are those of its rate."""
     made = problem(dropout=0.4, adjust_dropout=True)
-    params = made.variables.params
-    total = sum(w.size for w in jax.tree.leaves(params))
-    there = made.variables._replace(params=jax.tree.map(jnp.ones_like, params))
-    zeros = jnp.zeros_like(there.params["embedding"]["embedding"])
-    sparse = there.params | {"embedding": {"embedding": zeros}}
-    share = 1 - zeros.size / total
-    assert float(made.dropout(there.params)) == pytest.approx(0.4)
-    assert float(made.dropout(sparse)) == pytest.approx(0.4 * math.sqrt(share))
-    fixed = problem(dropout=0.4)
-    assert float(fixed.dropout(sparse)) == pytest.approx(0.4)
-    assert problem(adjust_dropout=True).dropout(sparse) is None
+    phases = Phases(made.config, made)
+    dense = phases.start_dense()
+    start = phases.start_pruning(dense).current
+    assert not all(w.all() for w in jax.tree.leaves(start.params))
+    for whole in (dense, start):  # whose zeros are not pruned
+        assert made.dropout(whole.opt_state) == jnp.float32(0.4)
+    pruned = phases.drop(start, start.params, 0.75)
+    half = float(made.dropout(pruned.opt_state))
+    assert half == pytest.approx(0.2, rel=1e-3)
+    assert problem(dropout=0.4).dropout(pruned.opt_state) == jnp.float32(0.4)
+    assert problem(adjust_dropout=True).dropout(pruned.opt_state) is None
 
     rates = []
 
@@ -332,11 +328,8 @@ def test_dropout_falls_with_the_square_root_of_the_share_of_weights_kept():
         return jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
 
     made._gradients = gradients
-    phases = Phases(made.config, made)
-    start = phases.start_dense()
-    phases.train_dense(start._replace(params=sparse))
-    assert len(rates) == made.config.interval + 1
-    assert set(rates) == {float(made.dropout(sparse))}
+    Phases(made.config, made).train_sparse(pruned)
+    assert rates == [half] * (made.config.interval + 1)
 
 
 def test_every_device_learns_from_a_part_of_the_batch():

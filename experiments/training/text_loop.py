@@ -51,7 +51,7 @@ def make_train(
     num_steps: int,
     accumulation: int,
     scale: float,
-    dropout: Callable[[Any], Rate],
+    dropout: Callable[[optax.OptState], Rate],
 ) -> Callable[[TrainState], TrainState]:
     """Returns the function that makes `num_steps` updates.
 
@@ -62,7 +62,8 @@ def make_train(
       num_steps: updates a call.
       accumulation: batches an update.
       scale: relevance is reported for this scale, and the gradient of one batch.
-      dropout: the function from params to the rate of dropout, until the next call.
+      dropout: the function from the optimizer's state to the rate of dropout, until the
+        next call.
     """
 
     # The old arrays make room for the new, or all would be there twice.
@@ -77,7 +78,7 @@ def make_train(
 
     def train(state: TrainState) -> TrainState:
         first, losses = int(state.step), []
-        rate = dropout(state.params)
+        rate = dropout(state.opt_state)
         # The state that was given is to stay.
         params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
         following = (first + num_steps) * accumulation

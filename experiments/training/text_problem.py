@@ -168,8 +168,8 @@ class TextProblem:
             dropout=self.dropout,
         )
 
-    def dropout(self, params: Any) -> jax.Array | None:
-        """Returns the rate of dropout in a network, or None for none.
+    def dropout(self, opt_state: optax.OptState) -> jax.Array | None:
+        """Returns the rate of dropout that suits the masks, or None for none.
 
         If it is to be adjusted it is d sqrt(kept / total), where d is that of a dense
         one (Han et al., `Learning both Weights and Connections
@@ -178,9 +178,11 @@ class TextProblem:
         rate = self.config.dropout
         if not rate:
             return None
-        if self.config.adjust_dropout:
-            kept = sum(map(int, jax.tree.leaves(num_kept(params))))
-            rate *= math.sqrt(kept / sum(w.size for w in jax.tree.leaves(params)))
+        # There are none in dense training, where biases are zero at first, and stay.
+        masks = optax.tree.get(opt_state, "masks")
+        if self.config.adjust_dropout and masks is not None:
+            kept = sum(map(int, jax.tree.leaves(num_kept(masks))))
+            rate *= math.sqrt(kept / sum(m.size for m in jax.tree.leaves(masks)))
         return jnp.float32(rate)
 
     def saliency(self, variables: Variables) -> Any:
