@@ -222,6 +222,18 @@ def form_states(opt_state: Any) -> list[FormState]:
     return [state for state in found if isinstance(state, FormState)]
 
 
+def latest_irrelevance(opt_state: Any, grads: Any, scale: float | jax.Array) -> Any:
+    """Returns I, a tree like params: a form's at its last update, else the paper's.
+
+    Args:
+      opt_state: where a form keeps it.
+      grads: what the paper's is of.
+      scale: of that one.
+    """
+    states = form_states(opt_state)
+    return states[0].irrelevance if states else sparse_optax.irrelevance(grads, scale)
+
+
 def ranking_scores(params: Any, opt_state: Any) -> Any:
     """Returns what a prune ranks in place of the weights: |w| * (1 - I)."""
     (state,) = form_states(opt_state)

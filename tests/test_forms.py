@@ -208,6 +208,16 @@ def test_permutation_changes_with_update_and_seed():
     assert np.mean(ones[0]["a"] == ones[0]["b"]) < 0.1
 
 
+def test_latest_irrelevance_is_that_of_the_form():
+    """In its own unit; where no form keeps one, the paper's of the gradients given."""
+    added, state = penalties(Form(unit="leaf"), scale=0.3)
+    check(added[-1], forms.latest_irrelevance((state, None), None, 0.3))
+    grads = jax.tree.map(jnp.asarray, G[0])
+    found = forms.latest_irrelevance(optax.EmptyState(), grads, 2.0)
+    for name, g in G[0].items():
+        np.testing.assert_allclose(found[name], np.exp(-np.abs(g) / 2), rtol=1e-6)
+
+
 def test_ranking_weighs_by_relevance():
     params = jax.tree.map(jnp.asarray, W)
     for acts_on in ("ranking", "both"):

@@ -24,7 +24,7 @@ SUMMARY = {
     **{"experiment": "digits", "dataset": "digits", "network": "lenet300"},
     **{"regularizer": "relevance", "config_id": "0123abcd", "wall_seconds": 90.0},
     **{"strength": 1e-4, "strength_decay_epochs": 2.0, "scale": 0.01},
-    **{"bound": 0.04, "relative_bound": True},
+    **{"fraction": 0.04, "bound": 0.04, "relative_bound": True},
     **{"dense_test_accuracy": 0.975, "dense_validation_accuracy": 0.98},
     **{"validation_bound": 0.96, "validation_accuracy": 0.965, "layers": LAYERS},
     **{"sparsity": 0.9, "kept": 5, "total": 50},
@@ -83,7 +83,7 @@ def test_command_stores_runs_and_writes_all_parts(runs, monkeypatch):
     assert "old" not in text
     assert (
         "| digits | lenet300 | relevance | 0.0001, 0 after 2 epochs, scale 0.01 "
-        "| above dense - 4 % | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 | 90.00 ± 0.00 "
+        "| 4 % each, above dense - 4 % | 2 | 2.50 ± 0.00 | 3.00 ± 1.41 | 90.00 ± 0.00 "
         "| 5 ± 0 of 50 | 10.0 ± 0.0 |\n"
     ) in text
     # Every part that the README marks is written.
@@ -133,7 +133,7 @@ def test_runs_on_text_have_a_table_of_their_own():
     assert "| dense BLEU | BLEU |" in tables[0]
     assert tables[2] == (
         "| multi30k | transformer, 2+2 layers of 256 | relevance "
-        "| 0.0001, 0 after 2 epochs, scale 0.01 | above dense - 1.5 BLEU | 1 "
+        "| 0.0001, 0 after 2 epochs, scale 0.01 | 4 % each, above dense - 1.5 BLEU | 1 "
         "| 36.50 | 35.25 | 90.00 | 5 of 50 | 10.0 |"
     )
     assert tables[3].startswith("| taskmaster tm1 | not run |")
@@ -145,10 +145,12 @@ def test_runs_on_text_have_a_table_of_their_own():
         "| decoder feed-forward | decoder norm |",
         "| --- " * 11 + "|",
         "| multi30k | transformer, 2+2 layers of 256 "
-        "| 0.0001, 0 after 2 epochs, scale 0.01 | above dense - 1.5 BLEU "
+        "| 0.0001, 0 after 2 epochs, scale 0.01 | 4 % each, above dense - 1.5 BLEU "
         "| 90.0 | 85.0 | 75.0 | 87.5 | 100.0 | 100.0 | 100.0 |",
     ]
-    assert "| above dense |" in text_results.tables([{**TEXT_RUN, "bound": 0}])
+    assert "| 4 % each, above dense |" in text_results.tables(
+        [{**TEXT_RUN, "bound": 0}]
+    )
     adjusted = text_results.tables([{**TEXT_RUN, "adjust_dropout": True}])
     assert "| transformer, 2+2 layers of 256, dropout adjusted |" in adjusted
     run = {**TEXT_RUN, "dataset": "taskmaster", "edition": "tm1", "num_train": 10}

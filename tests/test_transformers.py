@@ -197,6 +197,7 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys):
         (("--warmup-steps", "400"), "--warmup-steps must be less than 400"),
         (("--num-layers", "100"), "--num-layers must be below 100"),
         (("--dropout", "1"), "--dropout must be in [0, 1)"),
+        (("--dropout", "0", "--adjust-dropout"), "--adjust-dropout plays no part with"),
         (("--beam", "0"), "--beam must be 1 or more"),
         (("--bound", "1.5"), "--bound must be in [0, 1)"),
         (("--measure", "per-example"), "--measure per-example is for images only"),
@@ -302,7 +303,8 @@ def test_gradients_are_compiled_for_each_shape_once():
     phases = Phases(made.config, made)
     state = phases.train_dense(phases.start_dense())
     pruning = phases.start_pruning(state)
-    phases.finetune(phases.train_sparse(pruning.current))
+    trained = phases.train_sparse(pruning.current)
+    phases.finetune(phases.drop(trained, trained.params, 0.5))
     assert made._gradients._cache_size() == len(made.batches.shapes) == 2
 
 

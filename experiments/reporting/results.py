@@ -142,14 +142,14 @@ def strength(run: Row) -> str:
 
 
 def prunes(run: Row) -> str:
-    """Returns when weights of a run go: above what validation metric, or how many."""
+    """Returns how many weights of a run go, and above what validation metric."""
     if run.get("prune", "gated") != "gated":
         return f"{run['prune']}, to {100 * run['target_sparsity']:g} % sparsity"
     metric = metric_of(run)
     bound = f"{metric.hundredths(run['bound']):g} {metric.unit or metric.name}"
-    if not run["relative_bound"]:
-        return f"above {bound}"
-    return f"above dense - {bound}" if run["bound"] else "above dense"
+    if run["relative_bound"]:
+        bound = f"dense - {bound}" if run["bound"] else "dense"
+    return f"{100 * run['fraction']:g} % each, above {bound}"
 
 
 def commit(row: Row) -> str:

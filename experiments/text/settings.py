@@ -64,6 +64,8 @@ class TextConfig(Config):
             check(name, fields[name], fields[name] < 2**31, "below 2**31")
         for name in ("dropout", "label_smoothing"):
             check(name, fields[name], 0 <= fields[name] < 1, "in [0, 1)")
+        if self.adjust_dropout and not self.dropout:
+            raise ExperimentError("--adjust-dropout plays no part with --dropout 0.")
         layers, heads = self.num_layers, self.heads
         check("num_layers", layers, layers < 100, "below 100")
         check(

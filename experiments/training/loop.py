@@ -10,6 +10,7 @@ import optax
 
 import sparse_optax
 from experiments.data import Split
+from experiments.forms import latest_irrelevance
 from experiments.networks.functional import Network, Variables
 from experiments.training.augmentation import augment
 from experiments.training.devices import ONE, Devices
@@ -78,7 +79,7 @@ def make_train(
       batch_size: examples an update.
       num_steps: updates a call.
       seed: that of the order of the examples.
-      scale: relevance is reported for this scale.
+      scale: relevance is reported for this scale, if no other form of it is in use.
       per_example: whether the sizes of the gradients, which the chain is told as
         `abs_grads`, are means of those of the single examples' gradients.
       shift: by how many pixels images are moved at random, at the most.
@@ -140,7 +141,8 @@ def make_train(
         carry, losses = jax.lax.scan(update, carry, length=num_steps)
         params, statistics, opt_state, step = carry
         _, grads, _ = gradients(params, statistics, step)
-        progress = Progress(losses.mean(), *relevant_shares(params, grads, scale))
+        irrelevance = latest_irrelevance(opt_state, grads, scale)
+        progress = Progress(losses.mean(), *relevant_shares(params, irrelevance))
         return TrainState(params, opt_state, step, progress, statistics)
 
     return lambda state: train(state, everything)
@@ -191,16 +193,16 @@ def num_kept(params: Any) -> Any:
     return jax.tree.map(jnp.count_nonzero, params)
 
 
-def relevant_shares(
-    params: Any, grads: Any, scale: float | jax.Array
-) -> tuple[jax.Array, Any]:
+def relevant_shares(params: Any, irrelevance: Any) -> tuple[jax.Array, Any]:
     """Returns the share of relevant ones among the weights that are not zero.
 
-    Weights that were pruned are left out: their gradient is not zero, but they are no
-    longer there to be relevant. In total, and leaf by leaf; NaN where none is left.
+    Relevant are those of an irrelevance below 1/2. Weights that were pruned are left
+    out: their gradient is not zero, but they are no longer there to be relevant. In
+    total, and leaf by leaf; NaN where none is left.
     """
-    masks = sparse_optax.relevance_mask(grads, scale)
-    relevant = jax.tree.map(lambda m, w: jnp.sum(m & (w != 0)), masks, params)
+    relevant = jax.tree.map(
+        lambda i, w: jnp.sum((i < 0.5) & (w != 0)), irrelevance, params
+    )
     remaining = num_kept(params)
     total = jnp.divide(optax.tree.sum(relevant), optax.tree.sum(remaining))
     return total, jax.tree.map(jnp.divide, relevant, remaining)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.forms import latest_irrelevance
 from experiments.networks.seq2seq import Seq2Seq
 from experiments.text.batches import Batch, Batches
 from experiments.training.devices import Devices
@@ -61,7 +62,8 @@ def make_train(
       batches: all there are; the state's step says which are next.
       num_steps: updates a call.
       accumulation: batches an update.
-      scale: relevance is reported for this scale, and the gradient of one batch.
+      scale: relevance is reported for this scale, and the gradient of one batch, if no
+        other form of it is in use.
       dropout: the function from the optimizer's state to the rate of dropout, until the
         next call.
     """
@@ -73,8 +75,9 @@ def make_train(
         return optax.apply_updates(params, updates), opt_state
 
     @jax.jit
-    def progress(losses, params, grads):
-        return Progress(losses.mean(), *relevant_shares(params, grads, scale))
+    def progress(losses, params, opt_state, grads):
+        irrelevance = latest_irrelevance(opt_state, grads, scale)
+        return Progress(losses.mean(), *relevant_shares(params, irrelevance))
 
     def train(state: TrainState) -> TrainState:
         first, losses = int(state.step), []
@@ -91,7 +94,7 @@ def make_train(
             params=params,
             opt_state=opt_state,
             step=state.step + num_steps,
-            progress=progress(jnp.stack(losses), params, grads),
+            progress=progress(jnp.stack(losses), params, opt_state, grads),
         )
 
     return train

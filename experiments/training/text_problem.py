@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import sparse_optax
 from experiments.config import ExperimentError, check
 from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables
@@ -25,7 +26,6 @@ from experiments.text.settings import TextConfig
 from experiments.text.tokenizer import ENDS, Tokenizer, learn
 from experiments.training import text_loop
 from experiments.training.devices import Devices
-from experiments.training.loop import num_kept
 from experiments.training.masks_at_init import spare_norms
 from experiments.training.problem import Train
 
@@ -178,11 +178,11 @@ class TextProblem:
         rate = self.config.dropout
         if not rate:
             return None
-        # There are none in dense training, where biases are zero at first, and stay.
+        # Not the zeros, of which biases have some from the first; dense training has no
+        # masks.
         masks = optax.tree.get(opt_state, "masks")
         if self.config.adjust_dropout and masks is not None:
-            kept = sum(map(int, jax.tree.leaves(num_kept(masks))))
-            rate *= math.sqrt(kept / sum(m.size for m in jax.tree.leaves(masks)))
+            rate *= math.sqrt(1 - float(sparse_optax.sparsity(masks)))
         return jnp.float32(rate)
 
     def saliency(self, variables: Variables) -> Any:
