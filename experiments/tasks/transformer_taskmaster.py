@@ -11,7 +11,13 @@ python -m experiments transformer-taskmaster --bound 0 --epochs 25 --data-dir DA
 python -m experiments transformer-taskmaster --bound 1.65 --fraction 0.2 \
     --epochs 25 --data-dir DATA
 
-The one is 77.12 % sparse, too, at 31.42, the other 93.13 % at 28.28. The first edition,
+The one is 77.12 % sparse, too, at 31.42, the other 93.13 % at 28.28. With ten times the
+strength and less dropout the fewer weights there are, it is 94.50 % at 26.20:
+
+python -m experiments transformer-taskmaster --bound 1.65 --fraction 0.2 \
+    --epochs 25 --strength 1e-4 --adjust-dropout --data-dir DATA
+
+The first edition,
 not made for want of its data, with the vocabulary of the authors:
 
 python -m experiments transformer-taskmaster --edition tm1 --vocabulary-size 32000 \
