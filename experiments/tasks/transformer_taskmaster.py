@@ -17,8 +17,7 @@ strength and less dropout the fewer weights there are, it is 94.50 % at 26.20:
 python -m experiments transformer-taskmaster --bound 1.65 --fraction 0.2 \
     --epochs 25 --strength 1e-4 --adjust-dropout --data-dir DATA
 
-The first edition,
-not made for want of its data, with the vocabulary of the authors:
+The first edition, not made for want of its data, with the vocabulary of the authors:
 
 python -m experiments transformer-taskmaster --edition tm1 --vocabulary-size 32000 \
     --data-dir DATA
