@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_encoder_decoder import ENDS, ONE, batch, network
+from test_encoder_decoder import ONE, batch, network
 
 from experiments.networks import decoding
 from experiments.networks.seq2seq import source_mask
+from experiments.text.tokenizer import FIRST, LAST
 
-VOCABULARY, LENGTH, LAST = 4, 4, 2
+VOCABULARY, LENGTH = 4, 4
 
 
 def all_sequences():
@@ -37,7 +38,7 @@ def random_language(seed, rows):
 
     def log_prob(row, tokens):
         past, total = 0, 0.0
-        for before, token in zip((ENDS.first, *tokens), tokens, strict=False):
+        for before, token in zip((FIRST, *tokens), tokens, strict=False):
             past = (past * 5 + before + 1) % 97
             total += float(jax.nn.log_softmax(table[row, past])[token])
         return total
@@ -55,7 +56,7 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(penalty):
     step, cache, log_prob = random_language(0, rows)
     tokens, scores = jax.jit(
         lambda cache: decoding.beam_search(
-            *(step, cache, rows, LENGTH, ENDS), beam=beam, length_penalty=penalty
+            *(step, cache, rows, LENGTH), beam=beam, length_penalty=penalty
         )
     )(cache(beam))
     found = set()
@@ -78,7 +79,7 @@ def test_a_narrow_beam_finds_what_a_list_of_beginnings_does(beam, penalty):
     rows = 20
     step, cache, log_prob = random_language(2, rows)
     tokens, scores = decoding.beam_search(
-        *(step, cache(beam), rows, LENGTH, ENDS), beam=beam, length_penalty=penalty
+        *(step, cache(beam), rows, LENGTH), beam=beam, length_penalty=penalty
     )
     for row in range(rows):
         live, found = [()], {}
@@ -99,10 +100,10 @@ def test_a_narrow_beam_finds_what_a_list_of_beginnings_does(beam, penalty):
 def test_a_narrow_beam_is_no_worse_than_greedy_and_a_wide_one_than_a_narrow():
     rows = 40
     step, cache, log_prob = random_language(1, rows)
-    written = [decoding.greedy(step, cache(1), rows, LENGTH, ENDS)]
+    written = [decoding.greedy(step, cache(1), rows, LENGTH)]
     for beam in (2, 4, 64):
         tokens, _ = decoding.beam_search(
-            *(step, cache(beam), rows, LENGTH, ENDS), beam=beam, length_penalty=0.0
+            *(step, cache(beam), rows, LENGTH), beam=beam, length_penalty=0.0
         )
         written.append(tokens)
 
@@ -132,11 +133,11 @@ def test_a_beam_follows_each_beginning_by_its_own_cache():
     tokens, scores = decoding.beam_search(
         lambda *args: module.step(*args, repeated, mask4),
         module.empty_cache(repeated, 5),
-        *(3, 5, ENDS),
+        *(3, 5),
         beam=4,
         length_penalty=0.6,
     )
-    first = jnp.full((3, 1), ENDS.first)
+    first = jnp.full((3, 1), FIRST)
     logits = module.decode(jnp.concatenate([first, tokens[:, :-1]], 1), read, mask)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     for row in range(3):
@@ -154,11 +155,11 @@ def test_greedy_takes_the_likeliest_token_each_time():
     written = np.asarray(jax.jit(made.greedy, static_argnums=2)(params, source, 5))
     module, mask = made._network(params), source_mask(source)
     read = module.encode(source, mask)
-    tokens = np.full((3, 1), ENDS.first)
+    tokens = np.full((3, 1), FIRST)
     for place in range(5):
         logits = module.decode(jnp.asarray(tokens), read, mask)[:, -1]
         new = np.array(logits.argmax(-1))
-        new[(tokens[:, 1:] == ENDS.last).any(1)] = ENDS.last
+        new[(tokens[:, 1:] == LAST).any(1)] = LAST
         tokens = np.concatenate([tokens, new[:, None]], 1)
         np.testing.assert_array_equal(written[:, place], new)
 
@@ -166,12 +167,28 @@ def test_greedy_takes_the_likeliest_token_each_time():
 def test_what_is_written_does_not_depend_on_what_is_beside_it():
     made, params = network(ONE)
     source, _ = batch(ONE)
+    together = made.beam_search(params, source, 6, beam=3, length_penalty=1.0)
     for row in range(3):
         alone = made.beam_search(
             params, source[row : row + 1], 6, beam=3, length_penalty=1.0
         )
-        together = made.beam_search(params, source, 6, beam=3, length_penalty=1.0)
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_what_has_ended_stays_so_while_others_go_on():
+    rows = 12
+    step, cache, _ = random_language(3, rows)
+    both = [
+        decoding.greedy(step, cache(1), rows, LENGTH),
+        decoding.beam_search(
+            *(step, cache(2), rows, LENGTH), beam=2, length_penalty=0.6
+        )[0],
+    ]
+    for tokens in map(np.asarray, both):
+        ended = (tokens == LAST).cumsum(axis=1) > 0
+        assert (tokens[ended] == LAST).all()
+        lengths = ended.sum(axis=1)
+        assert 0 in lengths and len(set(lengths)) > 2
 
 
 def test_search_ends_when_nothing_better_can_be_found():
@@ -191,7 +208,7 @@ def test_search_ends_when_nothing_better_can_be_found():
     for end in (20.0, -20.0):
         count.clear()
         tokens, _ = decoding.beam_search(
-            *(language(end), (), 1, 30, ENDS), beam=2, length_penalty=0.6
+            *(language(end), (), 1, 30), beam=2, length_penalty=0.6
         )
         jax.effects_barrier()
         steps.append((len(count), bool((tokens == LAST).all())))

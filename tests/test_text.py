@@ -34,7 +34,6 @@ from experiments.text.batches import (
 from experiments.text.corpus import Pairs
 from experiments.text.scores import score
 
-RNG = np.random.default_rng(0)
 TEXTS = [
     "A man in a blue shirt.",
     "Ein Mann im blauen Hemd, natürlich!",
@@ -169,6 +168,16 @@ def test_editions_of_taskmaster_are_split(tmp_path):
     splits = fourth.train, fourth.validation, fourth.read_test()
     splits = [len(split.sources) // 2 for split in splits]
     assert sum(splits) == 60 and splits[0] > 40 and min(splits) > 0
+
+
+def test_dialogues_stay_in_their_split():
+    """Or test data would be learnt from, from one version to another."""
+    names = [f"dlg-{number}" for number in range(60)]
+    found = {name: taskmaster.hashed_split(name) for name in names}
+    assert [name for name in names[:14] if found[name] == "test"] == [
+        *("dlg-5", "dlg-8", "dlg-9")
+    ]
+    assert next(name for name in names if found[name] == "dev") == "dlg-40"
 
 
 def test_dialogues_that_are_there_twice_are_read_once(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from experiments.__main__ import main
 from experiments.running.checkpoint import Checkpoints
 from experiments.tasks.transformer_toy import CONFIG
 from experiments.text import toy
-from experiments.training import text_loop
+from experiments.training import masks_at_init, text_loop
 from experiments.training.phases import Phases
 from experiments.training.text_problem import TextProblem
 
@@ -81,7 +82,8 @@ def test_run_says_what_it_came_to(finished, capsys):
     assert summary["metric"] == "exact_match" and summary["sparsity"] > 0.2
     for name in ("dense_test", "test", "dense_validation", "validation"):
         assert 0 <= summary[f"{name}_exact_match"] <= 1
-    assert len(summary["texts"]) == 20
+    texts = toy.load().read_test().sources[:20]
+    assert [text["source"] for text in summary["texts"]] == texts
     for text in summary["texts"]:
         assert text["reference"] == text["source"][::-1]
         assert text.keys() == {"source", "reference", "dense", "sparse"}
@@ -141,8 +143,8 @@ def test_run_from_a_dense_network_is_the_run_that_trains_it(finished, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seed", "1"], "its dense network is another (seed 0 there, 1 here)"),
-        (["--dropout", "0.2"], "its dense network is another (dropout 0.05 there"),
+        (["--seed", "1"], "its dense training was another (seed 0 there, 1 here)"),
+        (["--dropout", "0.2"], "its dense training was another (dropout 0.05 there"),
     ],
 )
 def test_dense_network_of_another_run(finished, tmp_path, capsys, flags, message):
@@ -271,7 +273,10 @@ def test_snip_spares_norms_and_scores_by_gradient_times_weight():
     made = problem(dropout=0.3)
     scores = made.saliency(made.variables)
     params = made.variables.params
-    grads = jax.grad(made.network.loss)(params, made.batches.at(0))  # no dropout
+    sample = made.batches.sample(masks_at_init.FOLD)
+    assert (sample.source.shape[1], sample.target.shape[1]) == made.batches.shapes[-1]
+    assert len(set(np.count_nonzero(sample.source, axis=1))) > 3  # not of like length
+    grads = jax.grad(made.network.loss)(params, sample)  # no dropout
     for (path, score), g, w in zip(
         jax.tree.leaves_with_path(scores),
         *map(jax.tree.leaves, (grads, params)),
@@ -361,6 +366,46 @@ def test_networks_of_two_vocabularies_write(tmp_path):
     assert "source_embedding/embedding" in read_summary(out)["layers"]
     files = {path.name for path in out.glob("*.model")}
     assert files == {"source-vocabulary.model", "target-vocabulary.model"}
+
+
+def test_texts_are_written_by_the_search_that_is_asked_for(monkeypatch):
+    made = problem(validation_beam=2, beam=3, length_penalty=0.7)
+    asked = []
+
+    def beam_search(params, source, length, *, beam, length_penalty):
+        del params
+        asked.append((beam, length_penalty))
+        return jnp.full((len(source), length), 2)
+
+    made.network = SimpleNamespace(beam_search=beam_search)
+    made.write(made.variables, ["ab"], beam=2)
+    assert asked == [(2, 0.7)]
+
+    written = []
+
+    def write(self, variables, texts, beam):
+        written.append((texts, beam))
+        return texts
+
+    monkeypatch.setattr(TextProblem, "write", write)
+    validation, test = made.corpus.validation.sources, made.corpus.read_test().sources
+    made.metric(made.variables)
+    assert written == [(validation, 2)]
+    written.clear()
+    made.test(made.variables, made.variables)
+    assert written == [(test, 3)] * 2 + [(validation, 2)] * 2
+
+
+def test_network_learns_by_its_settings():
+    """Labels are smoothed as much as is asked for; dropout is new in each update."""
+    made = problem(dropout=0.3, label_smoothing=0.2)
+    assert made.network.label_smoothing == 0.2
+    batch, rate = made.batches.at(0), jnp.float32(0.3)
+    losses = [
+        float(made._gradients(made.variables.params, batch, jnp.int32(step), rate)[0])
+        for step in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize("keeps_end", [False, True])

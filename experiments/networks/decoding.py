@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.text.tokenizer import Ends
+from experiments.text.tokenizer import FIRST, LAST
 
 # From tokens [N], their place, and a cache with leading axes N, to logits [N, V] of
 # the tokens that follow, and the cache for these.
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
-def greedy(step: Step, cache: Any, number: int, length: int, ends: Ends) -> jax.Array:
+def greedy(step: Step, cache: Any, number: int, length: int) -> jax.Array:
     """Writes the most probable token, one after the other.
 
     Args:
@@ -25,7 +25,6 @@ def greedy(step: Step, cache: Any, number: int, length: int, ends: Ends) -> jax.
       cache: before the first token.
       number: sequences to write, N.
       length: tokens of each, at the most: T.
-      ends: first and last token.
 
     Returns:
       The tokens, `[N, T]`, without the first one; behind the last one all are it.
@@ -38,12 +37,12 @@ def greedy(step: Step, cache: Any, number: int, length: int, ends: Ends) -> jax.
     def write(state):
         index, tokens, cache, done = state
         logits, cache = step(tokens[:, index], index, cache)
-        new = jnp.where(done, ends.last, logits.argmax(-1).astype(jnp.int32))
+        new = jnp.where(done, LAST, logits.argmax(-1).astype(jnp.int32))
         tokens = tokens.at[:, index + 1].set(new)
-        return index + 1, tokens, cache, done | (new == ends.last)
+        return index + 1, tokens, cache, done | (new == LAST)
 
-    tokens = jnp.full((number, length + 1), ends.last, jnp.int32)
-    tokens = tokens.at[:, 0].set(ends.first)
+    tokens = jnp.full((number, length + 1), LAST, jnp.int32)
+    tokens = tokens.at[:, 0].set(FIRST)
     state = (jnp.int32(0), tokens, cache, jnp.zeros(number, bool))
     return jax.lax.while_loop(going_on, write, state)[1][:, 1:]
 
@@ -69,7 +68,6 @@ def beam_search(
     cache: Any,
     number: int,
     length: int,
-    ends: Ends,
     *,
     beam: int,
     length_penalty: float,
@@ -87,7 +85,6 @@ def beam_search(
       cache: before the first token; its leading axes are B * beam, too.
       number: sequences to write, B.
       length: tokens of each, at the most: T.
-      ends: first and last token.
       beam: beginnings that are kept.
       length_penalty: 0 or more; the larger, the longer what is written.
 
@@ -116,7 +113,7 @@ def beam_search(
         scores, places = jax.lax.top_k(scores, 2 * beam)
         parents, new = places // vocabulary, places % vocabulary
         tokens = take(live.tokens, parents).at[:, :, index + 1].set(new)
-        ended = new == ends.last
+        ended = new == LAST
         finished = jnp.where(ended, score(scores, index + 1), -jnp.inf)
         done, _ = done.beside(Hypotheses(tokens, finished)).best(beam)
         unfinished = jnp.where(ended, -jnp.inf, scores)
@@ -126,8 +123,8 @@ def beam_search(
         cache = jax.tree.map(lambda x: x[rows], cache)
         return index + 1, live, done, cache
 
-    tokens = jnp.full((number, beam, length + 1), ends.last, jnp.int32)
-    tokens = tokens.at[:, :, 0].set(ends.first)
+    tokens = jnp.full((number, beam, length + 1), LAST, jnp.int32)
+    tokens = tokens.at[:, :, 0].set(FIRST)
     nothing = jnp.full((number, beam), -jnp.inf)
     live = Hypotheses(tokens, nothing.at[:, 0].set(0.0))  # they are all the same
     state = (jnp.int32(0), live, Hypotheses(tokens, nothing), cache)

@@ -14,7 +14,7 @@ from experiments.networks.encoder_decoder import (
     no_dropout,
 )
 from experiments.text.batches import Batch
-from experiments.text.tokenizer import PADDING, Ends
+from experiments.text.tokenizer import PADDING
 
 
 class Seq2Seq(NamedTuple):
@@ -22,13 +22,11 @@ class Seq2Seq(NamedTuple):
 
     Attributes:
       structure: what flax makes it from, with params.
-      ends: first and last token of a target.
       label_smoothing: of the loss.
       dtype: what it computes in. Params and gradients are float32.
     """
 
     structure: Any
-    ends: Ends
     label_smoothing: float
     dtype: Any = jnp.float32
 
@@ -76,7 +74,7 @@ class Seq2Seq(NamedTuple):
             return network.step(tokens, index, cache, read, mask)
 
         cache = network.empty_cache(read, length)
-        return decoding.greedy(step, cache, len(source), length, self.ends)
+        return decoding.greedy(step, cache, len(source), length)
 
     def beam_search(
         self,
@@ -102,7 +100,6 @@ class Seq2Seq(NamedTuple):
             network.empty_cache(read, length),
             len(source),
             length,
-            self.ends,
             beam=beam,
             length_penalty=length_penalty,
         )[0]
@@ -119,7 +116,6 @@ def source_mask(source: jax.Array) -> jax.Array:
 
 def init_seq2seq(
     shape: Shape,
-    ends: Ends,
     label_smoothing: float,
     seed: int | jax.Array,
     dtype: Any = jnp.float32,
@@ -128,7 +124,6 @@ def init_seq2seq(
 
     Args:
       shape: the sizes of the network.
-      ends: first and last token of a target.
       label_smoothing: of the loss.
       seed: of the initial params.
       dtype: what it computes in; the params are float32.
@@ -136,4 +131,4 @@ def init_seq2seq(
     module = EncoderDecoder(shape, nnx.Rngs(jax.random.key(seed)))
     structure, params = nnx.split(module, nnx.Param)
     params = nnx.to_pure_dict(params)
-    return Seq2Seq(structure, ends, label_smoothing, dtype), params
+    return Seq2Seq(structure, label_smoothing, dtype), params

@@ -150,7 +150,7 @@ def print_summary(console: Console, summary: Row) -> None:
         print_texts(console, summary["texts"])
         console.print(
             f"Batches had {len(summary['shapes'])} shapes, for each of which gradients "
-            f"are compiled. {summary['signature']}",
+            f"are compiled. {summary['signature']}".rstrip(),
             soft_wrap=True,
         )
     if "bytes" in summary:  # which older runs do not have

@@ -60,7 +60,7 @@ def take(
         )
     if different := differences(found, config, AFTER_DENSE):
         raise ExperimentError(
-            f"--dense-from {folder}: its dense network is another "
+            f"--dense-from {folder}: its dense training was another "
             f"({'; '.join(different)})."
         )
     checkpoints = Checkpoints(

@@ -92,6 +92,19 @@ class Batches:
             self._epoch, self._order = epoch, self._shuffled(epoch)
         return self._batch(self._order[place])
 
+    def sample(self, number: int) -> Batch:
+        """Returns one drawn at random from all pairs, as wide as the widest.
+
+        Those of updates have pairs of like length, and so no use for the last positions
+        if that is short.
+
+        Args:
+          number: of the draw; one that is no epoch's.
+        """
+        rng = np.random.default_rng([self._seed, number])
+        index = rng.choice(len(self._lengths), self._batch_size, replace=False)
+        return self._padded(index, self.shapes[-1])
+
     def _shuffled(self, epoch: int) -> np.ndarray:
         """Returns which pairs are in each batch of an epoch, `[N, batch_size]`."""
         rng = np.random.default_rng([self._seed, epoch])
@@ -102,7 +115,9 @@ class Batches:
 
     def _batch(self, index: np.ndarray) -> Batch:
         # A batch of two lengths is as wide as the wider.
-        shape = self.shapes[self._lengths[index].max()]
+        return self._padded(index, self.shapes[self._lengths[index].max()])
+
+    def _padded(self, index: np.ndarray, shape: tuple[int, ...]) -> Batch:
         return Batch(
             *(
                 jnp.asarray(side.padded(index, length))

@@ -6,26 +6,16 @@ Subword Units <https://arxiv.org/abs/1508.07909>`_, 2016.
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
 from experiments.config import ExperimentError
 
-PADDING, FIRST, LAST, UNKNOWN = range(4)
+PADDING, FIRST, LAST, UNKNOWN = range(4)  # all targets begin and end by two
 ENCODED_AT_ONCE = 100_000  # texts
 USUAL_LENGTH = 4_192  # bytes of a text that SentencePiece learns from, at the most
-
-
-class Ends(NamedTuple):
-    """The tokens that begin and end every sequence."""
-
-    first: int
-    last: int
-
-
-ENDS = Ends(FIRST, LAST)
 
 
 class Tokenizer:

@@ -36,9 +36,12 @@ def snip_scores(
     batch = jax.random.permutation(key, len(data.labels))[:batch_size]
     images, labels = (jnp.asarray(x)[batch] for x in data)
     grads, _ = jax.grad(network.loss, has_aux=True)(*variables, images, labels)
-    return spare_norms(
-        jax.tree.map(lambda g, w: jnp.abs(g * w), grads, variables.params)
-    )
+    return sensitivity(grads, variables.params)
+
+
+def sensitivity(grads: Any, params: Any) -> Any:
+    """Returns |g * w|, of norms infinity."""
+    return spare_norms(jax.tree.map(lambda g, w: jnp.abs(g * w), grads, params))
 
 
 def random_scores(params: Any, seed: int | jax.Array) -> Any:

@@ -23,10 +23,10 @@ from experiments.text.batches import Batches, Sequences, reading_batches
 from experiments.text.corpus import Corpus, Pairs
 from experiments.text.scores import Score, score
 from experiments.text.settings import TextConfig
-from experiments.text.tokenizer import ENDS, Tokenizer, learn
+from experiments.text.tokenizer import FIRST, LAST, Tokenizer, learn
 from experiments.training import text_loop
 from experiments.training.devices import Devices
-from experiments.training.masks_at_init import spare_norms
+from experiments.training.masks_at_init import FOLD, sensitivity
 from experiments.training.problem import Train
 
 NUM_TEXTS = 20  # of the test set, to be shown beside each other
@@ -103,7 +103,6 @@ class TextProblem:
         self.updates_per_epoch = self.batches.per_epoch // config.accumulation
         self.network, params = init_seq2seq(
             self.shape(),
-            ENDS,
             config.label_smoothing,
             config.seed,
             jnp.bfloat16 if config.bfloat16 else jnp.float32,
@@ -140,7 +139,7 @@ class TextProblem:
         pairs = [
             (
                 source,
-                np.concatenate([[ENDS.first], target, [ENDS.last]], dtype=np.int32),
+                np.concatenate([[FIRST], target, [LAST]], dtype=np.int32),
             )
             for source, target in zip(sources, targets, strict=True)
             if 0 < len(source) <= longest and len(target) < self.config.max_target
@@ -186,14 +185,12 @@ class TextProblem:
         return jnp.float32(rate)
 
     def saliency(self, variables: Variables) -> Any:
-        """Returns |g * w| for the loss of the first batch, infinity for norms."""
+        """Returns |g * w| for the loss of one batch, norms infinite."""
         # Without dropout, whose choice of features would be part of the ranking.
         grads = jax.jit(jax.grad(self.network.loss))(
-            variables.params, self.batches.at(0)
+            variables.params, self.batches.sample(FOLD)
         )
-        return spare_norms(
-            jax.tree.map(lambda g, w: jnp.abs(g * w), grads, variables.params)
-        )
+        return sensitivity(grads, variables.params)
 
     def metric(self, variables: Variables) -> float:
         """Returns the validation metric."""
