@@ -47,12 +47,14 @@ def tables(runs: Iterable[Row]) -> str:
 def comparison(groups: list[list[Row]]) -> str:
     """Returns the table of the settings compared, each a row, over its seeds."""
     spares = next((rows for rows in groups if spares_relevant(rows[0])), [])
+    bare = next((rows for rows in groups if rows[0]["regularizer"] == "none"), [])
     names = [*KINDS, *(f"embedding of {name} tokens" for name in QUARTERS)]
     lines = [
-        "| regularizer | strength | seeds | dense BLEU | BLEU | sparing is better by | "
+        "| regularizer | strength | seeds | dense BLEU | BLEU | better than none by "
+        "| sparing is better by | "
         + " | ".join(f"{name}: sparsity, %" for name in names)
         + " |",
-        "| --- " * (6 + len(names)) + "|",
+        "| --- " * (7 + len(names)) + "|",
     ]
     for rows in groups:
         cells = (
@@ -61,6 +63,7 @@ def comparison(groups: list[list[Row]]) -> str:
             str(len(rows)),
             results.column((run["dense_test_bleu"] for run in rows), ".2f"),
             results.column((run["test_bleu"] for run in rows), ".2f"),
+            "" if rows is bare else better_by(rows, bare),
             "" if rows is spares else better_by(spares, rows),
             *(
                 results.column((100 * sparsity(run, name) for run in rows), ".1f")
