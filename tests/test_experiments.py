@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,13 +37,16 @@ from experiments.forms import Form
 from experiments.networks import convolution, lenets
 from experiments.networks.functional import Variables, init_network
 from experiments.records import RunFolder, differences
-from experiments.reporting.results import STORE
+from experiments.reporting import results
+from experiments.reporting.results import README, STORE
+from experiments.reporting.text_results import compares_controls
 from experiments.running import environment
 from experiments.tasks import (
     IMAGE_TASKS,
     TASKS,
     lenet300_mnist,
     resnet32_cifar10,
+    transformer_multi30k,
     transformer_taskmaster,
     transformer_wmt14,
 )
@@ -422,6 +426,23 @@ def test_commands_in_the_docstrings_of_tasks_are_understood(task):
         # for a GPU, or for data.
         stored = list(STORE.glob(f"{config.experiment}-*-{config.config_id}-seed*"))
         assert stored or config.config_id in NOT_RUN
+
+
+def test_commands_of_the_study_on_text_are_those_of_its_runs():
+    blocks = re.findall(r"^```sh\n(.*?)^```$", README.read_text(), re.M | re.S)
+    (script,) = [block for block in blocks if "$small" in block]
+    script = script.replace(".venv/bin/python -m experiments", "echo")
+    printed = subprocess.run(
+        ["bash", "-ec", script], capture_output=True, text=True, check=True
+    ).stdout
+    configs = [parse(line.split()) for line in printed.splitlines()]
+    for config in configs:
+        config.validate()
+        config.check_parts(transformer_multi30k.CONFIG)
+    stored = [run for run in results.stored() if compares_controls(run)]
+    assert {(config.config_id, config.seed) for config in configs} == {
+        (run["config_id"], run["seed"]) for run in stored
+    }
 
 
 def test_default_folders_tell_what_prunes():
