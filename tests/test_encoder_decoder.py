@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import sparse_optax
+from experiments.networks import seq2seq
 from experiments.networks.encoder_decoder import Shape, make_dropout
 from experiments.networks.seq2seq import init_seq2seq, source_mask
 from experiments.text.batches import Batch
@@ -75,30 +76,30 @@ def embed(table, p, tokens):
     return norm(p["norm"], table[tokens] * math.sqrt(table.shape[1]) + places)
 
 
-def forward(params, shape, source, target):
+def forward(params, shape, source, target, dropout=lambda x: x):
     """Returns the logits [T, V] of one pair without padding."""
     p = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
     table = p["embedding"]["embedding"]
     source_table = table if shape.shared else p["source_embedding"]["embedding"]
-    x = embed(source_table, p["encoder"]["positions"], source)
+    x = dropout(embed(source_table, p["encoder"]["positions"], source))
     everything = np.ones((len(source), len(source)))
     for i in range(shape.layers):
         layer = p["encoder"]["layers"][f"{i:02}"]
         y = attend(layer["attention"], x, x, everything, shape.heads)
-        x = norm(layer["attention_residual"]["norm"], x + y)
+        x = norm(layer["attention_residual"]["norm"], x + dropout(y))
         y = feed_forward(layer["feed_forward"], x)
-        x = norm(layer["feed_forward_residual"]["norm"], x + y)
-    read, x = x, embed(table, p["decoder"]["positions"], target)
+        x = norm(layer["feed_forward_residual"]["norm"], x + dropout(y))
+    read, x = x, dropout(embed(table, p["decoder"]["positions"], target))
     past = np.tril(np.ones((len(target), len(target))))
     for i in range(shape.layers):
         layer = p["decoder"]["layers"][f"{i:02}"]
         y = attend(layer["attention"], x, x, past, shape.heads)
-        x = norm(layer["attention_residual"]["norm"], x + y)
+        x = norm(layer["attention_residual"]["norm"], x + dropout(y))
         everything = np.ones((len(target), len(source)))
         y = attend(layer["cross_attention"], x, read, everything, shape.heads)
-        x = norm(layer["cross_attention_residual"]["norm"], x + y)
+        x = norm(layer["cross_attention_residual"]["norm"], x + dropout(y))
         y = feed_forward(layer["feed_forward"], x)
-        x = norm(layer["feed_forward_residual"]["norm"], x + y)
+        x = norm(layer["feed_forward_residual"]["norm"], x + dropout(y))
     return x @ table.T
 
 
@@ -110,19 +111,24 @@ def cross_entropy(logits, labels, smoothing):
     return -(wanted * log_probs).sum(-1)
 
 
+def mean_loss(params, shape, pairs, smoothing=0.0, **settings):
+    losses = []
+    for source, target in zip(*map(np.asarray, pairs), strict=True):
+        source, target = source[source != 0], target[target != 0]
+        logits = forward(params, shape, source, target[:-1], **settings)
+        losses.extend(cross_entropy(logits, target[1:], smoothing))
+    assert len(losses) == 5 + 3 + 2  # tokens, each counted alike
+    return np.mean(losses)
+
+
 @pytest.mark.parametrize("shape", [ONE, TWO], ids=["one-vocabulary", "two"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_that_of_numpy(shape, smoothing):
     made, params = network(shape, label_smoothing=smoothing)
     pairs = batch(shape)
-    losses = []
-    for source, target in zip(*map(np.asarray, pairs), strict=True):
-        source, target = source[source != 0], target[target != 0]
-        logits = forward(params, shape, source, target[:-1])
-        losses.extend(cross_entropy(logits, target[1:], smoothing))
-    assert len(losses) == 5 + 3 + 2  # tokens, each counted alike
     loss = jax.jit(made.loss)(params, pairs, None)
-    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    expected = mean_loss(params, shape, pairs, smoothing)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [ONE, TWO], ids=["one-vocabulary", "two"])
@@ -185,6 +191,19 @@ def test_dropout_depends_on_its_key_alone():
     np.testing.assert_allclose(
         made.loss(params, pairs, (jnp.float32(0), keys[0])), without, rtol=1e-6
     )
+
+
+def test_dropout_acts_on_embeddings_and_on_what_is_added_to_them(monkeypatch):
+    """In the encoder and in the decoder, seen by something else in its place."""
+
+    def less(x):
+        return 0.7 * x
+
+    monkeypatch.setattr(seq2seq, "make_dropout", lambda rate, key: less)
+    made, params = network(TWO)
+    loss = made.loss(params, batch(TWO), (jnp.float32(0.3), jax.random.key(0)))
+    expected = mean_loss(params, TWO, batch(TWO), dropout=less)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
