@@ -15,6 +15,7 @@ from shallow import Shallow
 import sparse_optax
 from experiments import data, networks
 from experiments.__main__ import main
+from experiments.forms import Form
 from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
 from experiments.training import masks_at_init, optimizers
@@ -264,17 +265,36 @@ def test_settings_of_training_reach_it(phase, changes):
     )
 
 
-@functools.cache
+def test_relevance_is_told_in_the_unit_of_its_form():
+    """A scale of 0.3 is above all gradients here, but below many in a tensor's unit."""
+    config = changed(scale=0.3, interval=2)
+    told = {
+        unit: float(
+            trained_state(
+                dataclasses.replace(config, form=Form(unit=unit)), "sparse"
+            ).progress.relevant
+        )
+        for unit in ("absolute", "leaf")
+    }
+    assert told["absolute"] < 0.01 < 0.1 < told["leaf"]
+
+
 def trained(config, phase):
-    """Returns params after a round of a phase, on few of the digits."""
+    """Returns params after a round of a phase."""
+    return trained_state(config, phase).params
+
+
+@functools.cache
+def trained_state(config, phase):
+    """Returns the state after a round of a phase, on few of the digits."""
     # So that an epoch, and with it the course of a rate, is short.
     split = data.Split(*(x[:300] for x in data.load_digits().train))
     phases = Phases(config, ImageProblem(config, data.Dataset(split, split, None, 16)))
     state = phases.start_dense()
     if phase == "dense":
-        return phases.train_dense(state).params
+        return phases.train_dense(state)
     train = phases.train_sparse if phase == "sparse" else phases.finetune
-    return train(phases.start_pruning(state).current).params
+    return train(phases.start_pruning(state).current)
 
 
 # ------------------------------------------------------------------------ augmentation

@@ -16,6 +16,7 @@ from runs import assert_same_run, error_line, read_rows, read_summary
 
 import sparse_optax
 from experiments.__main__ import main
+from experiments.forms import Form
 from experiments.running.checkpoint import Checkpoints
 from experiments.tasks.transformer_toy import CONFIG
 from experiments.text import toy
@@ -105,6 +106,7 @@ def test_run_says_what_it_came_to(finished, capsys):
         assert text["source"] in printed
     assert "decoder attention" in printed and "encoder position" in printed
     assert f"Batches had {len(summary['shapes'])} shapes" in printed
+    assert "to the rarest: " + ", ".join(f"{100 * x:.2f} %" for x in shares) in printed
 
 
 @pytest.mark.parametrize("last", [3, 4, 6, 9])
@@ -269,6 +271,26 @@ def test_export_makes_the_same_file_again(finished, tmp_path):
     assert (copy / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_tokens_of_both_sides_count_where_they_have_one_vocabulary():
+    pairs = toy.load().reduced(640).train
+    # A token for each letter and one before the first; what is written has both ends.
+    sources, targets = (sum(len(text) + 1 for text in side) for side in pairs)
+    assert problem().counts.sum() == sources + targets + 2 * 640
+    apart = problem(joint_vocabulary=False)
+    assert apart.counts.sum() == targets + 2 * 640
+
+
+def test_relevance_is_told_in_the_unit_of_its_form():
+    """A scale of 0.3 is above all gradients here, but below many in a tensor's unit."""
+    told = {}
+    for unit in ("absolute", "leaf"):
+        made = problem(form=Form(unit=unit), scale=0.3)
+        phases = Phases(made.config, made)
+        pruning = phases.start_pruning(phases.start_dense())
+        told[unit] = float(phases.train_sparse(pruning.current).progress.relevant)
+    assert told["absolute"] < 0.01 < 0.1 < told["leaf"]
+
+
 def test_snip_spares_norms_and_scores_by_gradient_times_weight():
     made = problem(dropout=0.3)
     scores = made.saliency(made.variables)
@@ -276,6 +298,8 @@ def test_snip_spares_norms_and_scores_by_gradient_times_weight():
     sample = made.batches.sample(masks_at_init.FOLD)
     assert (sample.source.shape[1], sample.target.shape[1]) == made.batches.shapes[-1]
     assert len(set(np.count_nonzero(sample.source, axis=1))) > 3  # not of like length
+    other = problem(seed=1).batches.sample(masks_at_init.FOLD)
+    assert not np.array_equal(sample.source, other.source)
     grads = jax.grad(made.network.loss)(params, sample)  # no dropout
     for (path, score), g, w in zip(
         jax.tree.leaves_with_path(scores),
