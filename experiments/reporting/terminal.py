@@ -142,8 +142,8 @@ def print_summary(console: Console, summary: Row) -> None:
     if "sparsity_by_frequency" in summary:  # which older runs do not have
         shares = ", ".join(percent(x) for x in summary["sparsity_by_frequency"])
         console.print(
-            "Sparsity of the embeddings of the most frequent quarter of the tokens of "
-            f"what is written, and so on to the rarest: {shares}.",
+            "Sparsity of the embeddings of the most frequent quarter of the tokens, "
+            f"and so on to the rarest: {shares}.",
             soft_wrap=True,
         )
     if "texts" in summary:
