@@ -189,10 +189,13 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys):
         return error_line(capsys, toy_run(tmp_path / "run", *flags))
 
     for flags, message in (
-        (("--vocabulary-size", "9"), "--vocabulary-size 9 does not suit these texts"),
+        (
+            ("--vocabulary-size", "9"),
+            "--vocabulary-size 9 does not suit these texts: Vocabulary size",
+        ),
         (
             ("--vocabulary-size", "99999"),
-            "--vocabulary-size 99999 does not suit these texts",
+            "--vocabulary-size 99999 does not suit these texts: Vocabulary size",
         ),
         (("--heads", "3"), "--heads must be a divisor of 32; got 3"),
         (("--batch-size", "6401"), "--batch-size must be 6400 or less"),

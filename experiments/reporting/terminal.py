@@ -165,8 +165,10 @@ def print_summary(console: Console, summary: Row) -> None:
     if not summary["sparsity"] and summary.get("prune", "gated") == "gated":
         bound = metric.text(summary["validation_bound"])
         console.print(
-            f"No pruned network had a validation {metric.name} above {bound}: of this "
-            "one nothing is pruned."
+            f"No pruned network was measured to have a validation {metric.name} above "
+            f"{bound}: of this one nothing is pruned. "
+            "What the last round prunes is not measured.",
+            soft_wrap=True,
         )
 
 

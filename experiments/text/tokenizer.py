@@ -89,7 +89,8 @@ def learn(texts: Iterable[str], size: int, tags: Sequence[str]) -> Tokenizer:
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).strip().split("\n")[-1]
+        # Behind the line of its source and the condition that did not hold.
+        reason = str(error).strip().split("\n")[-1].rpartition("] ")[2]
         raise ExperimentError(
             f"--vocabulary-size {size} does not suit these texts: {reason}"
         ) from error
