@@ -1,25 +1,22 @@
 """Sparse networks by shrinking and pruning irrelevant weights, for Optax."""
 
 from sparse_optax._bcoo import from_bcoo as from_bcoo, to_bcoo as to_bcoo
+from sparse_optax._find_states import get_masks as get_masks
 from sparse_optax._iterative import (
-    IterativePruningState as IterativePruningState,
     PruningRound as PruningRound,
-    PruningRounds as PruningRounds,
     iterative_pruning as iterative_pruning,
-    pruning_rounds as pruning_rounds,
 )
-from sparse_optax._masks import (
-    LeafSparsity as LeafSparsity,
-    SparsityReport as SparsityReport,
-    apply_masks as apply_masks,
-    matrices_only as matrices_only,
-    sparsity as sparsity,
-    sparsity_report as sparsity_report,
-)
+from sparse_optax._leaves import matrices_only as matrices_only
+from sparse_optax._masks import apply_masks as apply_masks, sparsity as sparsity
+from sparse_optax._prune_state import PruneState as PruneState
 from sparse_optax._pruning import (
-    PruneState as PruneState,
     prune_by_magnitude as prune_by_magnitude,
     prune_to_sparsity as prune_to_sparsity,
+)
+from sparse_optax._pruning_rounds import (
+    IterativePruningState as IterativePruningState,
+    PruningRounds as PruningRounds,
+    pruning_rounds as pruning_rounds,
 )
 from sparse_optax._relevance import (
     RelevanceDecayState as RelevanceDecayState,
@@ -32,15 +29,20 @@ from sparse_optax._relevance_pruning import (
     RelevancePruningState as RelevancePruningState,
     relevance_pruning as relevance_pruning,
 )
+from sparse_optax._report import (
+    LeafSparsity as LeafSparsity,
+    SparsityReport as SparsityReport,
+    sparsity_report as sparsity_report,
+)
 from sparse_optax._sparse_files import (
     load_sparse as load_sparse,
     save_sparse as save_sparse,
 )
 from sparse_optax._states import (
     check_sparsity as check_sparsity,
-    get_masks as get_masks,
     masks_from_zeros as masks_from_zeros,
     prune as prune,
+    set_masks as set_masks,
 )
 
 __version__ = "0.1.0"

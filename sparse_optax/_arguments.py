@@ -14,8 +14,6 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from sparse_optax import _trees
-
 Scope = Literal["global", "leaf"]
 ScalarOrSchedule = float | jax.Array | optax.Schedule
 
@@ -36,7 +34,8 @@ def check_number(
     """
     is_array = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
     if is_array and (
-        jnp.issubdtype(value.dtype, jnp.integer) or _trees.is_floating(value)
+        jnp.issubdtype(value.dtype, jnp.integer)
+        or jnp.issubdtype(value.dtype, jnp.floating)
     ):
         if schedule or isinstance(value, Tracer):
             return
@@ -85,6 +84,16 @@ def check_params(params: Any) -> None:
             "You are using a transformation that requires the current value of "
             "parameters, but you are not passing `params` when calling `update`: got "
             "params=None."
+        )
+
+
+def check_state(state: Any, kind: type) -> None:
+    """Raises if `update` was called with a state of another class than `init` makes."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"state must be the {kind.__name__} that init returns; got a "
+            f"{type(state).__name__}. A state that was restored as plain dicts and "
+            "lists has lost its types: restore it into tx.init(params)."
         )
 
 

@@ -6,20 +6,30 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental.sparse import BCOO
 
-from sparse_optax import _trees
-from sparse_optax._masks import matrices_only
-from sparse_optax._trees import Mask, PyTree
+from sparse_optax import _leaves, _trees
+from sparse_optax._leaves import Mask
+from sparse_optax._masks import nonzero
+from sparse_optax._trees import PyTree
 
 
-def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
+def to_bcoo(params: PyTree, mask: Mask | None = "matrices") -> PyTree:
     """Turns matrices into those of `jax.experimental.sparse`, without their zeros.
+
+    A model whose layers expect arrays runs on them as `sparsify(fn, use_tracer=True)`,
+    of `jax.experimental.sparse`, where `fn(params, x)` is for
+
+    - flax linen, `model.apply`;
+    - flax nnx, with `graph, params = nnx.split(model)`:
+      `lambda params, x: nnx.merge(graph, params)(x)`;
+    - equinox, with `params, rest = eqx.partition(model, eqx.is_inexact_array)`:
+      `lambda params, x: eqx.combine(params, rest)(x)`.
+
+    JAX has no convolution by sparse kernels: leave these out by `mask`.
 
     Args:
         params: a tree of concrete arrays (not inside `jit`, where nobody knows how many
             are zero).
-        mask: which leaves: a tree of booleans, a prefix of one, a function from params
-            to one, or None, for every floating leaf. By default matrices and kernels,
-            as nothing is won with vectors. Scalars stay as they are.
+        mask: which leaves, as in `prune_by_magnitude`. Scalars stay as they are.
 
     Returns:
         The tree with `BCOO` in place of these leaves: no batch or dense axes, indices
@@ -27,8 +37,9 @@ def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
         of either sign are left out. `x @ kernel` multiplies by one of two axes.
 
     Raises:
-        TypeError: if `mask` holds something else than booleans, if a leaf that it
-            selects is traced, or of less than 16 bits, or if any is a `BCOO` already.
+        TypeError: if `mask` holds something else than booleans or names a leaf that is
+            not an array of weights, if a leaf that it selects is traced, or if any is a
+            `BCOO` already.
         ValueError: if `mask` does not fit or selects nothing.
 
     Examples:
@@ -50,15 +61,11 @@ def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
     def convert(path, selected, leaf):
         if not selected or not jnp.ndim(leaf):
             return leaf
-        name = _trees.leaf_name(path)
         if isinstance(leaf, Tracer):
+            name = _trees.leaf_name(path)
             raise TypeError(f"params at {name} is traced: its zeros are not known yet.")
         array = np.asarray(jnp.asarray(leaf))
-        if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-            raise TypeError(f"params at {name} has the dtype {array.dtype}.")
-        # By bits, where a comparison might take the smallest numbers for zeros.
-        unsigned = array.view(f"uint{8 * array.itemsize}")
-        indices = np.argwhere(unsigned << 1).astype(np.int32)
+        indices = np.argwhere(nonzero(array)).astype(np.int32)
         data = jnp.asarray(array[tuple(indices.T)])
         return BCOO(
             (data, jnp.asarray(indices)),
@@ -67,7 +74,7 @@ def to_bcoo(params: PyTree, mask: Mask | None = matrices_only) -> PyTree:
             unique_indices=True,
         )
 
-    selected = _trees.select_leaves(mask, weights)
+    selected = _leaves.select_leaves(mask, weights)
     sparse = jax.tree_util.tree_map_with_path(convert, selected, weights)
     leaves = jax.tree.leaves(sparse, is_leaf=_is_bcoo)
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

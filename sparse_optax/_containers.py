@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from sparse_optax import _trees
 from sparse_optax._trees import KeyPath, PyTree
@@ -47,6 +48,8 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
         kind = type(node)
         if node is None or kind in (bool, int, float, str):
             return node
+        if _trees.is_masked(node):
+            return {"MaskedNode": None}
         if kind in (list, tuple):
             return {kind.__name__: items(node, path, store)}
         if kind in (dict, collections.OrderedDict):
@@ -66,8 +69,8 @@ def to_json(tree: PyTree, leaf_to_json: Callable[[KeyPath, Any], Json]) -> Json:
         if not jax.tree_util.all_leaves([node]):
             raise TypeError(
                 f"{_place(path)} is a {kind.__name__}; a file can hold dict, "
-                "OrderedDict, list, tuple, None, FrozenDict and nnx's State and "
-                "Variable, of which it has to be made first."
+                "OrderedDict, list, tuple, None, optax's MaskedNode, FrozenDict and "
+                "nnx's State and Variable, of which it has to be made first."
             )
         return {_LEAF: store(path, node)}
 
@@ -97,6 +100,8 @@ def from_json(data: Json, leaf_from_json: Callable[[Json], Any]) -> PyTree:
             is_of_nnx, name, metadata = data["variables"][index]
             variable = _variable_type(is_of_nnx, name)
             return variable.from_metadata(convert(value), convert(metadata))
+        if kind == "MaskedNode":
+            return optax.MaskedNode()
         if kind == "PartitionSpec":
             return jax.sharding.PartitionSpec(*map(convert, content))
         if kind == "State":

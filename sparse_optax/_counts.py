@@ -36,12 +36,14 @@ def constant(n: int) -> Count:
 def add(a: Count, b: Count) -> Count:
     """`a + b`, which must be below 2^64."""
     low = a.low + b.low
-    return Count(a.high + b.high + (low < a.low), low)
+    carry = (low < a.low).astype(jnp.uint32)
+    return Count(a.high + b.high + carry, low)
 
 
 def subtract(a: Count, b: Count) -> Count:
     """`a - b`, or 0 where `b` is the larger."""
-    difference = Count(a.high - b.high - (a.low < b.low), a.low - b.low)
+    borrow = (a.low < b.low).astype(jnp.uint32)
+    difference = Count(a.high - b.high - borrow, a.low - b.low)
     return where(less(a, b), constant(0), difference)
 
 
@@ -65,9 +67,22 @@ def is_zero(a: Count) -> jax.Array:
     return (a.high | a.low) == 0
 
 
-def as_float(a: Count) -> jax.Array:
-    """The nearest `float32`, for reporting only."""
-    return a.high.astype(jnp.float32) * 2.0**32 + a.low.astype(jnp.float32)
+def as_word(a: Count) -> jax.Array:
+    """As `uint32`: 2^32 - 1 for all numbers above."""
+    return jnp.where(a.high > 0, ~jnp.uint32(0), a.low)
+
+
+def ratio(a: Count, b: Count) -> jax.Array:
+    """The `float32` nearest to `a / b`, which is 0 if both are; for reporting only."""
+    with jax.enable_x64(True):
+        # Behind the barrier, or XLA would multiply by the inverse of a constant.
+        b = lax.optimization_barrier(Count(*b))
+        numerator, denominator = (
+            n.high.astype(jnp.float64) * 2.0**32 + n.low.astype(jnp.float64)
+            for n in (a, b)
+        )
+        result = numerator / jnp.maximum(denominator, 1.0)
+        return result.astype(jnp.float32)
 
 
 def count_true(x: jax.Array) -> Count:
@@ -201,7 +216,7 @@ def fraction_of(fraction: jax.typing.ArrayLike, n: Count) -> Count:
     bits = lax.bitcast_convert_type(fraction, jnp.uint32)
     exponent = jnp.maximum(bits >> 23, 1)
     mantissa = (bits & 0x7FFFFF) | jnp.where(bits >> 23 > 0, jnp.uint32(1 << 23), 0)
-    shift = (150 - exponent).astype(jnp.int32)
+    shift = (jnp.uint32(150) - exponent).astype(jnp.int32)
 
     # mantissa * n by hand, in digits of 16 bits: no product or carry exceeds a word.
     a = [mantissa & _HALF, mantissa >> 16]

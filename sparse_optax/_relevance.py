@@ -18,18 +18,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_optax import _arguments, _trees
+from sparse_optax import _arguments, _fit, _leaves, _trees
 from sparse_optax._arguments import ScalarOrSchedule
 from sparse_optax._exponential import exp_of_minus
-from sparse_optax._trees import Mask, PyTree
+from sparse_optax._leaves import Mask
+from sparse_optax._trees import PyTree
 
 IrrelevanceFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class RelevanceDecayState(NamedTuple):
-    """State of the transformation returned by `add_relevance_decay`."""
+    """State of the transformation returned by `add_relevance_decay`.
 
-    steps_since_prune: jax.Array  # shape=(), dtype=int32; updates since the last prune.
+    Attributes:
+        steps_since_prune: updates since the last pruning step.
+    """
+
+    steps_since_prune: jax.Array  # shape=(), dtype=int32.
 
 
 def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.Updates:
@@ -44,11 +49,11 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
     Returns:
         A tree like `grads` of `float32` in [0, 1], 1 being irrelevant, to an absolute
         error below 1e-6; gradients too small to be normal numbers may count as zeros.
-        It is NaN where the gradient is. Leaves that are not floating become
-        `optax.MaskedNode()`.
+        It is NaN where the gradient is. Leaves that are not arrays of real floating
+        numbers of 16 bits or more become `optax.MaskedNode()`.
 
     Raises:
-        TypeError: if `scale` is not a number.
+        TypeError: if `scale` is not a number, or if a leaf of `grads` is no array.
         ValueError: if `scale` is not above 0.
 
     Examples:
@@ -64,14 +69,16 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
         <https://arxiv.org/abs/2204.04977>`_, 2022.
     """
     _arguments.check_number("scale", scale, open_low=True, finite=False, schedule=False)
+    _fit.check_arrays(grads, "grads")
     scale = jnp.asarray(scale, jnp.float32)
     return jax.tree.map(
         lambda g: (
             _irrelevance_of(g, scale, exponential)
-            if _trees.is_floating(g)
+            if _trees.is_weight(g)
             else optax.MaskedNode()
         ),
         grads,
+        is_leaf=_trees.is_sparse_array,
     )
 
 
@@ -89,7 +96,8 @@ def relevance_mask(
 
     Returns:
         A tree like `grads` of booleans, True for relevant weights. False where the
-        gradient is NaN. Leaves that are not floating become `optax.MaskedNode()`.
+        gradient is NaN. Leaves that are not arrays of real floating numbers of 16 bits
+        or more become `optax.MaskedNode()`.
 
     Raises:
         TypeError: if `scale` or `threshold` is not a number.
@@ -111,7 +119,7 @@ def relevance_penalty(
     grads: optax.Updates,
     strength: float | jax.Array,
     scale: float | jax.Array = 1.0,
-    mask: Mask | None = None,
+    mask: Mask | None = "matrices",
 ) -> jax.Array:
     r"""The penalty on irrelevant weights, with their relevance held constant.
 
@@ -137,7 +145,7 @@ def relevance_penalty(
     Examples:
         >>> import jax.numpy as jnp
         >>> import sparse_optax
-        >>> params, grads = jnp.array([1.0, 2.0]), jnp.array([0.0, 50.0])
+        >>> params, grads = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 50.0]])
         >>> print(sparse_optax.relevance_penalty(params, grads, strength=0.1))
         0.1
     """
@@ -151,8 +159,8 @@ def relevance_penalty(
         held = jax.lax.stop_gradient(_irrelevance_of(g, scale, exponential))
         return jnp.sum(held * jnp.square(jnp.asarray(w, jnp.float32)))
 
-    _trees.check_fits(params, grads, "grads", like="params")
-    selected = _trees.select_leaves(mask, params)
+    _fit.check_fits(params, grads, "grads", like="params")
+    selected = _leaves.select_leaves(mask, params)
     terms = jax.tree.leaves(jax.tree.map(penalty, selected, params, grads))
     return jnp.asarray(strength, jnp.float32) * sum(terms, jnp.float32(0))
 
@@ -162,7 +170,7 @@ def add_relevance_decay(
     scale: ScalarOrSchedule = 1.0,
     *,
     irrelevance_fn: IrrelevanceFn | None = None,
-    mask: Mask | None = None,
+    mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrinks irrelevant weights: adds the gradient of `relevance_penalty`.
 
@@ -174,20 +182,20 @@ def add_relevance_decay(
 
     Args:
         strength: gamma >= 0, or an optax schedule of the number of updates since the
-            last prune: the first update after `init` or after a prune sees 0. A prune
-            is signalled by the extra argument `prune` of `update`, the same that
-            `prune_by_magnitude` obeys. The paper's linear decay over N updates is
+            last pruning step: the first update after `init`, after one with the extra
+            argument `prune=True` (the same that `prune_by_magnitude` obeys), and after
+            `sparse_optax.prune` sees 0. The paper's linear decay over N updates is
             `optax.linear_schedule(strength, 0.0, N)`.
         scale: alpha > 0, in the units of the gradient, or such a schedule.
         irrelevance_fn: takes |g| (`float32`, of the shape of the leaf) and the scale,
             and returns the irrelevance I instead of exp(-|g| / scale).
-        mask: which leaves decay: a tree of booleans, a prefix of one, or a function
-            from params to one, such as `matrices_only`. By default every floating leaf.
+        mask: which leaves decay, as in `prune_by_magnitude`.
 
     Returns:
         A transformation with the state `RelevanceDecayState`. `update` needs params.
-        Relevance and decay are computed in `float32` (`float64` for such weights); the
-        updates have the dtype that `optax.add_decayed_weights` would give them.
+        Relevance is computed in `float32`, and the decay in `float32` too (`float64`
+        for such weights); the updates have the dtype that `optax.add_decayed_weights`
+        would give them.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -204,10 +212,10 @@ def add_relevance_decay(
         >>> import optax
         >>> import sparse_optax
         >>> tx = sparse_optax.add_relevance_decay(strength=0.05, scale=0.1)
-        >>> params, grads = jnp.array([1.0, 1.0]), jnp.array([0.0, 3.0])
+        >>> params, grads = jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 3.0]])
         >>> updates, state = tx.update(grads, tx.init(params), params)
         >>> print(updates)  # only the weight without gradient decays
-        [0.1 3. ]
+        [[0.1 3. ]]
 
     References:
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
@@ -235,18 +243,20 @@ def relevance_shrinkage(
     """
     _arguments.check_number("strength", strength)
     _arguments.check_number("scale", scale, open_low=True, finite=False)
+    _leaves.check_mask(mask)
     if irrelevance_fn is not None:
         _arguments.check_callable("irrelevance_fn", irrelevance_fn)
     irrelevance_of = irrelevance_fn or exponential
 
     def init_fn(params):
-        _trees.select_leaves(mask, params)  # errors belong here, not in the first step
+        _leaves.select_leaves(mask, params)  # errors belong here, not in the first step
         return RelevanceDecayState(steps_since_prune=jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, *, prune=False, **extra_args):
         del extra_args
         _arguments.check_params(params)
-        _trees.check_fits(params, updates, "updates", like="params")
+        _arguments.check_state(state, RelevanceDecayState)
+        _fit.check_fits(params, updates, "updates", like="params")
         steps = state.steps_since_prune
         strength_now = _arguments.value_at("strength", strength, steps)
         strength_now = jnp.where(strength_now > 0, strength_now, 0)
@@ -258,22 +268,33 @@ def relevance_shrinkage(
             held = _irrelevance_of(g, scale_now, irrelevance_of)
             # Where the gradient is not finite, there is no telling: leave the weight.
             held = jnp.where(jnp.isfinite(g), held, 0)
-            return 2 * strength_now * held * _at_least_float32(w)
+            w = jnp.asarray(w, _trees.common_dtype(w, jnp.float32))
+            return jnp.asarray(2 * strength_now * held, w.dtype) * w
 
-        selected = _trees.select_leaves(mask, params)
+        selected = _leaves.select_leaves(mask, params)
         shrinkage = jax.tree.map(shrink, selected, updates, params)
-        steps = jnp.where(_arguments.as_flag(prune), 0, optax.safe_increment(steps))
-        return shrinkage, RelevanceDecayState(steps_since_prune=steps)
+        following = RelevanceDecayState(jnp.asarray(optax.safe_increment(steps)))
+        return shrinkage, restart_if(_arguments.as_flag(prune), following)
 
     return init_fn, update_fn
 
 
+def restart_if(
+    prune: bool | jax.Array, state: RelevanceDecayState
+) -> RelevanceDecayState:
+    """The state from which schedules begin anew, if there is a pruning step."""
+    steps = state.steps_since_prune
+    return RelevanceDecayState(jnp.where(prune, jnp.zeros_like(steps), steps))
+
+
 def add_shrinkage(updates: PyTree, shrinkage: PyTree, params: PyTree) -> PyTree:
     """`updates + shrinkage`, of the dtype that the updates and params have together."""
-    return _trees.map_masks(
-        lambda s, u, w: (u + s).astype(jnp.result_type(u, w)),
-        *(shrinkage, updates, params),
-    )
+
+    def add(s, u, w):
+        wide, dtype = _trees.common_dtype(u, s), _trees.common_dtype(u, w)
+        return (jnp.asarray(u, wide) + jnp.asarray(s, wide)).astype(dtype)
+
+    return _trees.map_masks(add, shrinkage, updates, params)
 
 
 def exponential(abs_grad: jax.Array, scale: jax.Array) -> jax.Array:
@@ -291,7 +312,3 @@ def _irrelevance_of(g: jax.Array, scale: jax.Array, fn: IrrelevanceFn) -> jax.Ar
             f"returned shape {result.shape}."
         )
     return result
-
-
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

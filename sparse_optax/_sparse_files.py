@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Any
@@ -47,19 +48,21 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
     a copy in memory for a while, and when it is read again two.
 
     Args:
-        path: of the file. One that is there is replaced when the new one is complete,
-            and not before.
+        path: of the file, `~` for the home folder. A file that is there is replaced
+            when the new one is complete, and not before, and its mode is kept.
         params: a tree of arrays of any dtypes, those of NumPy and random keys included,
-            in dicts, lists, tuples, flax's `FrozenDict` and `State`; `None`, strings
-            and Python's booleans, integers and floats are kept as they are. Weak types
-            are not kept, NumPy's scalars become arrays without axes, and its arrays get
-            the machine's order of bytes. An optimizer's state is no such tree; masks
-            are taken from the zeros again, by `masks_from_zeros`.
+            in dicts, lists, tuples, flax's `FrozenDict` and `State`; `None`, strings,
+            `optax.MaskedNode()` and Python's booleans, integers and floats are kept as
+            they are. Weak types are not kept, NumPy's scalars become arrays without
+            axes, and its arrays get the machine's order of bytes. An optimizer's state
+            is no such tree, but what `get_masks` returns is: `{"params": params,
+            "masks": get_masks(state)}` stores both, and `set_masks` puts them back.
 
     Raises:
         TypeError: if there is something else in the tree.
         ValueError: if not all of an array lies on devices of this process.
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written; FileNotFoundError, if there is no such
+            folder.
         ImportError: if safetensors is not there: `pip install 'sparse-optax[files]'`.
 
     Examples:
@@ -74,6 +77,7 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
         True 4000000
     """
     safetensors = _import_safetensors()
+    path = Path(path).expanduser().resolve()  # through links, which stay
     tensors: dict[str, np.ndarray] = {}
     codes: list[np.ndarray] = []
 
@@ -106,16 +110,19 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
     data = safetensors.numpy.save(tensors, metadata={_METADATA: text})
     place, digest = _digest(data)
 
-    path = Path(path).resolve()  # through links, which stay
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
+            if path.exists():
+                os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
             file.write(data[:place])
             file.write(digest)
             file.write(memoryview(data)[place + len(digest) :])
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # which names the temporary file, if any
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -127,7 +134,7 @@ def load_sparse(path: str | os.PathLike[str]) -> PyTree:
     byte of it is checked first.
 
     Args:
-        path: of the file.
+        path: of the file, `~` for the home folder.
 
     Returns:
         The tree, of the same containers, shapes, dtypes and bits. Arrays of JAX are on
@@ -152,7 +159,7 @@ def load_sparse(path: str | os.PathLike[str]) -> PyTree:
         {'kernel': Array([ 0. , -0.5,  0. ], dtype=float32), 'bias': None}
     """
     safetensors = _import_safetensors()
-    data = Path(path).read_bytes()
+    data = Path(path).expanduser().read_bytes()
     place, digest = _digest(data)
     if data[place : place + len(digest)] != digest:
         raise ValueError(

@@ -35,7 +35,7 @@ NUM_DAMAGES = 200
 def small_state(seed):
     """What training has, as far as a checkpoint is concerned."""
     params = {"layer": {"kernel": jax.random.normal(jax.random.key(seed), (30, 20))}}
-    tx = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)
+    tx = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
     return {"params": params, "opt_state": tx.init(params)}
 
 

@@ -16,34 +16,37 @@ from sparse_optax import PruneState, RelevanceDecayState
 def decay(fraction=0.5, optimizer=None):
     del fraction
     return optax.chain(
-        sparse_optax.add_relevance_decay(1e-3, 0.5), optimizer or optax.adam(0.05)
+        sparse_optax.add_relevance_decay(1e-3, 0.5, mask=None),
+        optimizer or optax.adam(0.05),
     )
 
 
 def prune_link(fraction=0.5, optimizer=None):
     return optax.chain(
-        sparse_optax.add_relevance_decay(1e-3, 0.5),
+        sparse_optax.add_relevance_decay(1e-3, 0.5, mask=None),
         optimizer or optax.adam(0.05),
-        sparse_optax.prune_by_magnitude(fraction),
+        sparse_optax.prune_by_magnitude(fraction, mask=None),
     )
 
 
 def prune_to_sparsity(fraction=0.5, optimizer=None):
     return optax.chain(
         optimizer or optax.adam(0.05),
-        sparse_optax.prune_to_sparsity(lambda t: jnp.where(t < 1, 0.0, fraction)),
+        sparse_optax.prune_to_sparsity(
+            lambda t: jnp.where(t < 1, 0.0, fraction), mask=None
+        ),
     )
 
 
 def coupled(fraction=0.5, optimizer=None):
     return sparse_optax.relevance_pruning(
-        optimizer or optax.adam(0.05), 1e-3, 0.5, fraction
+        optimizer or optax.adam(0.05), 1e-3, 0.5, fraction, mask=None
     )
 
 
 def decoupled(fraction=0.5, optimizer=None):
     return sparse_optax.relevance_pruning(
-        optimizer or optax.adam(0.05), 1e-3, 0.5, fraction, decoupled=True
+        optimizer or optax.adam(0.05), 1e-3, 0.5, fraction, decoupled=True, mask=None
     )
 
 
@@ -121,13 +124,15 @@ def test_map_params_tells_params_from_the_rest(make, mask):
             ),
         }[make]
     tx, params = make(), random_tree(0)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     state = tx.init(params)
     mapped = optax.tree.map_params(
         tx, lambda _: "params", state, transform_non_params=lambda _: "other"
     )
     chex.assert_trees_all_equal_structs(state, mapped)
     kinds = jax.tree.map(
-        lambda leaf, kind: (jnp.ndim(leaf) > 0) == (kind == "params"), state, mapped
+        lambda leaf, kind: (jnp.shape(leaf) in shapes) == (kind == "params"),
+        *(state, mapped),
     )
     assert jax.tree.leaves(kinds), "there is something to map"
     assert all(jax.tree.leaves(kinds)), mapped
@@ -185,19 +190,27 @@ def converging(kind, fraction):
     fading = optax.linear_schedule(1e-3, 0.0, 100)
     match kind:
         case "decay":
-            return optax.chain(sparse_optax.add_relevance_decay(fading), optimizer)
+            return optax.chain(
+                sparse_optax.add_relevance_decay(fading, mask=None), optimizer
+            )
         case "prune_link":
             return optax.chain(
-                sparse_optax.add_relevance_decay(fading),
+                sparse_optax.add_relevance_decay(fading, mask=None),
                 optimizer,
-                sparse_optax.prune_by_magnitude(fraction),
+                sparse_optax.prune_by_magnitude(fraction, mask=None),
             )
         case "prune_to_sparsity":
             schedule = lambda t: jnp.where(t < 1000, 0.0, fraction)  # noqa: E731
-            return optax.chain(optimizer, sparse_optax.prune_to_sparsity(schedule))
+            return optax.chain(
+                optimizer, sparse_optax.prune_to_sparsity(schedule, mask=None)
+            )
         case _:
             return sparse_optax.relevance_pruning(
-                optimizer, fading, fraction=fraction, decoupled=kind == "decoupled"
+                optimizer,
+                fading,
+                fraction=fraction,
+                decoupled=kind == "decoupled",
+                mask=None,
             )
 
 
@@ -287,7 +300,9 @@ def test_inject_hyperparams_equals_direct(make):
 
 
 def test_injected_numbers_can_be_changed_between_steps():
-    tx = optax.inject_hyperparams(sparse_optax.prune_by_magnitude)(fraction=0.25)
+    tx = optax.inject_hyperparams(sparse_optax.prune_by_magnitude)(
+        fraction=0.25, mask=None
+    )
     params = jnp.arange(1.0, 9.0)
     state = tx.init(params)
     step = jax.jit(chex.assert_max_traces(make_step(tx), n=1))
@@ -303,7 +318,7 @@ def test_injected_schedule_counts_all_steps_unless_static(static):
     schedule = optax.linear_schedule(1.0, 0.0, 10)
     tx = optax.inject_hyperparams(
         sparse_optax.add_relevance_decay, static_args=("strength",) if static else ()
-    )(strength=schedule)
+    )(strength=schedule, mask=None)
     params, state, counts = jnp.ones(1), None, []
     state = tx.init(params)
     for prune in (False, False, True, False, False):
@@ -345,7 +360,10 @@ def test_pruned_weights_are_zero_whatever_the_dtypes(make, dtype, grad_dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decay_gives_the_dtype_of_add_decayed_weights(dtype):
-    ours, theirs = sparse_optax.add_relevance_decay(0.1), optax.add_decayed_weights(0.1)
+    ours, theirs = (
+        sparse_optax.add_relevance_decay(0.1, mask=None),
+        optax.add_decayed_weights(0.1),
+    )
     for grad_dtype in DTYPES:
         params, grads = random_tree(0, dtype), random_tree(1, grad_dtype)
         mine, _ = ours.update(grads, ours.init(params), params)
@@ -503,13 +521,28 @@ def test_prune_works_inside_jit_and_vmap():
     chex.assert_trees_all_equal(pruned, jax.tree.map(stack, *expected))
 
 
+def inner_programs(eqn):
+    for value in jax.tree.leaves(eqn.params):
+        if isinstance(value, jax_core.Jaxpr | jax_core.ClosedJaxpr):
+            yield getattr(value, "jaxpr", value)
+
+
 def primitives(jaxpr):
     """The names of all primitives, those of inner programs included."""
     for eqn in jaxpr.eqns:
         yield eqn.primitive.name
-        for value in jax.tree.leaves(eqn.params):
-            if isinstance(value, jax_core.Jaxpr | jax_core.ClosedJaxpr):
-                yield from primitives(getattr(value, "jaxpr", value))
+        for program in inner_programs(eqn):
+            yield from primitives(program)
+
+
+def outermost(jaxpr, name):
+    """The equations of a primitive that are in no other of the same."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == name:
+            yield eqn
+        else:
+            for program in inner_programs(eqn):
+                yield from outermost(program, name)
 
 
 @pytest.mark.parametrize(
@@ -527,12 +560,12 @@ def test_selection_is_compiled_only_where_it_can_be_needed(make, extra, loops):
 
 
 def test_traced_prune_sits_under_one_cond():
-    tx, params = sparse_optax.prune_by_magnitude(0.5), random_tree(0)
+    tx, params = sparse_optax.prune_by_magnitude(0.5, mask=None), random_tree(0)
     jaxpr = jax.make_jaxpr(lambda p, s, f: tx.update(p, s, p, prune=f))(
         params, tx.init(params), True
     )
     names = list(primitives(jaxpr.jaxpr))
-    conds = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "cond"]
+    conds = list(outermost(jaxpr.jaxpr, "cond"))
     (within,) = ([*map(primitives, c.params["branches"])] for c in conds)
     within = [name for branch in within for name in branch]
     for name in ("while", "reduce"):  # all that selects is in there

@@ -177,7 +177,7 @@ def test_torch_shrinks_irrelevant_weights():
 @needs_torch
 def test_torch_prunes_what_we_do():
     weights = updates.matrices(3000, 3)
-    tx = sparse_optax.prune_by_magnitude(0.1)
+    tx = sparse_optax.prune_by_magnitude(0.1, mask=None)
     ours, _ = sparse_optax.prune(weights, tx.init(weights), 0.3)
     prune = torch_rivals.make_prune(weights, 0.3)
     for theirs in (prune(), prune()):

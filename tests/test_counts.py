@@ -77,11 +77,6 @@ def test_arithmetic_and_order_are_those_of_integers(a, b):
     assert integer(MINIMUM(count(a), count(b))) == min(a, b)
 
 
-@given(NUMBERS)
-def test_as_float_is_close_enough_to_report(n):
-    np.testing.assert_allclose(_counts.as_float(count(n)), n, rtol=2e-7)
-
-
 @given(FRACTIONS, NUMBERS)
 @example(0.5, 1)
 @example(0.5, 3)

@@ -147,6 +147,7 @@ def test_the_package_exports_what_its_users_rely_on():
         "apply_masks",
         "check_sparsity",
         "get_masks",
+        "set_masks",
         "masks_from_zeros",
         "matrices_only",
         "prune",

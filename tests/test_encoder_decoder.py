@@ -147,7 +147,7 @@ def test_tokens_one_by_one_have_the_logits_of_whole_sequences(shape):
 def test_tied_embeddings_are_one_tensor():
     """Of both sides and the output: counted once, masked once."""
     _, params = network(ONE)
-    masks = sparse_optax.prune_by_magnitude(0.1).init(params).masks
+    masks = sparse_optax.prune_by_magnitude(0.1, mask=None).init(params).masks
     report = sparse_optax.sparsity_report(params, masks)
     tables = [name for name in report.leaves if name.endswith("embedding/embedding")]
     assert sorted(tables) == [

@@ -563,7 +563,7 @@ def test_regularizers_by_hand(name):
     config = dataclasses.replace(CONFIG, regularizer=name, scale=scale)
     tx = optax.chain(
         regularizers.make_regularizer(config, strength, steps),
-        sparse_optax.prune_by_magnitude(0.5),
+        sparse_optax.prune_by_magnitude(0.5, mask=None),
     )
 
     def check(state, factor):

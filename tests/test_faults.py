@@ -1,6 +1,6 @@
 """Bad input and faults: a clear error where they come in, or the right result.
 
-`test_row_...` are the cases of the project's fault table, one id for each.
+Cases of one kind of fault have a number in common, as `test_row_07_...`.
 """
 
 import math
@@ -24,21 +24,27 @@ MASKED = optax.MaskedNode()
 
 
 def relevance_pruning(**kwargs):
-    arguments = {"strength": 1e-3, "scale": 0.5, "fraction": 0.5} | kwargs
+    arguments = {"strength": 1e-3, "scale": 0.5, "fraction": 0.5, "mask": None} | kwargs
     return sparse_optax.relevance_pruning(optax.sgd(0.1), **arguments)
 
 
 def pruned_state(fraction=0.5, params=PARAMS):
-    tx = sparse_optax.prune_by_magnitude(fraction)
+    tx = sparse_optax.prune_by_magnitude(fraction, mask=None)
     return sparse_optax.prune(params, tx.init(params), fraction)
 
 
 # Rows 1 to 4: what is given is wrong.
 
 LINKS = {
-    "add_relevance_decay": lambda **k: sparse_optax.add_relevance_decay(0.1, **k),
-    "prune_by_magnitude": lambda **k: sparse_optax.prune_by_magnitude(0.5, **k),
-    "prune_to_sparsity": lambda **k: sparse_optax.prune_to_sparsity(0.5, **k),
+    "add_relevance_decay": lambda mask=None, **k: sparse_optax.add_relevance_decay(
+        0.1, mask=mask, **k
+    ),
+    "prune_by_magnitude": lambda mask=None, **k: sparse_optax.prune_by_magnitude(
+        0.5, mask=mask, **k
+    ),
+    "prune_to_sparsity": lambda mask=None, **k: sparse_optax.prune_to_sparsity(
+        0.5, mask=mask, **k
+    ),
     "relevance_pruning": relevance_pruning,
 }
 every_link = pytest.mark.parametrize("link", LINKS)
@@ -61,7 +67,7 @@ def run_iterative(**kwargs):
 
 
 def prune_with(**kwargs):
-    state = sparse_optax.prune_by_magnitude(0.5).init(PARAMS)
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(PARAMS)
     return sparse_optax.prune(PARAMS, state, **kwargs)
 
 
@@ -80,31 +86,33 @@ NUMBERS = {
         "unit",
     ),
     "relevance_penalty.strength": (
-        lambda v: sparse_optax.relevance_penalty(PARAMS, PARAMS, strength=v),
+        lambda v: sparse_optax.relevance_penalty(PARAMS, PARAMS, strength=v, mask=None),
         "not negative",
     ),
     "relevance_penalty.scale": (
-        lambda v: sparse_optax.relevance_penalty(PARAMS, PARAMS, 0.1, scale=v),
+        lambda v: sparse_optax.relevance_penalty(
+            PARAMS, PARAMS, 0.1, scale=v, mask=None
+        ),
         "positive",
     ),
     "add_relevance_decay.strength": (
-        lambda v: sparse_optax.add_relevance_decay(strength=v),
+        lambda v: sparse_optax.add_relevance_decay(strength=v, mask=None),
         "not negative",
     ),
     "add_relevance_decay.scale": (
-        lambda v: sparse_optax.add_relevance_decay(0.1, scale=v),
+        lambda v: sparse_optax.add_relevance_decay(0.1, scale=v, mask=None),
         "positive",
     ),
     "prune_by_magnitude.fraction": (
-        lambda v: sparse_optax.prune_by_magnitude(fraction=v),
+        lambda v: sparse_optax.prune_by_magnitude(fraction=v, mask=None),
         "unit",
     ),
     "prune_to_sparsity.schedule": (
-        lambda v: sparse_optax.prune_to_sparsity(schedule=v),
+        lambda v: sparse_optax.prune_to_sparsity(schedule=v, mask=None),
         "unit",
     ),
     "prune_to_sparsity.every": (
-        lambda v: sparse_optax.prune_to_sparsity(0.5, every=v),
+        lambda v: sparse_optax.prune_to_sparsity(0.5, every=v, mask=None),
         "integer",
     ),
     "prune.fraction": (lambda v: prune_with(fraction=v), "unit"),
@@ -207,8 +215,8 @@ def test_numbers_at_the_ends_of_ranges_are_taken(argument, value):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda scope: sparse_optax.prune_by_magnitude(0.5, scope=scope),
-        lambda scope: sparse_optax.prune_to_sparsity(0.5, scope=scope),
+        lambda scope: sparse_optax.prune_by_magnitude(0.5, scope=scope, mask=None),
+        lambda scope: sparse_optax.prune_to_sparsity(0.5, scope=scope, mask=None),
         lambda scope: relevance_pruning(scope=scope),
         lambda scope: prune_with(fraction=0.5, scope=scope),
     ],
@@ -238,7 +246,7 @@ def test_row_03_flag_of_wrong_type(arguments, name):
 )
 def test_row_03_not_an_optimizer(optimizer):
     with pytest.raises(TypeError, match="optimizer"):
-        sparse_optax.relevance_pruning(optimizer, 0.1)
+        sparse_optax.relevance_pruning(optimizer, 0.1, mask=None)
 
 
 @pytest.mark.parametrize(
@@ -246,11 +254,13 @@ def test_row_03_not_an_optimizer(optimizer):
 )
 def test_row_03_irrelevance_fn_of_wrong_type(function):
     with pytest.raises(TypeError, match="irrelevance_fn"):
-        sparse_optax.add_relevance_decay(0.1, irrelevance_fn=function)
+        sparse_optax.add_relevance_decay(0.1, irrelevance_fn=function, mask=None)
 
 
 def test_row_03_irrelevance_fn_of_wrong_shape():
-    tx = sparse_optax.add_relevance_decay(0.1, irrelevance_fn=lambda g, s: g[:1])
+    tx = sparse_optax.add_relevance_decay(
+        0.1, irrelevance_fn=lambda g, s: g[:1], mask=None
+    )
     with pytest.raises(ValueError, match=r"irrelevance_fn .*\(4,\).*\(1,\)"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
 
@@ -282,7 +292,7 @@ def test_row_03_prune_of_wrong_shape(link):
     "value", [None, False, np.False_, np.array(False), jnp.array(False)], ids=repr
 )
 def test_every_kind_of_no_is_taken(value):
-    tx = sparse_optax.prune_by_magnitude(0.5)
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
     _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS, prune=value)
     assert num_kept(state.masks) == 20
 
@@ -331,7 +341,7 @@ def test_row_04_mask_does_not_fit(link, case):
 @pytest.mark.parametrize("case", BAD_MASKS)
 def test_row_04_mask_does_not_fit_functions(case):
     mask, error, message = BAD_MASKS[case]
-    state = sparse_optax.prune_by_magnitude(0.5).init(PARAMS)
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(PARAMS)
     with pytest.raises(error, match=message):
         sparse_optax.masks_from_zeros(PARAMS, state, mask=mask)
     with pytest.raises(error, match=message):
@@ -345,7 +355,7 @@ def test_grads_of_another_shape():
         with pytest.raises(ValueError, match="updates"):
             tx.update(grads, tx.init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match=r"\(1,\)"):
-        sparse_optax.relevance_penalty(PARAMS, grads, 0.1)
+        sparse_optax.relevance_penalty(PARAMS, grads, 0.1, mask=None)
 
 
 # Rows 5 to 9 and 14: numbers that are not, too large, or all alike.
@@ -396,7 +406,7 @@ def test_nan_gradient_on_a_pruning_step_is_rejected_with_its_prune(everywhere):
 
 
 def test_row_05_nan_gradients_leave_the_decay_without_memory():
-    tx = sparse_optax.add_relevance_decay(0.1)
+    tx = sparse_optax.add_relevance_decay(0.1, mask=None)
     state = tx.init(jnp.ones(2))
     updates, state = tx.update(jnp.array([jnp.nan, 0.0]), state, jnp.ones(2))
     np.testing.assert_allclose(updates, [jnp.nan, 0.2], rtol=1e-6)
@@ -407,14 +417,14 @@ def test_row_05_nan_gradients_leave_the_decay_without_memory():
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf], ids=str)
 def test_row_07_weights_that_are_not_finite(value):
     params = jnp.array([value, 3.0, 1.0, 2.0])
-    tx = sparse_optax.prune_by_magnitude(0.75)
+    tx = sparse_optax.prune_by_magnitude(0.75, mask=None)
     updates, state = tx.update(jnp.zeros(4), tx.init(params), params, prune=True)
     np.testing.assert_array_equal(state.masks, [True, False, False, False])
     after = optax.apply_updates(params, updates)
     np.testing.assert_array_equal(after[1:], 0)
     sparse_optax.check_sparsity(after, state)
     # Dropped at last, an update cannot make it zero, which is noticed; a prune can.
-    everything = sparse_optax.prune_by_magnitude(1.0)
+    everything = sparse_optax.prune_by_magnitude(1.0, mask=None)
     updates, gone = everything.update(jnp.zeros(4), state, params, prune=True)
     with pytest.raises(ValueError, match="not zero: 1 of 4"):
         sparse_optax.check_sparsity(optax.apply_updates(params, updates), gone)
@@ -432,14 +442,16 @@ def test_row_07_zero_times_infinity_in_apply_masks():
 @pytest.mark.parametrize("scale", [1e-30, 1e-45, 1.0, 1e30])
 def test_row_08_dead_layer(scale):
     """Gradients of exactly zero are irrelevant whatever the scale, and no 0 / 0."""
-    tx = sparse_optax.add_relevance_decay(0.1, scale=scale)
+    tx = sparse_optax.add_relevance_decay(0.1, scale=scale, mask=None)
     params = jnp.array([1.0, -2.0])
     updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)
     np.testing.assert_allclose(updates, [0.2, -0.4], rtol=1e-6)
 
 
 def test_row_08_scale_that_a_schedule_lets_run_to_zero():
-    tx = sparse_optax.add_relevance_decay(0.1, optax.linear_schedule(1.0, 0.0, 1))
+    tx = sparse_optax.add_relevance_decay(
+        0.1, optax.linear_schedule(1.0, 0.0, 1), mask=None
+    )
     params, grads = jnp.ones(2), jnp.array([0.0, 1e-3])
     state = tx.init(params)
     for _ in range(2):
@@ -448,7 +460,7 @@ def test_row_08_scale_that_a_schedule_lets_run_to_zero():
 
 
 def test_row_08_strength_that_a_schedule_lets_become_nan():
-    tx = sparse_optax.add_relevance_decay(lambda step: jnp.nan)
+    tx = sparse_optax.add_relevance_decay(lambda step: jnp.nan, mask=None)
     updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     chex.assert_trees_all_equal(updates, PARAMS)
 
@@ -457,7 +469,7 @@ def test_row_08_strength_that_a_schedule_lets_become_nan():
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_row_09_ties(value, scope):
     params = jax.tree.map(lambda w: jnp.full_like(w, value), PARAMS)
-    tx = sparse_optax.prune_by_magnitude(0.5)
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
     _, state = sparse_optax.prune(params, tx.init(params), 0.5, scope=scope)
     kept = np.concatenate([np.ravel(m) for m in jax.tree.leaves(state.masks)])
     if scope == "global":
@@ -474,7 +486,9 @@ def test_row_14_half_precision_does_not_overflow(dtype):
     assert relevance.dtype == jnp.float32
     exact = np.exp(-np.asarray(grads, np.float64) / 6e4)
     np.testing.assert_allclose(relevance, exact, atol=1e-6)
-    penalty = sparse_optax.relevance_penalty(grads, jnp.zeros_like(grads), 1.0)
+    penalty = sparse_optax.relevance_penalty(
+        grads, jnp.zeros_like(grads), 1.0, mask=None
+    )
     exact = np.sum(np.square(np.asarray(grads, np.float64)))
     np.testing.assert_allclose(penalty, exact, rtol=1e-6)  # 3.6e9, float16 ends at 6e4
 
@@ -501,13 +515,15 @@ def odd_tree():
 @every_link
 def test_row_11_and_12_odd_leaves_pass_through(link, jit, extra):
     if link == "relevance_pruning":  # sgd itself cannot take them
-        tx = sparse_optax.relevance_pruning(optax.identity(), 0.1, fraction=0.4)
+        tx = sparse_optax.relevance_pruning(
+            optax.identity(), 0.1, fraction=0.4, mask=None
+        )
     elif link == "add_relevance_decay":
-        tx = sparse_optax.add_relevance_decay(0.1)
+        tx = sparse_optax.add_relevance_decay(0.1, mask=None)
     elif link == "prune_by_magnitude":
-        tx = sparse_optax.prune_by_magnitude(0.4)
+        tx = sparse_optax.prune_by_magnitude(0.4, mask=None)
     else:
-        tx = sparse_optax.prune_to_sparsity(0.4)
+        tx = sparse_optax.prune_to_sparsity(0.4, mask=None)
     params = odd_tree()
     grads = params | {
         "boolean": np.zeros(2, jax.dtypes.float0),
@@ -545,14 +561,14 @@ def test_row_11_and_12_odd_leaves_pass_through(link, jit, extra):
 
 def test_row_11_and_12_odd_leaves_outside_of_updates():
     params = odd_tree()
-    tx = sparse_optax.prune_by_magnitude(0.4)
+    tx = sparse_optax.prune_by_magnitude(0.4, mask=None)
     pruned, state = sparse_optax.prune(params, tx.init(params), 0.4)
     assert jax.tree.structure(pruned) == jax.tree.structure(params)
     np.testing.assert_array_equal(pruned["weights"], [0, -2, 3, -4])
     assert pruned["scalar"] == 0
     np.testing.assert_array_equal(pruned["integer"], [0, 1, 2])
     sparse_optax.check_sparsity(pruned, state)
-    marked = sparse_optax.masks_from_zeros(pruned, tx.init(params))
+    marked = sparse_optax.masks_from_zeros(pruned, tx.init(params), mask=None)
     chex.assert_trees_all_equal(marked.masks, state.masks)
     report = sparse_optax.sparsity_report(pruned, state.masks)
     assert report.leaves["weights"] == (3, 4)
@@ -561,7 +577,7 @@ def test_row_11_and_12_odd_leaves_outside_of_updates():
     floating = {name: params[name] for name in ("empty", "integer", "weights")}
     relevance = sparse_optax.irrelevance(floating)
     assert relevance["integer"] == MASKED and relevance["empty"].shape == (0, 3)
-    assert sparse_optax.relevance_penalty(floating, floating, 0.1) > 0
+    assert sparse_optax.relevance_penalty(floating, floating, 0.1, mask=None) > 0
 
 
 @pytest.mark.parametrize(
@@ -590,15 +606,6 @@ def test_row_11_single_leaves(shape):
     assert num_kept(sparse_optax.get_masks(state)) == 0
 
 
-def test_row_11_leaves_without_a_single_floating_one():
-    params = {"a": jnp.arange(3), "b": jnp.array(True)}
-    tx = sparse_optax.prune_by_magnitude(0.5)
-    state = tx.init(params)
-    assert state.masks == {"a": MASKED, "b": MASKED}
-    pruned, _ = sparse_optax.prune(params, state, 0.5)
-    chex.assert_trees_all_equal(pruned, params)
-
-
 # Rows 13 and 15 to 17: states and weights that do not belong together.
 
 
@@ -606,7 +613,7 @@ def test_row_11_leaves_without_a_single_floating_one():
 def test_row_13_float32_params_with_bfloat16_gradients(steps):
     rng = np.random.default_rng(0)
     params = jnp.asarray(rng.normal(size=1000), jnp.float32)
-    tx = sparse_optax.prune_by_magnitude(0.9)
+    tx = sparse_optax.prune_by_magnitude(0.9, mask=None)
     state = tx.init(params)
     for i in range(steps):
         grads = jnp.asarray(rng.normal(size=1000), jnp.bfloat16)
@@ -617,7 +624,7 @@ def test_row_13_float32_params_with_bfloat16_gradients(steps):
 
 
 def test_row_15_a_link_after_the_pruning_one():
-    tx = optax.chain(sparse_optax.prune_by_magnitude(0.5), optax.scale(0.5))
+    tx = optax.chain(sparse_optax.prune_by_magnitude(0.5, mask=None), optax.scale(0.5))
     updates, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS, prune=True)
     with pytest.raises(ValueError, match=r"not zero: .*8 of 8 at dense/kernel"):
         sparse_optax.check_sparsity(optax.apply_updates(PARAMS, updates), state)
@@ -661,10 +668,10 @@ def test_row_16_state_of_another_model_in_update(link, extra, case):
 @pytest.mark.parametrize("case", OTHER_MODELS)
 def test_row_16_state_of_another_model_elsewhere(case):
     other, message = OTHER_MODELS[case]
-    state = sparse_optax.prune_by_magnitude(0.5).init(PARAMS)
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(PARAMS)
     for call in (
         lambda: sparse_optax.prune(other, state, 0.5),
-        lambda: sparse_optax.masks_from_zeros(other, state),
+        lambda: sparse_optax.masks_from_zeros(other, state, mask=None),
         lambda: sparse_optax.check_sparsity(other, state),
         lambda: sparse_optax.apply_masks(other, state.masks),
         lambda: sparse_optax.sparsity_report(other, state.masks),
@@ -675,10 +682,10 @@ def test_row_16_state_of_another_model_elsewhere(case):
 
 def test_row_16_wide_weights_and_a_narrow_mask():
     """The mask of (1, 4) that would silently broadcast to weights of (4, 4)."""
-    state = sparse_optax.prune_by_magnitude(0.5).init(jnp.ones((1, 4)))
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(jnp.ones((1, 4)))
     with pytest.raises(ValueError, match=r"\(4, 4\) at \(root\).*\(1, 4\)"):
         sparse_optax.prune(jnp.ones((4, 4)), state, 0.5)
-    tx = sparse_optax.prune_by_magnitude(0.5)
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
     with pytest.raises(ValueError, match=r"\(4, 4\) at \(root\).*\(1, 4\)"):
         tx.update(jnp.ones((4, 4)), state, jnp.ones((4, 4)))
 
@@ -688,18 +695,20 @@ def test_row_17_masks_cast_to_another_dtype(dtype):
     params, state = pruned_state()
     cast = jax.tree.map(lambda m: m.astype(dtype), state.masks)
     cast_state = state._replace(masks=cast)
-    tx, whole = sparse_optax.prune_by_magnitude(0.5), relevance_pruning()
+    tx, whole = sparse_optax.prune_by_magnitude(0.5, mask=None), relevance_pruning()
     whole_state = whole.init(params)._replace(pruning=cast_state)
     for call in (
         lambda: tx.update(params, cast_state, params),
         lambda: whole.update(params, whole_state, params),
         lambda: sparse_optax.prune(params, cast_state, 0.5),
-        lambda: sparse_optax.masks_from_zeros(params, cast_state),
+        lambda: sparse_optax.masks_from_zeros(params, cast_state, mask=None),
         lambda: sparse_optax.check_sparsity(params, cast_state),
         lambda: sparse_optax.apply_masks(params, cast),
         lambda: sparse_optax.sparsity_report(params, cast),
     ):
-        with pytest.raises(TypeError, match=f"dense/bias has dtype {dtype.__name__}"):
+        with pytest.raises(
+            TypeError, match=f"array of {dtype.__name__}.* at dense/bias"
+        ):
             call()
 
 
@@ -708,21 +717,23 @@ def test_row_17_dense_weights_beside_sparse_masks():
     dense = jax.tree.map(lambda w: w + 1, PARAMS)
     with pytest.raises(ValueError, match=r"not zero: .*8 of 8 at dense/kernel"):
         sparse_optax.check_sparsity(dense, state)
-    after, state = make_step(sparse_optax.prune_by_magnitude(0.5))(dense, state, dense)
+    after, state = make_step(sparse_optax.prune_by_magnitude(0.5, mask=None))(
+        dense, state, dense
+    )
     sparse_optax.check_sparsity(after, state)  # the next update zeroes again
     assert num_nonzero(after) == 10
 
 
 def test_row_17_sparse_weights_beside_dense_masks():
     params, _ = pruned_state()
-    tx = sparse_optax.prune_by_magnitude(0.5)
-    state = sparse_optax.masks_from_zeros(params, tx.init(PARAMS))
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
+    state = sparse_optax.masks_from_zeros(params, tx.init(PARAMS), mask=None)
     assert num_kept(state.masks) == num_nonzero(params) == 10
 
 
 STATES_WITHOUT_MASKS = {
     "adam": lambda: optax.adam(0.1).init(PARAMS),
-    "decay": lambda: sparse_optax.add_relevance_decay(0.1).init(PARAMS),
+    "decay": lambda: sparse_optax.add_relevance_decay(0.1, mask=None).init(PARAMS),
     "empty": lambda: (),
     "none": lambda: None,
     "params": lambda: PARAMS,
@@ -734,7 +745,7 @@ def test_row_17_state_without_masks(name):
     state = STATES_WITHOUT_MASKS[name]()
     for call in (
         lambda: sparse_optax.prune(PARAMS, state, 0.5),
-        lambda: sparse_optax.masks_from_zeros(PARAMS, state),
+        lambda: sparse_optax.masks_from_zeros(PARAMS, state, mask=None),
         lambda: sparse_optax.get_masks(state),
         lambda: sparse_optax.check_sparsity(PARAMS, state),
     ):
@@ -758,7 +769,7 @@ def test_row_21_explicit_mesh_where_others_fail(function):
         )
         with pytest.raises(Exception, match=r"[Ss]harding"):
             function(params)
-        tx = sparse_optax.prune_by_magnitude(0.5)
+        tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
         pruned, _ = sparse_optax.prune(params, tx.init(params), 0.5)
         np.testing.assert_array_equal(
             pruned, np.arange(64).reshape(4, 16) // 32 * params
@@ -820,7 +831,7 @@ def test_row_25_mask_evaluated_to_false_for_a_step_count():
 
 def test_row_04_elementwise_mask_is_not_printed_whole():
     mask = {"dense": {"bias": np.ones(3, bool), "kernel": True}}
-    with pytest.raises(TypeError, match=r"an array of bool, shape \(3,\), at dense/b"):
+    with pytest.raises(TypeError, match=r"an array of bool, shape \(3,\) at dense/b"):
         sparse_optax.prune_by_magnitude(0.5, mask=mask).init(PARAMS)
 
 
@@ -885,12 +896,13 @@ def test_row_26_arithmetic_of_counts(a, b):
     assert value(_counts.minimum(x, y)) == min(a, b)
     assert bool(_counts.less(x, y)) == (a < b)
     assert bool(_counts.is_zero(x)) == (a == 0)
-    np.testing.assert_allclose(_counts.as_float(x), a, rtol=1e-7)
+    assert int(_counts.as_word(x)) == min(a, 2**32 - 1)
+    assert float(_counts.ratio(x, y)) == np.float32(a / b if b else a)
 
 
 def test_row_26_prune_of_a_leaf_above_2_to_the_24():
     params = jnp.ones(LARGE, jnp.bfloat16)
-    tx = sparse_optax.prune_by_magnitude(0.9)
+    tx = sparse_optax.prune_by_magnitude(0.9, mask=None)
     pruned, state = sparse_optax.prune(params, tx.init(params), 0.9)
     k = exact_share(0.9, LARGE)
     assert k != int(np.float32(0.9) * np.float32(LARGE))  # float32 is off
@@ -906,9 +918,15 @@ def test_row_27_counters_saturate():
     most = jnp.iinfo(jnp.int32).max
     params = random_tree(0)
     tx = optax.chain(
-        sparse_optax.add_relevance_decay(optax.linear_schedule(0.1, 0.0, 10)),
-        sparse_optax.prune_by_magnitude(lambda n: jnp.where(n > 10, 0.25, 0.0)),
-        sparse_optax.prune_to_sparsity(lambda t: jnp.where(t > 10, 0.5, 0.0)),
+        sparse_optax.add_relevance_decay(
+            optax.linear_schedule(0.1, 0.0, 10), mask=None
+        ),
+        sparse_optax.prune_by_magnitude(
+            lambda n: jnp.where(n > 10, 0.25, 0.0), mask=None
+        ),
+        sparse_optax.prune_to_sparsity(
+            lambda t: jnp.where(t > 10, 0.5, 0.0), mask=None
+        ),
     )
     state = jax.tree.map(
         lambda x: jnp.full_like(x, most) if x.dtype == jnp.int32 else x,
@@ -954,7 +972,7 @@ CLAMPED = [
 @pytest.mark.parametrize("name", ["fraction", "sparsity"])
 def test_row_02_traced_fraction_is_clamped(name, given, used):
     params = random_tree(0)
-    state = sparse_optax.prune_by_magnitude(0.5).init(params)
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(params)
     prune = jax.jit(lambda v: sparse_optax.prune(params, state, **{name: v}))
     pruned, _ = prune(jnp.float32(given))
     assert num_nonzero(pruned) == 40 - round(40 * used)
@@ -965,8 +983,8 @@ def test_row_02_scheduled_fraction_is_clamped(given, used):
     params = random_tree(0)
     schedule = lambda _: jnp.float32(given)  # noqa: E731
     for tx in (
-        sparse_optax.prune_by_magnitude(schedule),
-        sparse_optax.prune_to_sparsity(schedule),
+        sparse_optax.prune_by_magnitude(schedule, mask=None),
+        sparse_optax.prune_to_sparsity(schedule, mask=None),
     ):
         step = jax.jit(make_step(tx))
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -980,7 +998,7 @@ def test_row_02_scheduled_fraction_is_clamped(given, used):
 )
 def test_row_02_scheduled_strength_and_scale_are_clamped(strength, scale, update):
     tx = sparse_optax.add_relevance_decay(
-        lambda _: jnp.float32(strength), lambda _: jnp.float32(scale)
+        lambda _: jnp.float32(strength), lambda _: jnp.float32(scale), mask=None
     )
     params = jnp.ones(2)
     updates, _ = jax.jit(tx.update)(jnp.array([0.0, 50.0]), tx.init(params), params)
@@ -989,7 +1007,9 @@ def test_row_02_scheduled_strength_and_scale_are_clamped(strength, scale, update
 
 @pytest.mark.parametrize("every", [0, -1])
 def test_row_02_injected_frequency_is_clamped(every):
-    tx = optax.inject_hyperparams(sparse_optax.prune_to_sparsity)(0.5, every=2)
+    tx = optax.inject_hyperparams(sparse_optax.prune_to_sparsity)(
+        0.5, every=2, mask=None
+    )
     params = random_tree(0)
     state = tx.init(params)
     state.hyperparams["every"] = jnp.full_like(state.hyperparams["every"], every)
@@ -1001,7 +1021,7 @@ def test_row_02_injected_frequency_is_clamped(every):
 @pytest.mark.parametrize("value", [1.5, -1.0, jnp.nan])
 @pytest.mark.parametrize("array", [np.float32, np.array, jnp.float32])
 def test_row_02_numbers_in_arrays_are_checked_where_they_are_known(array, value):
-    tx = sparse_optax.prune_by_magnitude(0.5)
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
     with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]"):
         sparse_optax.prune(PARAMS, tx.init(PARAMS), array(value))
 
@@ -1009,20 +1029,20 @@ def test_row_02_numbers_in_arrays_are_checked_where_they_are_known(array, value)
 @pytest.mark.parametrize("value", [jnp.array(True), np.array("a"), np.array(True)])
 def test_row_03_scalar_array_that_is_no_number(value):
     with pytest.raises(TypeError, match="strength"):
-        sparse_optax.add_relevance_decay(strength=value)
+        sparse_optax.add_relevance_decay(strength=value, mask=None)
 
 
 def test_row_04_mask_of_leaves_that_cannot_take_part():
     params = {"w": jnp.ones(3), "n": jnp.arange(3)}
     tx = sparse_optax.prune_by_magnitude(0.5, mask={"w": False, "n": True})
-    with pytest.raises(ValueError, match=r"mask selects none.*'w'"):
+    with pytest.raises(TypeError, match=r"mask selects .*int32, shape \(3,\) at n,"):
         tx.init(params)
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_row_05_nan_gradients_do_not_pass_an_optimizer_that_rejects_them(decoupled):
     inner = optax.apply_if_finite(optax.adam(0.1), 3)
-    tx = sparse_optax.relevance_pruning(inner, 0.1, decoupled=decoupled)
+    tx = sparse_optax.relevance_pruning(inner, 0.1, decoupled=decoupled, mask=None)
     grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), PARAMS)
     updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
     chex.assert_tree_all_finite(updates)
@@ -1030,10 +1050,10 @@ def test_row_05_nan_gradients_do_not_pass_an_optimizer_that_rejects_them(decoupl
 
 def test_row_07_numbers_below_the_normal_are_not_zero():
     params = jnp.array([1e-40, 0.0, 1.0, -0.0, -1e-42])
-    tx = sparse_optax.prune_by_magnitude(0.5)
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
     assert sparse_optax.sparsity(params) == pytest.approx(0.4)
     assert jax.jit(sparse_optax.sparsity)(params) == pytest.approx(0.4)
-    state = sparse_optax.masks_from_zeros(params, tx.init(params))
+    state = sparse_optax.masks_from_zeros(params, tx.init(params), mask=None)
     expected = jnp.array([True, False, True, False, True])
     chex.assert_trees_all_equal(sparse_optax.get_masks(state), expected)
     with pytest.raises(ValueError, match="1 of 2"):
@@ -1048,8 +1068,8 @@ def test_row_12_sparsity_leaves_random_keys_out():
 def test_row_16_gradients_of_another_model_are_named():
     grads = {"dense": {"bias": jnp.ones(4), "kernel": jnp.ones((4, 1))}}
     with pytest.raises(ValueError, match=r"grads .*\(4, 1\) at dense/kernel"):
-        sparse_optax.relevance_penalty(PARAMS, grads, 0.1)
-    tx = sparse_optax.add_relevance_decay(0.1)
+        sparse_optax.relevance_penalty(PARAMS, grads, 0.1, mask=None)
+    tx = sparse_optax.add_relevance_decay(0.1, mask=None)
     with pytest.raises(ValueError, match=r"updates .*\(4, 1\) at dense/kernel"):
         tx.update(grads, tx.init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match=r"updates .*dense/kernel"):
@@ -1059,7 +1079,7 @@ def test_row_16_gradients_of_another_model_are_named():
 def test_row_26_axis_beyond_int32():
     # By shapes alone: a flat buffer of a large model, as fully sharded training has.
     params = jax.ShapeDtypeStruct((2**31 + 8,), jnp.float32)
-    tx = sparse_optax.prune_by_magnitude(0.1)
+    tx = sparse_optax.prune_by_magnitude(0.1, mask=None)
     state = jax.eval_shape(tx.init, params)
     after = jax.eval_shape(lambda p, s: sparse_optax.prune(p, s, 0.1), params, state)
     assert after == (params, state)
@@ -1070,7 +1090,7 @@ def test_row_24_what_is_no_array_in_an_inner_state_stays():
         return {"count": 0, "mom": jax.tree.map(jnp.ones_like, params), "name": "abc"}
 
     inner = optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
-    tx = sparse_optax.relevance_pruning(inner, 0.1)
+    tx = sparse_optax.relevance_pruning(inner, 0.1, mask=None)
     _, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 1.0)
     assert (state.optimizer["count"], state.optimizer["name"]) == (0, "abc")
     assert num_nonzero(state.optimizer["mom"]) == 0
@@ -1078,11 +1098,11 @@ def test_row_24_what_is_no_array_in_an_inner_state_stays():
 
 def test_links_inside_of_relevance_pruning_are_reached():
     inner = optax.chain(
-        sparse_optax.add_relevance_decay(0.1),
+        sparse_optax.add_relevance_decay(0.1, mask=None),
         optax.sgd(0.1),
-        sparse_optax.prune_to_sparsity(0.25, every=100),
+        sparse_optax.prune_to_sparsity(0.25, every=100, mask=None),
     )
-    tx = sparse_optax.relevance_pruning(inner, 0.1)
+    tx = sparse_optax.relevance_pruning(inner, 0.1, mask=None)
     params = {"w": jnp.arange(1.0, 9.0)}
     _, state = tx.update(params, tx.init(params), params)
     assert state.optimizer[0].steps_since_prune == 1
@@ -1090,7 +1110,7 @@ def test_links_inside_of_relevance_pruning_are_reached():
     assert state.decay.steps_since_prune == state.optimizer[0].steps_since_prune == 0
     assert state.pruning.num_prunes == state.optimizer[2].num_prunes == 1
     zeros = {"w": jnp.zeros(8)}
-    state = sparse_optax.masks_from_zeros(zeros, state)
+    state = sparse_optax.masks_from_zeros(zeros, state, mask=None)
     assert not state.pruning.masks["w"].any()
     assert not state.optimizer[2].masks["w"].any()
 

@@ -62,7 +62,7 @@ def check(found, expected):
 def test_absolute_is_the_librarys():
     params, grads = (jax.tree.map(jnp.asarray, tree) for tree in (W, G[0]))
     ours = forms.add_decay_in_form(Form(), 0.3, 0.7, 0)
-    theirs = sparse_optax.add_relevance_decay(0.3, 0.7)
+    theirs = sparse_optax.add_relevance_decay(0.3, 0.7, mask=None)
     updates, _ = ours.update(
         grads, ours.init(params), params, abs_grads=jax.tree.map(jnp.abs, grads)
     )

@@ -18,23 +18,25 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def chain(fraction=0.3, scope="global", optimizer=None):
     return optax.chain(
-        sparse_optax.add_relevance_decay(0.01, 0.1),
+        sparse_optax.add_relevance_decay(0.01, 0.1, mask=None),
         optax.sgd(0.5) if optimizer is None else optimizer,
-        sparse_optax.prune_by_magnitude(fraction, scope=scope),
+        sparse_optax.prune_by_magnitude(fraction, scope=scope, mask=None),
     )
 
 
 def whole(fraction=0.3, scope="global", optimizer=None):
     optimizer = optax.sgd(0.5) if optimizer is None else optimizer
-    return sparse_optax.relevance_pruning(optimizer, 0.01, 0.1, fraction, scope=scope)
+    return sparse_optax.relevance_pruning(
+        optimizer, 0.01, 0.1, fraction, scope=scope, mask=None
+    )
 
 
 def gradual(fraction=0.3, scope="global", optimizer=None):
     return optax.chain(
-        sparse_optax.add_relevance_decay(0.01, 0.1),
+        sparse_optax.add_relevance_decay(0.01, 0.1, mask=None),
         optax.sgd(0.5) if optimizer is None else optimizer,
         sparse_optax.prune_to_sparsity(
-            lambda t: 1 - (1 - fraction) ** t, every=2, scope=scope
+            lambda t: 1 - (1 - fraction) ** t, every=2, scope=scope, mask=None
         ),
     )
 
@@ -172,7 +174,7 @@ EXTREMES = [1e-45, 3e-41, -1e-39, 1e-38, 6e-8, 1e-6, -6e-5, 1.0, 1.001, -1.0, 6e
 def test_magnitudes_order_as_a_stable_sort_of_all_leaves(seed, values, fraction):
     rng = np.random.default_rng(seed)
     params = draw_tree(rng, values, [jnp.bfloat16, np.float32, jnp.float16])
-    state = sparse_optax.prune_by_magnitude(0.5).init(params)
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(params)
     _, state = sparse_optax.prune(params, state, np.float32(fraction))
     magnitude = np.abs(
         np.concatenate([params[n].ravel().astype(np.float64) for n in sorted(params)])
@@ -190,7 +192,9 @@ def eighths(rng, shape):
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
 def test_masks_are_the_same_eager_compiled_scanned_and_vmapped(scope):
-    tx = optax.chain(optax.sgd(0.5), sparse_optax.prune_by_magnitude(0.3, scope=scope))
+    tx = optax.chain(
+        optax.sgd(0.5), sparse_optax.prune_by_magnitude(0.3, scope=scope, mask=None)
+    )
     rng = np.random.default_rng(5)
     shapes = {"a": (4, 3), "b": (7,)}
     batch, length = 2, 4
@@ -233,7 +237,7 @@ def test_masks_are_the_same_eager_compiled_scanned_and_vmapped(scope):
 def test_masks_do_not_depend_on_the_scale_of_weights(seed, power, fraction):
     params = draw_tree(np.random.default_rng(seed))
     scaled = {n: (p * 2.0**power).astype(np.float32) for n, p in params.items()}
-    state = sparse_optax.prune_by_magnitude(0.5).init(params)
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(params)
     _, a = sparse_optax.prune(params, state, fraction)
     _, b = sparse_optax.prune(scaled, state, fraction)
     chex.assert_trees_all_equal(a, b)
@@ -257,7 +261,7 @@ def test_masks_are_permuted_with_the_weights(scope, seed, fraction):
     shaped, permuted = (
         {n: p.reshape(TREE[n]) for n, p in tree.items()} for tree in (params, permuted)
     )
-    state = sparse_optax.prune_by_magnitude(0.5).init(shaped)
+    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(shaped)
     _, a = sparse_optax.prune(shaped, state, fraction, scope=scope)
     _, b = sparse_optax.prune(permuted, state, fraction, scope=scope)
     for name, order in orders.items():
@@ -277,26 +281,28 @@ OPTIMIZERS = {
 
 def nothing_as_chain(optimizer):
     return optax.chain(
-        sparse_optax.add_relevance_decay(0.0),
+        sparse_optax.add_relevance_decay(0.0, mask=None),
         optimizer,
-        sparse_optax.prune_by_magnitude(0.0),
+        sparse_optax.prune_by_magnitude(0.0, mask=None),
     )
 
 
 def nothing_as_gradual(optimizer):
     return optax.chain(
-        sparse_optax.add_relevance_decay(0.0),
+        sparse_optax.add_relevance_decay(0.0, mask=None),
         optimizer,
-        sparse_optax.prune_to_sparsity(0.0),
+        sparse_optax.prune_to_sparsity(0.0, mask=None),
     )
 
 
 def nothing_as_whole(optimizer):
-    return sparse_optax.relevance_pruning(optimizer, 0.0, fraction=0.0)
+    return sparse_optax.relevance_pruning(optimizer, 0.0, fraction=0.0, mask=None)
 
 
 def nothing_as_decoupled(optimizer):
-    return sparse_optax.relevance_pruning(optimizer, 0.0, fraction=0.0, decoupled=True)
+    return sparse_optax.relevance_pruning(
+        optimizer, 0.0, fraction=0.0, decoupled=True, mask=None
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,10 +332,10 @@ def test_if_all_is_irrelevant_it_is_weight_decay(how, dtype):
     strength = 0.03
     if how == "irrelevance_fn":
         tx = sparse_optax.add_relevance_decay(
-            strength, irrelevance_fn=lambda g, _: jnp.ones_like(g)
+            strength, irrelevance_fn=lambda g, _: jnp.ones_like(g), mask=None
         )
     else:
-        tx = sparse_optax.add_relevance_decay(strength, np.inf)
+        tx = sparse_optax.add_relevance_decay(strength, np.inf, mask=None)
     decay = optax.add_decayed_weights(2 * strength)
     rng = np.random.default_rng(3)
     params, grads = (

@@ -23,7 +23,7 @@ class Script:
 
     def __init__(self, metrics, fraction=0.25):
         self.metrics = jnp.array(metrics, jnp.float32)
-        self.tx = sparse_optax.prune_by_magnitude(fraction)
+        self.tx = sparse_optax.prune_by_magnitude(fraction, mask=None)
         self.fraction = fraction
 
     def start(self):
@@ -128,6 +128,7 @@ def test_values_are_python_numbers():
         "pruned": bool,
         "num_prunes": int,
         "shortfall": int,
+        "revived": int,
         "best_metric": float,
         "best_sparsity": float,
         "state": sparse_optax.IterativePruningState,
@@ -238,7 +239,7 @@ def test_a_prune_that_removes_nothing_is_not_counted():
 
 def test_a_prune_that_a_wrapper_discards_is_not_taken_for_done():
     tx = optax.MultiSteps(
-        optax.chain(optax.sgd(0.0), sparse_optax.prune_by_magnitude(0.25)), 2
+        optax.chain(optax.sgd(0.0), sparse_optax.prune_by_magnitude(0.25, mask=None)), 2
     )
     params = {"w": jnp.arange(1.0, SIZE + 1)}
     zeros = {"w": jnp.zeros(SIZE)}
@@ -329,7 +330,7 @@ def test_it_is_compiled_once():
 
 TARGET = np.linspace(-1.0, 1.0, SIZE, dtype=np.float32)
 TX = sparse_optax.relevance_pruning(
-    optax.adam(0.05), optax.linear_schedule(0.02, 0.0, 10), 0.1, 0.2
+    optax.adam(0.05), optax.linear_schedule(0.02, 0.0, 10), 0.1, 0.2, mask=None
 )
 
 
@@ -507,7 +508,7 @@ def test_the_state_of_a_round_is_wanted_not_the_round():
 
 @pytest.mark.parametrize("patience", [None, 2])
 def test_train_and_finetune_may_donate_their_state(patience):
-    tx = sparse_optax.relevance_pruning(optax.adam(0.1), strength=1e-3)
+    tx = sparse_optax.relevance_pruning(optax.adam(0.1), strength=1e-3, mask=None)
 
     def train(state):
         params, opt_state = state

@@ -129,8 +129,9 @@ def test_masks_can_be_told_to_lie_like_weights():
     mesh = mesh_of(AxisType.Auto)
     with jax.set_mesh(mesh):
         params = jax.device_put(transformer(0), shardings("fsdp", mesh))
-        tx = sparse_optax.prune_by_magnitude(0.1)
-        like = PruneState(shardings("fsdp", mesh), NamedSharding(mesh, P()))
+        tx = sparse_optax.prune_by_magnitude(0.1, mask=None)
+        everywhere = NamedSharding(mesh, P())
+        like = PruneState(shardings("fsdp", mesh), everywhere, everywhere)
         state = jax.jit(tx.init, out_shardings=like)(params)
     for mask, weight in zip(
         jax.tree.leaves(state.masks), jax.tree.leaves(params), strict=True

@@ -16,14 +16,16 @@ PARAMS = {
     "bias": jax.ShapeDtypeStruct((30,), jnp.float32),
 }
 CHAIN = optax.chain(
-    sparse_optax.add_relevance_decay(1e-4),
+    sparse_optax.add_relevance_decay(1e-4, mask=None),
     optax.adam(1e-3),
-    sparse_optax.prune_by_magnitude(0.1),
+    sparse_optax.prune_by_magnitude(0.1, mask=None),
 )
 TRANSFORMATIONS = {
     "chain": CHAIN,
-    "relevance_pruning": sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4),
-    "prune_to_sparsity": sparse_optax.prune_to_sparsity(lambda t: t / 100),
+    "relevance_pruning": sparse_optax.relevance_pruning(
+        optax.adam(1e-3), 1e-4, mask=None
+    ),
+    "prune_to_sparsity": sparse_optax.prune_to_sparsity(lambda t: t / 100, mask=None),
 }
 
 

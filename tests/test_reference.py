@@ -101,9 +101,9 @@ class Form(NamedTuple):
 
 def make_chain(strength, fraction, scope):
     return optax.chain(
-        sparse_optax.add_relevance_decay(strength, SCALE),
+        sparse_optax.add_relevance_decay(strength, SCALE, mask=None),
         optax.adam(LEARNING_RATE, B1, B2, EPS),
-        sparse_optax.prune_by_magnitude(fraction, scope=scope),
+        sparse_optax.prune_by_magnitude(fraction, scope=scope, mask=None),
     )
 
 
@@ -113,6 +113,7 @@ def make_whole(strength, fraction, scope, decoupled=False):
         *(strength, SCALE, fraction),
         scope=scope,
         decoupled=decoupled,
+        mask=None,
     )
 
 
@@ -270,7 +271,7 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
     schedule = SPARSITIES[schedule]
     tx = optax.chain(
         optax.sgd(0.1),
-        sparse_optax.prune_to_sparsity(schedule, every=every, scope=scope),
+        sparse_optax.prune_to_sparsity(schedule, every=every, scope=scope, mask=None),
     )
     params, gradient = problem(np.float32)
     params = jax.tree.map(jnp.asarray, params)
@@ -289,7 +290,7 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
         grads = {n: np.float32(g) for n, g in gradient(params, i).items()}
         before = params
         params, state, free = step(params, state, grads)
-        target = float(schedule(i) if callable(schedule) else schedule)
+        target = float(schedule(i + 1) if callable(schedule) else schedule)
         if (i + 1) % every == 0:
             stored = {n: np.asarray(before[n]) + np.asarray(free[n]) for n in SHAPES}
             following = smallest_dropped(

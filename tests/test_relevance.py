@@ -153,9 +153,11 @@ def test_relevance_is_held_constant():
 
     def regularised(params):
         grads = jax.grad(loss)(params)
-        return loss(params) + sparse_optax.relevance_penalty(params, grads, 0.1, 0.5)
+        return loss(params) + sparse_optax.relevance_penalty(
+            params, grads, 0.1, 0.5, mask=None
+        )
 
-    tx = sparse_optax.add_relevance_decay(0.1, 0.5)
+    tx = sparse_optax.add_relevance_decay(0.1, 0.5, mask=None)
     updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params)
     chex.assert_trees_all_close(jax.grad(regularised)(params), updates, rtol=1e-5)
 
@@ -164,7 +166,7 @@ def test_only_weights_without_gradient_decay_as_the_scale_vanishes():
     params = jnp.float32([1.0, 2.0, 3.0, -4.0])
     grads = jnp.float32([0.0, 1e-20, 5.0, -0.0])
     for scale in (1e-30, lambda _: 0.0, lambda _: jnp.float32(1e-45)):
-        tx = sparse_optax.add_relevance_decay(0.25, scale)
+        tx = sparse_optax.add_relevance_decay(0.25, scale, mask=None)
         for update in (tx.update, jax.jit(tx.update)):
             updates, _ = update(grads, tx.init(params), params)
             expected = np.float32([0.5, 1e-20, 5.0, -2.0])
@@ -174,7 +176,9 @@ def test_only_weights_without_gradient_decay_as_the_scale_vanishes():
 @pytest.mark.parametrize("flag", ["static", "traced", "numpy"])
 def test_schedules_see_zero_after_init_and_after_a_prune(flag):
     # Gradients of zero and weights of one show the schedule itself.
-    tx = sparse_optax.add_relevance_decay(lambda t: 0.5 * (t + 1.0), lambda t: 1.0 + t)
+    tx = sparse_optax.add_relevance_decay(
+        lambda t: 0.5 * (t + 1.0), lambda t: 1.0 + t, mask=None
+    )
     params, grads = jnp.ones(2), jnp.float32([0.0, 1.0])
     state, seen = tx.init(params), []
     assert count_of(state) == 0
@@ -195,7 +199,7 @@ def test_schedules_see_zero_after_init_and_after_a_prune(flag):
 
 
 def test_without_the_signal_the_count_goes_on():
-    tx = sparse_optax.add_relevance_decay(1.0)
+    tx = sparse_optax.add_relevance_decay(1.0, mask=None)
     params = jnp.ones(2)
     state = tx.init(params)
     for i in range(3):
@@ -206,7 +210,7 @@ def test_without_the_signal_the_count_goes_on():
 
 
 def test_the_count_saturates():
-    tx = sparse_optax.add_relevance_decay(1.0)
+    tx = sparse_optax.add_relevance_decay(1.0, mask=None)
     largest = jnp.int32(np.iinfo(np.int32).max)
     _, state = tx.update(
         jnp.ones(2), sparse_optax.RelevanceDecayState(largest), jnp.ones(2)
@@ -215,7 +219,7 @@ def test_the_count_saturates():
 
 
 def test_the_linear_decay_of_the_paper():
-    tx = sparse_optax.add_relevance_decay(optax.linear_schedule(0.5, 0.0, 4))
+    tx = sparse_optax.add_relevance_decay(optax.linear_schedule(0.5, 0.0, 4), mask=None)
     params, state, added = jnp.ones(()), None, []
     state = tx.init(params)
     for i in range(9):
@@ -231,7 +235,7 @@ def test_another_irrelevance():
         calls.append((abs_grad.dtype, abs_grad.shape, jnp.shape(scale)))
         return 1 / (1 + abs_grad / scale)
 
-    tx = sparse_optax.add_relevance_decay(0.5, 2.0, irrelevance_fn=hyperbola)
+    tx = sparse_optax.add_relevance_decay(0.5, 2.0, irrelevance_fn=hyperbola, mask=None)
     params, grads = jnp.bfloat16([[1.0, 2.0]]), jnp.bfloat16([[-2.0, 6.0]])
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates, [[-1.5, 6.5]])
@@ -239,7 +243,9 @@ def test_another_irrelevance():
 
 
 def test_an_irrelevance_may_be_one_number():
-    tx = sparse_optax.add_relevance_decay(0.5, irrelevance_fn=lambda g, s: 0.25)
+    tx = sparse_optax.add_relevance_decay(
+        0.5, irrelevance_fn=lambda g, s: 0.25, mask=None
+    )
     params = {"w": jnp.ones((2, 3))}
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], np.full((2, 3), 1.25))
@@ -247,7 +253,7 @@ def test_an_irrelevance_may_be_one_number():
 
 @pytest.mark.parametrize("bad", [lambda g, s: jnp.ones(7), lambda g, s: g[None]])
 def test_an_irrelevance_of_another_shape_is_an_error(bad):
-    tx = sparse_optax.add_relevance_decay(0.5, irrelevance_fn=bad)
+    tx = sparse_optax.add_relevance_decay(0.5, irrelevance_fn=bad, mask=None)
     params = jnp.ones((2, 3))
     with pytest.raises(ValueError, match="irrelevance_fn"):
         tx.update(params, tx.init(params), params)
@@ -275,7 +281,7 @@ def test_only_the_leaves_of_the_mask_decay(mask):
 def test_leaves_that_are_not_floating_pass_through():
     params = {"w": jnp.ones(2), "n": jnp.arange(3), "key": None}
     grads = {"w": jnp.zeros(2), "n": jnp.arange(3) + 5, "key": None}
-    tx = sparse_optax.add_relevance_decay(0.5)
+    tx = sparse_optax.add_relevance_decay(0.5, mask=None)
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_array_equal(updates["n"], grads["n"])
     assert updates["n"].dtype == grads["n"].dtype
@@ -287,11 +293,11 @@ def test_leaves_that_are_not_floating_pass_through():
 def test_relevance_is_computed_in_float32(dtype, grad_dtype):
     # The strength would be 0 in float16, and 300^2 infinite.
     params, grads = jnp.asarray([2.0**14], dtype), jnp.asarray([0.0], grad_dtype)
-    tx = sparse_optax.add_relevance_decay(2.0**-28)
+    tx = sparse_optax.add_relevance_decay(2.0**-28, mask=None)
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_array_equal(updates, [2.0**-13])
     penalty = sparse_optax.relevance_penalty(
-        jnp.asarray([300.0], dtype), jnp.zeros(1, grad_dtype), 1.0
+        jnp.asarray([300.0], dtype), jnp.zeros(1, grad_dtype), 1.0, mask=None
     )
     stored = float(jnp.asarray(300.0, dtype))
     np.testing.assert_allclose(penalty, stored**2)
@@ -301,7 +307,7 @@ def test_relevance_is_computed_in_float32(dtype, grad_dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_updates_have_the_dtype_that_weight_decay_gives_them(dtype, grad_dtype):
     params, grads = tree(9, dtype), tree(10, grad_dtype)
-    tx = sparse_optax.add_relevance_decay(0.5)
+    tx = sparse_optax.add_relevance_decay(0.5, mask=None)
     decay = optax.add_decayed_weights(1.0)
     updates, _ = tx.update(grads, tx.init(params), params)
     expected, _ = decay.update(grads, decay.init(params), params)
@@ -311,14 +317,16 @@ def test_updates_have_the_dtype_that_weight_decay_gives_them(dtype, grad_dtype):
 def test_float64_weights_decay_in_float64():
     with jax.enable_x64(True):
         params = jnp.array([1 + 1e-12])
-        tx = sparse_optax.add_relevance_decay(0.25)
+        tx = sparse_optax.add_relevance_decay(0.25, mask=None)
         updates, _ = tx.update(jnp.zeros(1), tx.init(params), params)
         assert updates.dtype == jnp.float64
         np.testing.assert_allclose(updates, (1 + 1e-12) / 2, rtol=1e-15)
 
 
 def test_a_negative_strength_of_a_schedule_is_none():
-    tx = sparse_optax.add_relevance_decay(optax.linear_schedule(1.0, -1.0, 2))
+    tx = sparse_optax.add_relevance_decay(
+        optax.linear_schedule(1.0, -1.0, 2), mask=None
+    )
     params = jnp.ones(2)
     state = tx.init(params)
     for expected in (3.0, 1.0, 1.0):
@@ -330,11 +338,11 @@ def test_a_negative_strength_of_a_schedule_is_none():
 
 def test_gradients_of_other_shapes_are_not_broadcast():
     params, grads = {"w": jnp.ones((4, 4))}, {"w": jnp.ones((1, 4))}
-    tx = sparse_optax.add_relevance_decay(0.5)
+    tx = sparse_optax.add_relevance_decay(0.5, mask=None)
     with pytest.raises(ValueError, match=r"\(1, 4\).*\(4, 4\)"):
         tx.update(grads, tx.init(params), params)
     with pytest.raises(ValueError, match=r"\(1, 4\).*\(4, 4\)"):
-        sparse_optax.relevance_penalty(params, grads, 0.5)
+        sparse_optax.relevance_penalty(params, grads, 0.5, mask=None)
 
 
 @pytest.mark.parametrize(

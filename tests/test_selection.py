@@ -161,19 +161,19 @@ def test_float64_weights_are_told_apart_below_float32():
 
 def chain(optimizer, fraction):
     return optax.chain(
-        sparse_optax.add_relevance_decay(0.01, 0.1),
+        sparse_optax.add_relevance_decay(0.01, 0.1, mask=None),
         optimizer,
-        sparse_optax.prune_by_magnitude(fraction),
+        sparse_optax.prune_by_magnitude(fraction, mask=None),
     )
 
 
 def whole(optimizer, fraction):
-    return sparse_optax.relevance_pruning(optimizer, 0.01, 0.1, fraction)
+    return sparse_optax.relevance_pruning(optimizer, 0.01, 0.1, fraction, mask=None)
 
 
 def decoupled(optimizer, fraction):
     return sparse_optax.relevance_pruning(
-        optimizer, 0.01, 0.1, fraction, decoupled=True
+        optimizer, 0.01, 0.1, fraction, decoupled=True, mask=None
     )
 
 

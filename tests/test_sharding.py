@@ -72,9 +72,11 @@ def test_there_are_eight_devices():
 @every_case
 def test_prune_by_magnitude_equals_one_device(kind, layout, scope):
     tx = optax.chain(
-        sparse_optax.add_relevance_decay(2.0**-6, irrelevance_fn=lambda g, _: g < 1),
+        sparse_optax.add_relevance_decay(
+            2.0**-6, irrelevance_fn=lambda g, _: g < 1, mask=None
+        ),
         optax.sgd(0.25),  # exact numbers all the way: weights stay tied, bit for bit
-        sparse_optax.prune_by_magnitude(0.3, scope=scope),
+        sparse_optax.prune_by_magnitude(0.3, scope=scope, mask=None),
     )
     step = jax.jit(make_step(tx))
 
@@ -101,7 +103,7 @@ def test_prune_by_magnitude_equals_one_device(kind, layout, scope):
 
 @every_case
 def test_prune_equals_one_device(kind, layout, scope):
-    tx = sparse_optax.relevance_pruning(optax.adam(0.1), 1e-3)
+    tx = sparse_optax.relevance_pruning(optax.adam(0.1), 1e-3, mask=None)
     params = tied(random_tree(0, shapes=SHAPES))
 
     def prune_twice(params):
@@ -123,7 +125,7 @@ def test_prune_equals_one_device(kind, layout, scope):
 @every_case
 def test_floors_equal_one_device(kind, layout, scope):
     tx = sparse_optax.prune_by_magnitude(
-        0.5, min_kept={"a/bias": 12, "b": 50}, max_sparsity=0.9
+        0.5, min_kept={"a/bias": 12, "b": 50}, max_sparsity=0.9, mask=None
     )
     params = tied(random_tree(0, shapes=SHAPES))
 
@@ -147,7 +149,7 @@ def test_floors_equal_one_device(kind, layout, scope):
 
 @pytest.mark.parametrize("layout", ["data", "both"])
 def test_prune_to_sparsity_equals_one_device(layout):
-    tx = sparse_optax.prune_to_sparsity(lambda t: 0.2 * (t + 1))
+    tx = sparse_optax.prune_to_sparsity(lambda t: 0.2 * t, mask=None)
     step = jax.jit(make_step(tx))
     params = tied(random_tree(0, shapes=SHAPES))
 
@@ -171,16 +173,16 @@ def types(tree):
 
 TRANSFORMATIONS = {
     "chain": lambda: optax.chain(
-        sparse_optax.add_relevance_decay(1e-3),
+        sparse_optax.add_relevance_decay(1e-3, mask=None),
         optax.adam(0.1),
-        sparse_optax.prune_by_magnitude(0.3),
+        sparse_optax.prune_by_magnitude(0.3, mask=None),
     ),
     "prune_to_sparsity": lambda: optax.chain(
-        optax.adam(0.1), sparse_optax.prune_to_sparsity(0.3)
+        optax.adam(0.1), sparse_optax.prune_to_sparsity(0.3, mask=None)
     ),
-    "coupled": lambda: sparse_optax.relevance_pruning(optax.adam(0.1), 1e-3),
+    "coupled": lambda: sparse_optax.relevance_pruning(optax.adam(0.1), 1e-3, mask=None),
     "decoupled": lambda: sparse_optax.relevance_pruning(
-        optax.adam(0.1), 1e-3, decoupled=True
+        optax.adam(0.1), 1e-3, decoupled=True, mask=None
     ),
 }
 
@@ -227,7 +229,7 @@ def test_gathers_are_seen_where_there_are_some():
 
 @every_case
 def test_prune_gathers_nothing(kind, layout, scope):
-    tx = sparse_optax.prune_by_magnitude(0.3, scope=scope)
+    tx = sparse_optax.prune_by_magnitude(0.3, scope=scope, mask=None)
     mesh = mesh_of(kind)
     with jax.set_mesh(mesh):
         params = shard(random_tree(0, shapes=SHAPES), layout, mesh)
@@ -242,7 +244,7 @@ def test_prune_gathers_nothing(kind, layout, scope):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_equals_one_device(dtype):
     params = random_tree(0, dtype, shapes=SHAPES)
-    tx = sparse_optax.prune_by_magnitude(0.55)
+    tx = sparse_optax.prune_by_magnitude(0.55, mask=None)
     expected = sparse_optax.prune(params, tx.init(params), 0.55)
     mesh = mesh_of(EXPLICIT)
     with jax.set_mesh(mesh):
@@ -252,7 +254,7 @@ def test_half_precision_equals_one_device(dtype):
 
 
 def test_masks_helpers_work_on_sharded_arrays():
-    tx = sparse_optax.prune_by_magnitude(0.5)
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
     mesh = mesh_of(EXPLICIT)
     params = random_tree(0, shapes=SHAPES)
     with jax.set_mesh(mesh):
@@ -262,14 +264,14 @@ def test_masks_helpers_work_on_sharded_arrays():
         assert sparse_optax.sparsity(pruned) == 0.5
         masks = sparse_optax.get_masks(state)
         assert sparse_optax.sparsity_report(pruned, masks).total.kept == 104
-        marked = sparse_optax.masks_from_zeros(pruned, tx.init(params))
+        marked = sparse_optax.masks_from_zeros(pruned, tx.init(params), mask=None)
         assert types(marked) == types(state)
         chex.assert_trees_all_equal(on_host(marked.masks), on_host(masks))
 
 
 def test_devices_can_prune_networks_of_their_own():
     """Inside `shard_map`, where every device has another member of an ensemble."""
-    tx = sparse_optax.prune_by_magnitude(0.5)
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=None)
     mesh = jax.make_mesh((8,), ("member",), axis_types=(AUTO,))
     members = [random_tree(seed, shapes=SHAPES) for seed in range(8)]
 

@@ -155,7 +155,7 @@ def test_a_network_goes_on_from_a_sparse_file(tmp_path):
     params = {"w": sparse((100, 10), 50), "b": jnp.zeros(10)}
     tx = sparse_optax.prune_by_magnitude(0.1, mask=sparse_optax.matrices_only)
     loaded = round_trip(params, tmp_path)
-    state = sparse_optax.masks_from_zeros(loaded, tx.init(loaded))
+    state = sparse_optax.masks_from_zeros(loaded, tx.init(loaded), mask=None)
     assert jnp.sum(sparse_optax.get_masks(state)["w"]) == 50
 
 
@@ -276,7 +276,7 @@ jax.tree_util.register_pytree_node(
         ({"a": jax.ShapeDtypeStruct((1,), jnp.float32)}, "params at a is no concrete"),
         ({"a": {(1, 2): jnp.ones(1)}}, r"params at a has a key .* \(1, 2\)"),
         ({"a": Pair((jnp.ones(1),))}, "params at a is a Pair"),
-        (sparse_optax.PruneState(None, jnp.ones(())), "is a PruneState"),
+        (sparse_optax.PruneState(None, jnp.ones(()), jnp.ones(1)), "is a PruneState"),
         (nnx.State({"w": Own(jnp.ones(1))}), "params at w .* type Own"),
     ],
     ids=lambda x: "" if isinstance(x, str) else type(x).__name__,

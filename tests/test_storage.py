@@ -149,7 +149,7 @@ def test_dead_layers_are_told_at_the_end(finished, run, capsys):
 
 def test_a_network_without_weights_is_dead():
     params = {"layer": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
-    tx = sparse_optax.prune_by_magnitude(0.1)
+    tx = sparse_optax.prune_by_magnitude(0.1, mask=None)
     params, opt_state = sparse_optax.prune(params, tx.init(params), 1.0)
     zero = jnp.zeros([], jnp.int32)
     sizes = loop.sizes(loop.TrainState(params, opt_state, zero, None, {}))

@@ -25,24 +25,24 @@ LEAF_LABELS = {"dense": {"bias": "a", "kernel": "b"}}
 
 def base(fraction=0.5):
     return optax.chain(
-        sparse_optax.add_relevance_decay(1e-3, 0.5),
+        sparse_optax.add_relevance_decay(1e-3, 0.5, mask=None),
         optax.adam(0.05),
-        sparse_optax.prune_by_magnitude(fraction),
+        sparse_optax.prune_by_magnitude(fraction, mask=None),
     )
 
 
 def named():
     return optax.named_chain(
-        ("decay", sparse_optax.add_relevance_decay(1e-3, 0.5)),
+        ("decay", sparse_optax.add_relevance_decay(1e-3, 0.5, mask=None)),
         ("adam", optax.adam(0.05)),
-        ("prune", sparse_optax.prune_by_magnitude(0.5)),
+        ("prune", sparse_optax.prune_by_magnitude(0.5, mask=None)),
     )
 
 
 def injected():
     return optax.inject_hyperparams(
         sparse_optax.relevance_pruning, static_args=("optimizer",)
-    )(optimizer=optax.adam(0.05), strength=1e-3, scale=0.5, fraction=0.5)
+    )(optimizer=optax.adam(0.05), strength=1e-3, scale=0.5, fraction=0.5, mask=None)
 
 
 # Each wrapper, and in which groups of leaves its links rank weights.
@@ -53,7 +53,9 @@ KEEP_ZEROS = {
     "chain": (base, BOTH),
     "named_chain": (named, BOTH),
     "relevance_pruning": (
-        lambda: sparse_optax.relevance_pruning(optax.adam(0.05), 1e-3, 0.5, 0.5),
+        lambda: sparse_optax.relevance_pruning(
+            optax.adam(0.05), 1e-3, 0.5, 0.5, mask=None
+        ),
         BOTH,
     ),
     "masked-tree": (
@@ -182,7 +184,7 @@ def test_masks_from_zeros(wrapper):
     tx = make()
     params = jax.tree.map(lambda w: jnp.where(w > 0.3, w, 0), random_tree(0))
     state = tx.init(params)
-    marked = sparse_optax.masks_from_zeros(params, state)
+    marked = sparse_optax.masks_from_zeros(params, state, mask=None)
     chex.assert_trees_all_equal_shapes_and_dtypes(marked, state)
     masks = sparse_optax.get_masks(marked)
     names = [name for group in groups for name in group]
@@ -321,7 +323,7 @@ def test_mechanize_is_caught():
 
 def test_lookahead_is_caught_in_its_slow_weights():
     # Its update takes no extra arguments, so that the step count has to prune.
-    inner = optax.chain(optax.sgd(0.05), sparse_optax.prune_to_sparsity(0.5))
+    inner = optax.chain(optax.sgd(0.05), sparse_optax.prune_to_sparsity(0.5, mask=None))
     tx = optax.lookahead(inner, sync_period=3, slow_step_size=0.5)
     params = optax.LookaheadParams.init_synced(random_tree(0))
     updates, state = tx.update(random_tree(1), tx.init(params), params)
@@ -357,7 +359,7 @@ def test_schedule_free_around_the_whole_chain(prune_at):
 def test_schedule_free_inside_the_chain_is_caught():
     tx = optax.chain(
         optax.contrib.schedule_free(optax.sgd(0.05), 0.05),
-        sparse_optax.prune_by_magnitude(0.5),
+        sparse_optax.prune_by_magnitude(0.5, mask=None),
     )
     params, state = train(tx, random_tree(0))
     sparse_optax.check_sparsity(params, state)
@@ -454,7 +456,7 @@ def assert_cleared(before, after, masks, params):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimizer_never_sees_a_pruned_weight(optimizer):
     tx = sparse_optax.relevance_pruning(
-        optax.chain(spy(), OPTIMIZERS[optimizer]), 1e-3, 0.5, 0.5
+        optax.chain(spy(), OPTIMIZERS[optimizer]), 1e-3, 0.5, 0.5, mask=None
     )
     step = jax.jit(make_step(tx))
     params = random_tree(0)
@@ -492,6 +494,7 @@ def test_clipping_sees_the_norm_of_kept_weights():
     tx = sparse_optax.relevance_pruning(
         optax.chain(before, optax.clip_by_global_norm(0.1), after, optax.adam(0.01)),
         strength=0.0,
+        mask=None,
     )
     params = random_tree(0)
     params, state = sparse_optax.prune(params, tx.init(params), 0.9)
@@ -509,7 +512,7 @@ def test_clipping_sees_the_norm_of_kept_weights():
 @pytest.mark.parametrize("prune", [False, True])
 def test_scalar_hyperparameters_are_untouched_by_a_prune_of_all(prune):
     inner = optax.inject_hyperparams(optax.adam)(learning_rate=0.01, b1=0.8)
-    tx = sparse_optax.relevance_pruning(inner, 0.1, fraction=1.0)
+    tx = sparse_optax.relevance_pruning(inner, 0.1, fraction=1.0, mask=None)
     params = {"a": jnp.float32(2.0), "b": jnp.ones(3)}
     _, state = tx.update(params, tx.init(params), params, prune=prune)
     hyperparams = state.optimizer.hyperparams
@@ -521,7 +524,8 @@ def test_scalar_hyperparameters_are_untouched_by_a_prune_of_all(prune):
 
 def test_masks_of_several_links_on_one_leaf_are_combined():
     tx = optax.chain(
-        sparse_optax.prune_by_magnitude(0.25), sparse_optax.prune_by_magnitude(0.5)
+        sparse_optax.prune_by_magnitude(0.25, mask=None),
+        sparse_optax.prune_by_magnitude(0.5, mask=None),
     )
     params = jnp.array([1.0, -2.0, 3.0, 4.0])
     _, state = tx.update(jnp.zeros(4), tx.init(params), params, prune=True)

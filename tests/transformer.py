@@ -59,7 +59,7 @@ def on_host(tree):
     return jax.tree.map(np.asarray, tree)
 
 
-TX = sparse_optax.relevance_pruning(optax.adam(2.0**-7), 2.0**-9, 0.5, 0.4)
+TX = sparse_optax.relevance_pruning(optax.adam(2.0**-7), 2.0**-9, 0.5, 0.4, mask=None)
 
 
 def train(params, grads):

@@ -57,9 +57,11 @@ def update_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
     optimizers = {
         plain: updates.PLAIN,
         chain: updates.CHAIN,
-        "`relevance_pruning(adam)`": sparse_optax.relevance_pruning(adam, 1e-4),
+        "`relevance_pruning(adam)`": sparse_optax.relevance_pruning(
+            adam, 1e-4, mask=None
+        ),
         "`relevance_pruning(adam, decoupled=True)`": sparse_optax.relevance_pruning(
-            adam, 1e-4, decoupled=True
+            adam, 1e-4, decoupled=True, mask=None
         ),
     }
     for size in settings.sizes:
@@ -85,7 +87,7 @@ def update_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
 def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
     """Measures prunes."""
     turns = settings.turns
-    whole = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)
+    whole = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
     for size in settings.sizes:
         for what, tx, dtype in (
             ("`prune`", prunes.PRUNABLE, "float32"),

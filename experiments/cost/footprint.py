@@ -20,7 +20,7 @@ from experiments.cost.settings import Footprint
 from experiments.reporting.place import Place
 from experiments.running.environment import environment
 
-OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4)
+OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
 # Of any loop in a prune: it finds a number of up to 32 bits, two in a pass.
 MOST_PASSES = 16
 

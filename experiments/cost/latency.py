@@ -137,7 +137,7 @@ def variants(
 
 def pruned(network: Variables, sparsity: float) -> Variables:
     """Returns a network without its smallest weights, as many as that."""
-    state = sparse_optax.prune_by_magnitude(0.1).init(network.params)
+    state = sparse_optax.prune_by_magnitude(0.1, mask=None).init(network.params)
     params, _ = sparse_optax.prune(network.params, state, sparsity=sparsity)
     return network._replace(params=params)
 

@@ -19,13 +19,17 @@ from experiments.cost.updates import (
     temporaries_of,
 )
 
-PRUNABLE = sparse_optax.prune_by_magnitude(0.1)  # has masks, and nothing else
+PRUNABLE = sparse_optax.prune_by_magnitude(
+    0.1, mask=None
+)  # has masks, and nothing else
 
 # Of 30 matrices.
 FLOORS = {
-    "that hold nothing back": sparse_optax.prune_by_magnitude(0.1, min_kept=1),
+    "that hold nothing back": sparse_optax.prune_by_magnitude(
+        0.1, min_kept=1, mask=None
+    ),
     "that hold half of the matrices back": sparse_optax.prune_by_magnitude(
-        0.1, max_sparsity={"[0-9]|1[0-4]": 0.0}
+        0.1, max_sparsity={"[0-9]|1[0-4]": 0.0}, mask=None
     ),
 }
 

@@ -12,9 +12,9 @@ from experiments.cost.timing import ratios
 
 PLAIN = optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3))
 CHAIN = optax.chain(
-    sparse_optax.add_relevance_decay(1e-4),
+    sparse_optax.add_relevance_decay(1e-4, mask=None),
     optax.adam(1e-3),
-    sparse_optax.prune_by_magnitude(0.1),
+    sparse_optax.prune_by_magnitude(0.1, mask=None),
 )
 # In a row, so that of an accelerator it is what it takes and not what Python does.
 UPDATES_A_CALL = 5

@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -176,6 +177,8 @@ class Run:
                 style="yellow",
                 soft_wrap=True,
             )
+        # What is left of each tensor is a figure of the run, and a note in its table.
+        warnings.filterwarnings("ignore", "round .* removed all weights of")
         for done in self.sparse_rounds():
             self.pruning = done.state
             self.record(

@@ -107,12 +107,14 @@ def pruning_link(
     for model compression <https://arxiv.org/abs/1710.01878>`_, 2017, equation 1.
     """
     if config.prune != "gradual":
-        return sparse_optax.prune_by_magnitude(config.fraction, scope=config.scope)
+        return sparse_optax.prune_by_magnitude(
+            config.fraction, scope=config.scope, mask=None
+        )
     cubic = optax.polynomial_schedule(
         0.0, config.target_sparsity, power=3, transition_steps=round(RAMP * num_steps)
     )
     return sparse_optax.prune_to_sparsity(
-        cubic, every=config.interval, scope=config.scope
+        cubic, every=config.interval, scope=config.scope, mask=None
     )
 
 

@@ -134,6 +134,10 @@ class Phases:
         self, state: loop.TrainState, ranked: Any, fraction: float | jax.Array
     ) -> loop.TrainState:
         """Drops the share of the remaining weights that is smallest by `ranked`."""
+        # A pruning step is given zeros where weights are pruned already.
+        ranked = sparse_optax.apply_masks(
+            ranked, sparse_optax.get_masks(state.opt_state)
+        )
         _, opt_state = sparse_optax.prune(
             ranked, state.opt_state, fraction, scope=self.config.scope
         )

@@ -100,9 +100,9 @@ def make_regularizer(
         return add_lobster(gamma)
     if config.regularizer == "l2":
         return sparse_optax.add_relevance_decay(
-            gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad)
+            gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad), mask=None
         )
     # The library's own link, wherever it can do it.
     if config.form == Form() and not config.decoupled:
-        return sparse_optax.add_relevance_decay(gamma, config.scale)
+        return sparse_optax.add_relevance_decay(gamma, config.scale, mask=None)
     return add_decay_in_form(config.form, gamma, config.scale, config.seed)

@@ -1,0 +1,134 @@
+"""Finding the masks inside an optimizer state, however it is wrapped.
+
+A state is a tree, and the states of this package are nodes of it, wherever `chain`,
+`masked`, `multi_transform`, `MultiSteps`, `nnx.Optimizer` and others have put them.
+They are replaced in place; nothing else of the tree changes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from sparse_optax import _trees
+from sparse_optax._prune_state import PruneState
+from sparse_optax._relevance import RelevanceDecayState
+from sparse_optax._relevance_pruning import RelevancePruningState, clear_pruned
+
+_STATES = (PruneState, RelevanceDecayState, RelevancePruningState)
+
+
+def get_masks(opt_state: optax.OptState) -> optax.Params:
+    """The masks of all pruning transformations in a state, as one tree.
+
+    Args:
+        opt_state: the state of an optimizer with a pruning transformation in it.
+
+    Returns:
+        A tree like the params, without flax's boxes, of booleans: True for the weights
+        that are kept, with `optax.MaskedNode()` for leaves that are never pruned.
+        Where several transformations prune the same leaf, a weight is kept if all of
+        them keep it.
+
+    Raises:
+        ValueError: if `opt_state` has no masks, or those of several networks.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> tx = optax.chain(optax.adam(0.1), sparse_optax.prune_by_magnitude(0.5))
+        >>> params = jnp.array([[0.3, -0.1, 2.0, 0.2]])
+        >>> params, state = sparse_optax.prune(params, tx.init(params), 0.5)
+        >>> print(sparse_optax.get_masks(state))
+        [[ True False  True False]]
+    """
+    networks = masks_of_networks(opt_state)
+    if len(networks) > 1:
+        raise ValueError(
+            f"opt_state has the masks of {len(networks)} networks of different trees; "
+            "give the state of one optimizer."
+        )
+    return networks[0]
+
+
+def masks_of_networks(opt_state: optax.OptState) -> list[optax.Params]:
+    """The masks of each network that is pruned by the optimizers in a training state.
+
+    Masks of one tree are taken for those of one network.
+    """
+
+    def both(_, a, b):
+        if _trees.is_masked(a) or _trees.is_masked(b):
+            return b if _trees.is_masked(a) else a
+        if a.shape != b.shape:
+            raise ValueError("masks of different networks")
+        return a & b
+
+    networks: list[optax.Params] = []
+    for state in prune_states(opt_state):
+        for i, masks in enumerate(networks):
+            try:
+                networks[i] = _trees.map_aligned(both, masks, state.masks)
+                break
+            except ValueError:
+                continue
+        else:
+            networks.append(state.masks)
+    return networks
+
+
+def prune_states(opt_state: optax.OptState) -> list[PruneState]:
+    """The states of all pruning transformations, or an error if there is none."""
+    found = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, PruneState))
+    states = [_trees.unbox(state) for state in found if isinstance(state, PruneState)]
+    if states:
+        return states
+    if any(map(_was_prune_state, jax.tree.leaves(opt_state, is_leaf=_was_prune_state))):
+        raise ValueError(
+            "opt_state has masks, but in plain dicts: its types were lost. Restore it "
+            "into tx.init(params), which has them; from an nnx.Optimizer, give its "
+            "opt_state."
+        )
+    raise ValueError(
+        "opt_state has no masks: its optimizer has no prune_by_magnitude, "
+        "prune_to_sparsity or relevance_pruning."
+    )
+
+
+def _was_prune_state(node: Any) -> bool:
+    return isinstance(node, Mapping) and {"masks", "num_prunes"} <= set(node)
+
+
+def replace_states(
+    opt_state: optax.OptState,
+    new_pruning: Callable[[PruneState], PruneState],
+    new_decay: Callable[[RelevanceDecayState], RelevanceDecayState],
+) -> optax.OptState:
+    """Replaces the states of this package, which the functions get without boxes."""
+    prune_states(opt_state)  # an error if there is none
+
+    def replace(state):
+        match state:
+            case PruneState():
+                return new_pruning(state)
+            case RelevanceDecayState():
+                return new_decay(state)
+            case RelevancePruningState():
+                pruning = new_pruning(state.pruning)
+                return RelevancePruningState(
+                    decay=new_decay(state.decay),
+                    optimizer=clear_pruned(walk(state.optimizer), pruning.masks),
+                    pruning=pruning,
+                )
+
+    def visit(node):
+        if not isinstance(node, _STATES):
+            return node
+        return _trees.rebox(replace(_trees.unbox(node)), like=node)
+
+    def walk(tree):
+        return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, _STATES))
+
+    return walk(opt_state)

@@ -1,0 +1,168 @@
+"""Checks that trees belong together, with errors that say what to pass instead."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sparse_optax import _trees
+from sparse_optax._trees import KeyPath, PyTree
+
+_EQUINOX = "of an equinox module, pass eqx.filter(model, eqx.is_inexact_array)"
+_NNX = "of an nnx module, pass nnx.state(model, nnx.Param)"
+
+
+def check_arrays(tree: PyTree, argument: str) -> None:
+    """Raises where a leaf of `tree` is no array."""
+    for name, leaf in _trees.named_leaves(tree):
+        if not (_trees.is_array(leaf) or _trees.is_leaf(leaf)):
+            raise TypeError(
+                f"{argument} has {_trees.describe(leaf)} at {name}, which is no "
+                f"array; {_EQUINOX}."
+            )
+
+
+def check_concrete(tree: PyTree, function: str, instead: str) -> None:
+    """Raises where a leaf of `tree` is traced."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"{function} needs concrete arrays; it was called inside jit, vmap, scan "
+            f"or grad. {instead}"
+        )
+
+
+def check_masks_fit(masks: PyTree, tree: PyTree, argument: str) -> None:
+    """Raises where `masks` cannot be those of `tree`, or its leaves are no weights."""
+    check_boolean(masks)
+    check_fits(masks, tree, argument, like="the masks")
+
+    def check(path, mask, leaf):
+        if not _trees.is_masked(mask) and not _trees.is_weight(leaf):
+            hint = ""
+            if jnp.result_type(leaf) == np.bool_:
+                hint = " Use set_masks to put masks into a state."
+            raise TypeError(
+                f"{argument} has {_trees.describe(leaf)} at "
+                f"{_trees.leaf_name(path)}, where the masks expect weights: real "
+                f"floating numbers of 16 bits or more.{hint}"
+            )
+
+    masks, tree = _trees.unbox(masks), _trees.unbox(tree)
+    jax.tree_util.tree_map_with_path(check, masks, tree, is_leaf=_trees.is_masked)
+
+
+def check_boolean(masks: PyTree) -> None:
+    """Raises where a leaf of `masks` is not boolean."""
+    for name, mask in _trees.named_leaves(_trees.unbox(masks)):
+        if not _trees.is_masked(mask) and getattr(mask, "dtype", None) != np.bool_:
+            raise TypeError(
+                f"masks must be boolean; got {_trees.describe(mask)} at {name}. Was "
+                "the state cast, or restored into another dtype?"
+            )
+
+
+def check_fits(reference: PyTree, tree: PyTree, argument: str, like: str) -> None:
+    """Raises where `tree` has not the leaves of `reference`, or other shapes.
+
+    Nothing is broadcast: shape (1, 4) does not fit shape (4, 4).
+    """
+    hint = _hint(reference, tree)
+    reference, tree = _trees.unbox(reference), _trees.unbox(tree)
+    try:
+        jax.tree.map(lambda *_: None, reference, tree, is_leaf=_trees.is_masked)
+    except ValueError as error:
+        raise _other_tree(reference, tree, argument, like, hint) from error
+
+    def check(path, wanted, leaf):
+        if _trees.is_masked(wanted):
+            return
+        if not (_trees.is_masked(leaf) or jax.tree_util.all_leaves([leaf])):
+            raise _other_tree(reference, tree, argument, like, hint)
+        check_shape(path, wanted, leaf, argument, like)
+
+    jax.tree_util.tree_map_with_path(check, reference, tree, is_leaf=_trees.is_masked)
+
+
+def check_shape(
+    path: KeyPath, wanted: Any, leaf: Any, argument: str, like: str
+) -> None:
+    """Raises if two leaves have different shapes."""
+    shape = None if _trees.is_masked(leaf) else np.shape(leaf)
+    if shape != np.shape(wanted):
+        raise ValueError(
+            f"{argument} has shape {shape} at {_trees.leaf_name(path)}, where {like} "
+            f"have {np.shape(wanted)}. Are they of the same model?"
+        )
+
+
+def map_aligned(
+    f: Callable, reference: PyTree, tree: PyTree, argument: str, like: str
+) -> PyTree:
+    """`_trees.map_aligned`, with an error that says where the trees differ."""
+    try:
+        _trees.map_aligned(lambda *_: None, reference, tree)
+    except ValueError as error:
+        hint = _hint(reference, tree)
+        raise _other_tree(reference, tree, argument, like, hint) from error
+    return _trees.map_aligned(f, reference, tree)
+
+
+def _other_tree(
+    reference: PyTree, tree: PyTree, argument: str, like: str, hint: str
+) -> ValueError:
+    where = difference(reference, tree)
+    return ValueError(f"{argument} has another tree than {like}: {where}. {hint}")
+
+
+def difference(prefix: PyTree, tree: PyTree) -> str:
+    """Says where `prefix`, which is not a prefix of `tree`, first differs from it."""
+    names = [name for name, _ in _trees.named_leaves(prefix)]
+    full = [name for name, _ in _trees.named_leaves(tree)]
+    for name in names:
+        if not any(_is_below(leaf, name) for leaf in full):
+            return f"they differ first at {name}"
+    for leaf in full:
+        if not any(_is_below(leaf, name) for name in names):
+            return f"they differ first at {leaf}"
+    return f"{type(prefix).__name__} for {type(tree).__name__}"
+
+
+def _is_below(leaf: str, name: str) -> bool:
+    return name in ("(root)", leaf) or leaf.startswith(f"{name}/")
+
+
+def _hint(reference: PyTree, tree: PyTree) -> str:
+    """What may have gone wrong where two trees differ."""
+    if _trees.is_instance(tree, "flax.nnx", "Module"):
+        return f"Instead {_NNX}."
+    if _trees.is_instance(tree, "equinox", "Module"):
+        return f"Instead {_EQUINOX}."
+    if _is_flat(reference, tree):
+        return (
+            "optax.flatten makes one vector of all weights, and its masks are of that "
+            "vector: this function cannot reach through it. Put the pruning "
+            "transformation outside of optax.flatten."
+        )
+    if _is_split(reference):
+        return (
+            "contrib.split_real_and_imaginary makes two arrays of a complex one, and "
+            "its masks are of those: this function cannot reach through it. Complex "
+            "weights cannot be pruned as such."
+        )
+    return "Are they of the same model?"
+
+
+def _is_flat(reference: PyTree, tree: PyTree) -> bool:
+    """Whether `reference` may be the vector that `optax.flatten` makes of `tree`."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+    return getattr(reference, "shape", None) == (size,)
+
+
+def _is_split(reference: PyTree) -> bool:
+    def is_pair(node: Any) -> bool:
+        return type(node).__name__ == "SplitRealAndImaginaryArrays"
+
+    return any(map(is_pair, jax.tree.leaves(reference, is_leaf=is_pair)))

@@ -1,0 +1,256 @@
+"""The iterative algorithm as a pure function of a state: train, evaluate, prune.
+
+It knows nothing of models, data or frameworks, only of a training state: any tree that
+holds the state of an optimizer with a pruning transformation.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from sparse_optax import _arguments, _counts, _fit
+from sparse_optax._counts import Count
+from sparse_optax._find_states import masks_of_networks, prune_states
+
+TrainState = Any  # a tree of arrays
+
+NO_METRIC = float(jnp.finfo(jnp.float32).min)  # finite, for `jax.debug_infs`
+
+
+class IterativePruningState(NamedTuple):
+    """All that `iterative_pruning` needs to resume: a tree to checkpoint.
+
+    Until a network has met the bound, `best` is the one that was given, and
+    `best_metric` the lowest finite `float32`. Sparsities and counts are those of the
+    prunable weights.
+    """
+
+    current: TrainState  # the network in training
+    best: TrainState  # the sparsest network that met the bound, as it was evaluated
+    metric: jax.Array  # shape=(), dtype=float32; of the last evaluation.
+    sparsity: jax.Array  # shape=(), dtype=float32; at the last evaluation.
+    kept: Count  # two words of uint32; weights kept at the last evaluation.
+    best_metric: jax.Array  # shape=(), dtype=float32.
+    best_sparsity: jax.Array  # shape=(), dtype=float32.
+    best_kept: Count  # two words of uint32.
+    pruned: jax.Array  # shape=(), dtype=bool; whether the last round pruned.
+    num_rounds: jax.Array  # shape=(), dtype=int32.
+    rounds_since_prune: jax.Array  # shape=(), dtype=int32; or since fine-tuning began.
+    finetuning: jax.Array  # shape=(), dtype=bool.
+
+    @classmethod
+    def start(cls, train_state: TrainState) -> "IterativePruningState":
+        """The state before the first round, which is `init` of `pruning_rounds`.
+
+        Raises:
+            TypeError: if there is something else than arrays in `train_state`.
+            ValueError: if there are no masks in `train_state`.
+        """
+        _fit.check_arrays(train_state, "state")
+        kept, sparsity = count_kept(train_state)
+        return cls(
+            current=train_state,
+            best=_copy(train_state),
+            metric=jnp.full([], NO_METRIC, jnp.float32),
+            sparsity=sparsity,
+            kept=kept,
+            best_metric=jnp.full([], NO_METRIC, jnp.float32),
+            best_sparsity=jnp.copy(sparsity),
+            best_kept=_copy(kept),
+            pruned=jnp.zeros([], bool),
+            num_rounds=jnp.zeros([], jnp.int32),
+            rounds_since_prune=jnp.zeros([], jnp.int32),
+            finetuning=jnp.zeros([], bool),
+        )
+
+    def start_finetuning(self) -> "IterativePruningState":
+        """The state from which rounds without `prune` fine-tune the best network."""
+        return self._replace(
+            current=_copy(self.best),
+            rounds_since_prune=jnp.zeros([], jnp.int32),
+            finetuning=jnp.ones([], bool),
+        )
+
+
+class PruningRounds(NamedTuple):
+    """The pair of pure functions returned by `pruning_rounds`."""
+
+    init: Callable[[TrainState], IterativePruningState]
+    round: Callable[[IterativePruningState], IterativePruningState]
+
+
+def pruning_rounds(
+    train: Callable[[TrainState], TrainState],
+    evaluate: Callable[[TrainState], jax.typing.ArrayLike],
+    prune: Callable[[TrainState], TrainState] | None,
+    *,
+    bound: float | jax.Array,
+    patience: int | None = None,
+) -> PruningRounds:
+    """The iterative algorithm as two pure functions over one state.
+
+    `round` trains, evaluates, and if the metric is above the bound keeps the network as
+    the best, where it is sparser than that or better, and prunes it. It is as pure as
+    `train` and `evaluate` are: with pure ones it can be scanned, vmapped and jitted.
+    Masks of one tree are taken for masks of one network: where several transformations
+    prune a leaf, a weight counts once.
+
+    Args:
+        train: makes some training steps.
+        evaluate: measures a validation metric, a scalar, larger is better. What it
+            changes in the state that it is given is forgotten.
+        prune: removes weights for good, as `sparse_optax.prune` does; or None, never
+            to prune. It is traced where `round` is.
+        bound: the metric must be above it. May be traced. A best network of an earlier,
+            lower bound that is not above this one gives way to the first that is.
+        patience: after so many rounds without a pruning step, `round` changes nothing
+            any more: the training still runs, its result is discarded, and it may not
+            donate. By default never.
+
+    Returns:
+        `PruningRounds(init, round)`, functions from a training state to an
+        `IterativePruningState`, and from such a state to the next.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is out of range; by `init`, if there are no masks in the
+            training state; by `round`, if `evaluate` returns no scalar, or `train` or
+            `prune` a state of another tree, or with arrays of other shapes or dtypes.
+
+    Examples:
+        As `iterative_pruning`; but in place of its loop, all rounds in one program::
+
+            def step(state, _):
+                state = rounds.round(state)
+                return state, (state.metric, state.sparsity)
+
+            state, history = jax.lax.scan(
+                step, rounds.init(train_state), length=max_rounds
+            )
+    """
+    _arguments.check_callable("train", train)
+    _arguments.check_callable("evaluate", evaluate)
+    if prune is not None:
+        _arguments.check_callable("prune", prune)
+    _arguments.check_number("bound", bound, low=-jnp.inf, schedule=False)
+    if patience is not None:
+        _arguments.check_integer("patience", patience, low=1)
+    bound = jnp.asarray(bound, jnp.float32)
+
+    def round_fn(state):
+        trained = _call("train", train, state.current)
+        metric = jnp.asarray(evaluate(_rebuild(trained)), jnp.float32)
+        if metric.shape:
+            raise ValueError(
+                f"evaluate must return a scalar; got shape {metric.shape}."
+            )
+        kept, sparsity = count_kept(trained)
+        best = (state.best, state.best_metric, state.best_sparsity, state.best_kept)
+        best = _judge((trained, metric, sparsity, kept), best, bound)
+        current = trained
+        if prune is not None:
+            current = _prune_if(metric > bound, prune, trained)
+        # Read back and not taken for granted: a wrapper may have discarded the pruning
+        # step, or there was too little left to remove a single weight.
+        counted = num_prunes(current) > num_prunes(trained)
+        pruned = counted & _counts.less(count_kept(current)[0], kept)
+        since = jnp.asarray(optax.safe_increment(state.rounds_since_prune))
+        following = IterativePruningState(
+            current,
+            best[0],
+            metric,
+            sparsity,
+            kept,
+            *best[1:],
+            pruned=pruned,
+            num_rounds=jnp.asarray(optax.safe_increment(state.num_rounds)),
+            rounds_since_prune=jnp.where(pruned, 0, since),
+            finetuning=state.finetuning,
+        )
+        if patience is None:
+            return following
+        return _choose(state.rounds_since_prune < patience, following, state)
+
+    return PruningRounds(IterativePruningState.start, round_fn)
+
+
+@jax.jit
+def _judge(candidate, best, bound):
+    """The better of two networks, given with metric, sparsity and number of weights."""
+    network, best_metric, *size = best
+    best_metric = jnp.where(best_metric > bound, best_metric, NO_METRIC)
+    sparser = _counts.less(candidate[3], best[3])
+    is_best = (candidate[1] > bound) & (sparser | (candidate[1] > best_metric))
+    return _choose(is_best, candidate, (network, best_metric, *size))
+
+
+def _prune_if(met, prune, train_state):
+    """The pruned state if the bound is met."""
+    if isinstance(met, Tracer):
+        call = functools.partial(_call, "prune", prune)
+        return lax.cond(met, call, lambda s: s, train_state)
+    return _call("prune", prune, train_state) if met else train_state
+
+
+def _call(name, fn, train_state):
+    """The state that a function of the user returns, or an error if it is another kind.
+
+    The function may change its argument in place: that is not `train_state` itself.
+    """
+    returned = fn(_rebuild(train_state))
+    trees = jax.tree.structure(train_state), jax.tree.structure(returned)
+    if trees[0] != trees[1]:
+        raise ValueError(
+            f"{name} must return a state of the tree {trees[0]}; got {trees[1]}."
+        )
+
+    def check(path, before, after):
+        types = [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in (before, after)]
+        if types[0] != types[1]:
+            raise ValueError(
+                f"{name} must return arrays of the same shapes and dtypes; at "
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} it made "
+                f"{types[1]} of {types[0]}."
+            )
+
+    jax.tree_util.tree_map_with_path(check, train_state, returned)
+    return returned
+
+
+def _rebuild(train_state):
+    """The same arrays in new containers."""
+    return jax.tree.map(lambda x: x, train_state)
+
+
+def _copy(train_state):
+    """New arrays, so that `train` may donate what it is given."""
+    return jax.tree.map(jnp.copy, train_state)
+
+
+@jax.jit
+def _choose(condition, a, b):
+    return lax.cond(condition, lambda a, b: a, lambda a, b: b, a, b)
+
+
+def count_kept(train_state: TrainState) -> tuple[Count, jax.Array]:
+    """How many of the prunable weights are kept, and their sparsity."""
+    return _count_kept(jax.tree.leaves(masks_of_networks(train_state)))
+
+
+@jax.jit
+def _count_kept(masks):
+    total = _counts.constant(sum(mask.size for mask in masks))
+    kept = _counts.count_true_in(masks)
+    return kept, _counts.ratio(_counts.subtract(total, kept), total)
+
+
+def num_prunes(train_state: TrainState) -> jax.Array:
+    """How many pruning steps all transformations together have made."""
+    counts = [state.num_prunes for state in prune_states(train_state)]
+    return jnp.sum(jnp.stack(counts))

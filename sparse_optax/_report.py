@@ -1,0 +1,207 @@
+"""A table of how much of each leaf is kept."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from sparse_optax import _fit, _leaves, _trees
+from sparse_optax._dead_layers import dead_layers
+from sparse_optax._masks import nonzero
+
+_MANY = 40  # leaves; beyond, a table shows blocks of them
+_EXTREMES = 10  # leaves that are shown as the most and the least sparse of many
+
+Row = tuple[str, "LeafSparsity"]
+
+
+class LeafSparsity(NamedTuple):
+    """How much of some weights is kept."""
+
+    kept: int
+    size: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction that is not kept, in [0, 1]; 0 of no weights."""
+        return (self.size - self.kept) / self.size if self.size else 0.0
+
+    @property
+    def compression(self) -> float:
+        """How many times fewer weights are kept: size / kept, infinite if none is."""
+        return self.size / self.kept if self.kept else float("inf")
+
+
+class SparsityReport(NamedTuple):
+    """What is kept of each leaf and in total; `str` makes it a table.
+
+    Attributes:
+        leaves: exact counts by the name of the leaf.
+        prunable: of all leaves that have masks: the sparsity of the masks.
+        total: of all weights, prunable or not.
+        not_counted: what the other leaves are, by name: they are no weights.
+        warnings: of dead layers, one sentence each.
+    """
+
+    leaves: dict[str, LeafSparsity]
+    prunable: LeafSparsity
+    total: LeafSparsity
+    not_counted: dict[str, str]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        end = [("total", self.total)]
+        if self.prunable != self.total:
+            end = [("prunable", self.prunable), *end]
+        rows = list(self.leaves.items())
+        sections = [("", rows)]
+        if len(rows) > _MANY:
+            by_sparsity = sorted(rows, key=lambda row: -row[1].sparsity)
+            sections = [
+                ("blocks", _blocks(self.leaves)),
+                ("most sparse", by_sparsity[:_EXTREMES]),
+                ("least sparse", by_sparsity[: -_EXTREMES - 1 : -1]),
+            ]
+        return "\n".join(
+            [
+                *_table([*sections, ("", end)]),
+                *(f"not counted: {n}, {kind}" for n, kind in self.not_counted.items()),
+                *(f"warning: {text}" for text in self.warnings),
+            ]
+        )
+
+
+def sparsity_report(
+    params: optax.Params, masks: optax.Params | None = None
+) -> SparsityReport:
+    """How much of each leaf, and in total, is kept; and which layers are dead.
+
+    With masks, a weight is kept if its mask is True, and weights without masks are
+    kept. Without masks, a weight is kept if it is not zero. Beyond 40 leaves, the table
+    shows blocks of leaves, and the ten most and the ten least sparse leaves.
+
+    A layer is dead if a matrix of it, or a vector named `scale` or `gamma`, has no
+    weight left; and all are, if there is no path along kept weights from an input to an
+    output. The latter is found for plain chains of layers only, whose order is guessed
+    from their shapes and names: the warning says which chain it is of.
+
+    Args:
+        params: the weights.
+        masks: as returned by `get_masks`, concrete (not inside `jit`); or None.
+
+    Returns:
+        A `SparsityReport` of exact counts, and of warnings. `prunable` is the sum over
+        leaves with masks, `total` the sum over all weights.
+
+    Raises:
+        TypeError: if masks are not boolean, or if an array is traced.
+        ValueError: if masks do not fit params.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+        >>> tx = sparse_optax.prune_by_magnitude(0.75)
+        >>> params, state = sparse_optax.prune(params, tx.init(params), 0.75)
+        >>> report = sparse_optax.sparsity_report(params, sparse_optax.get_masks(state))
+        >>> report.leaves["w"].kept
+        1
+        >>> print(report)
+                  kept  size  sparsity  compression
+        b            2     2     0.00%         1.0x
+        w            1     4    75.00%         4.0x
+        prunable     1     4    75.00%         4.0x
+        total        3     6    50.00%         2.0x
+    """
+    _fit.check_arrays(params, "params")
+    _fit.check_concrete(
+        (params, masks), "sparsity_report", "Inside, sparse_optax.sparsity counts."
+    )
+    params = _trees.unbox(params)
+    if masks is None:
+        masks, is_given = jax.tree.map(lambda _: optax.MaskedNode(), params), False
+    else:
+        masks, is_given = _trees.unbox(masks), True
+        _fit.check_masks_fit(masks, params, "params")
+    names = {name for name, _ in _trees.named_leaves(params)}
+    kept: dict[str, np.ndarray] = {}
+    prunable: set[str] = set()
+    matrices: set[str] = set()
+    not_counted: dict[str, str] = {}
+
+    def add(path, mask, below):
+        for name, leaf in _trees.named_leaves(below, path):
+            if _trees.is_masked(leaf):
+                continue
+            if name in kept:  # {"a/b": x, "a": {"b": y}}
+                name = jax.tree_util.keystr(path)
+            if not _trees.is_weight(leaf):
+                not_counted[name] = _trees.describe(leaf)
+                continue
+            if _leaves.is_matrix(name, leaf, names):
+                matrices.add(name)
+            if not _trees.is_masked(mask):
+                kept[name] = np.asarray(mask)
+                prunable.add(name)
+            elif is_given:  # never pruned: a view without memory of its own
+                kept[name] = np.broadcast_to(True, np.shape(leaf))
+            else:
+                kept[name] = nonzero(np.asarray(leaf))
+                prunable.add(name)
+
+    jax.tree_util.tree_map_with_path(add, masks, params, is_leaf=_trees.is_leaf)
+    leaves = {
+        name: LeafSparsity(int(np.count_nonzero(mask)), mask.size)
+        for name, mask in kept.items()
+    }
+    if not is_given:  # vectors that are zero, such as biases and scales, are not dead
+        kept = {name: mask for name, mask in kept.items() if name in matrices}
+    return SparsityReport(
+        leaves,
+        prunable=_sum([leaves[name] for name in leaves if name in prunable]),
+        total=_sum(list(leaves.values())),
+        not_counted=not_counted,
+        warnings=dead_layers(kept, matrices),
+    )
+
+
+def _sum(leaves: list[LeafSparsity]) -> LeafSparsity:
+    return LeafSparsity(sum(x.kept for x in leaves), sum(x.size for x in leaves))
+
+
+def _blocks(leaves: dict[str, LeafSparsity]) -> list[Row]:
+    """Sums over the leaves whose names begin alike: as many blocks as fit a table."""
+
+    def at_depth(depth: int) -> dict[str, list[LeafSparsity]]:
+        blocks: dict[str, list[LeafSparsity]] = {}
+        for name, leaf in leaves.items():
+            blocks.setdefault("/".join(name.split("/")[:depth]), []).append(leaf)
+        return blocks
+
+    chosen = {"(all)": list(leaves.values())}
+    for depth in range(1, 1 + max(name.count("/") for name in leaves)):
+        if len(at_depth(depth)) > _MANY:
+            break
+        chosen = at_depth(depth)
+    return [(name, _sum(block)) for name, block in chosen.items()]
+
+
+def _table(sections: list[tuple[str, list[Row]]]) -> list[str]:
+    """Lines of aligned columns, under the title of each section."""
+    cells = [("", "kept", "size", "sparsity", "compression")]
+    for title, rows in sections:
+        if title:
+            cells.append((f"[{title}]", "", "", "", ""))
+        for name, leaf in rows:
+            compression = f"{leaf.compression:.1f}x" if leaf.kept else "-"
+            counts = f"{leaf.kept:,}", f"{leaf.size:,}", f"{leaf.sparsity:.2%}"
+            cells.append((name, *counts, compression))
+    first, *others = (max(map(len, column)) for column in zip(*cells, strict=True))
+    return [
+        (
+            name.ljust(first)
+            + "".join(f"  {x:>{w}}" for x, w in zip(row, others, strict=True))
+        ).rstrip()
+        for name, *row in cells
+    ]

@@ -1,0 +1,215 @@
+"""No public function compiles on a second call of the same shapes."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import random_tree
+
+import sparse_optax
+
+_COMPILATIONS: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, **__: (
+        _COMPILATIONS.append(event) if event.endswith("backend_compile_duration") else 0
+    )
+)
+
+
+def num_compilations(call):
+    before = len(_COMPILATIONS)
+    jax.block_until_ready(call())
+    return len(_COMPILATIONS) - before
+
+
+def tree(seed):
+    return random_tree(seed, shapes={"a": (7, 5), "b": {"c": (5, 3), "d": (3,)}})
+
+
+def pruned(seed, tx=None):
+    tx = tx or sparse_optax.prune_by_magnitude(0.1, min_kept=1)
+    params = tree(seed)
+    return sparse_optax.prune(params, tx.init(params), 0.5)
+
+
+def update(tx, seed, **extra):
+    params = tree(seed)
+    return tx.update(tree(seed + 1), tx.init(params), params, **extra)
+
+
+def updates(make):
+    """Transformations made anew for each call, with and without a pruning step."""
+
+    def call(seed):
+        update(make(), seed)
+        return update(make(), seed, prune=True)
+
+    return call
+
+
+def train(state):
+    params, opt_state = state
+    return jax.tree.map(lambda w: w * 0.9, params), opt_state
+
+
+def evaluate(state):
+    return jnp.float32(1) + 0 * state[0]["a"][0, 0]
+
+
+def prune(state):
+    return sparse_optax.prune(*state, fraction=0.2)
+
+
+def iterate(seed):
+    rounds = sparse_optax.iterative_pruning(
+        pruned(seed), train, evaluate, prune, bound=0.5, max_rounds=2, patience=2
+    )
+    return [r.state for r in rounds]
+
+
+def iterate_with_new_functions(seed):
+    rounds = sparse_optax.iterative_pruning(
+        *(pruned(seed), lambda s: s, lambda _: 1.0),
+        lambda s: sparse_optax.prune(*s, fraction=0.2),
+        bound=0.5,
+        max_rounds=2,
+    )
+    return [r.state for r in rounds]
+
+
+def rounds(seed):
+    init, step = sparse_optax.pruning_rounds(train, evaluate, prune, bound=0.5)
+    return step(step(init(pruned(seed))))
+
+
+def on_disk(folder):
+    def call(seed):
+        sparse_optax.save_sparse(folder / "x", tree(seed))
+        return sparse_optax.load_sparse(folder / "x")
+
+    return call
+
+
+def checked(seed):
+    sparse_optax.check_sparsity(*pruned(seed))
+    return 0
+
+
+def reported(seed):
+    params, state = pruned(seed)
+    str(sparse_optax.sparsity_report(params, sparse_optax.get_masks(state)))
+    str(sparse_optax.sparsity_report(params))
+    return 0
+
+
+def set_masks(seed):
+    _, state = pruned(seed, sparse_optax.relevance_pruning(optax.adam(0.1), 0.1))
+    return sparse_optax.set_masks(state, sparse_optax.get_masks(state))
+
+
+# Every public function: what calls it, with arrays of a seed.
+CALLS: dict[str, Any] = {
+    "add_relevance_decay": updates(
+        lambda: sparse_optax.add_relevance_decay(0.1, optax.linear_schedule(1, 0.5, 9))
+    ),
+    "apply_masks": lambda s: sparse_optax.apply_masks(
+        tree(s), sparse_optax.get_masks(pruned(s)[1])
+    ),
+    "check_sparsity": checked,
+    "from_bcoo": lambda s: sparse_optax.from_bcoo(sparse_optax.to_bcoo(tree(s))),
+    "get_masks": lambda s: sparse_optax.get_masks(
+        pruned(
+            s,
+            optax.chain(
+                sparse_optax.prune_by_magnitude(), sparse_optax.prune_by_magnitude()
+            ),
+        )[1]
+    ),
+    "irrelevance": lambda s: sparse_optax.irrelevance(tree(s), 0.5),
+    "iterative_pruning": iterate,
+    "load_sparse": on_disk,
+    "masks_from_zeros": lambda s: sparse_optax.masks_from_zeros(*pruned(s)),
+    "matrices_only": lambda s: sparse_optax.matrices_only(tree(s)),
+    "prune": pruned,
+    "prune_by_magnitude": updates(
+        lambda: sparse_optax.prune_by_magnitude(optax.linear_schedule(0.1, 0.2, 9))
+    ),
+    "prune_to_sparsity": updates(
+        lambda: sparse_optax.prune_to_sparsity(optax.linear_schedule(0.0, 0.5, 1))
+    ),
+    "pruning_rounds": rounds,
+    "relevance_mask": lambda s: sparse_optax.relevance_mask(tree(s), 0.5),
+    "relevance_penalty": lambda s: sparse_optax.relevance_penalty(
+        tree(s), tree(s), 0.5
+    ),
+    "relevance_pruning": updates(
+        lambda: sparse_optax.relevance_pruning(optax.sgd(0.1), 0.1, min_kept=1)
+    ),
+    "save_sparse": on_disk,
+    "set_masks": set_masks,
+    "sparsity": lambda s: (
+        sparse_optax.sparsity(tree(s)),
+        sparse_optax.sparsity(sparse_optax.get_masks(pruned(s)[1])),
+    ),
+    "sparsity_report": reported,
+    "to_bcoo": lambda s: sparse_optax.to_bcoo(tree(s)),
+}
+
+
+def test_every_public_function_has_a_row():
+    public = {
+        name
+        for name, value in vars(sparse_optax).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    assert public == set(CALLS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_second_call_compiles_nothing(name, tmp_path):
+    call = CALLS[name]
+    if call is on_disk:
+        call = on_disk(tmp_path)
+    call(0)
+    assert num_compilations(lambda: call(2)) == 0
+
+
+def test_new_functions_of_the_user_compile_nothing_either():
+    iterate_with_new_functions(0)
+    assert num_compilations(lambda: iterate_with_new_functions(2)) == 0
+
+
+KINDS_OF_NUMBERS = {
+    "float": 0.25,
+    "integer": 1,
+    "NumPy's float64": np.float64(0.5),
+    "NumPy's float32": np.float32(0.5),
+    "NumPy's array": np.array(0.5),
+    "jax.Array": jnp.float32(0.5),
+    "weak jax.Array": jnp.asarray(0.5),
+    "integer array": jnp.int32(1),
+}
+
+
+@pytest.mark.parametrize("argument", ["fraction", "sparsity"])
+@pytest.mark.parametrize("kind", KINDS_OF_NUMBERS)
+def test_prune_compiles_once_for_all_kinds_of_numbers(argument, kind):
+    params = tree(0)
+    state = sparse_optax.prune_by_magnitude().init(params)
+    sparse_optax.prune(params, state, **{argument: 0.125})
+    number = KINDS_OF_NUMBERS[kind]
+    assert (
+        num_compilations(
+            lambda: sparse_optax.prune(params, state, **{argument: number})
+        )
+        == 0
+    )
+
+
+def test_compilations_are_counted():
+    assert num_compilations(lambda: jax.jit(lambda x: x + 1)(jnp.ones(3))) > 0

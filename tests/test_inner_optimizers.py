@@ -1,0 +1,184 @@
+"""Optimizers inside `relevance_pruning`: what it passes on, and what it clears."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import num_nonzero, random_tree
+
+import sparse_optax
+
+SHAPES = ((4,), (6, 6))
+PARAMS = {"dense": {"bias": jnp.arange(4.0), "kernel": jnp.ones((6, 6))}}
+
+
+def loss(params):
+    return sum(jnp.sum((w - 0.5) ** 2) for w in jax.tree.leaves(params))
+
+
+def train(tx, params, prune=None, steps=3, **extra):
+    """Steps of which the second prunes, as the caller of a line search makes them."""
+    state = tx.init(params)
+    for i in range(steps):
+        value, grad = jax.value_and_grad(loss)(params)
+        given = {"value": value, "grad": grad, "value_fn": loss} | extra
+        if prune is not None:
+            given["prune"] = prune(i == 1)
+        updates, state = tx.update(grad, state, params, **given)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def named_extra_argument():
+    """An optimizer of which `update` takes one named argument, and no others."""
+
+    def update(updates, state, params=None, *, value):
+        return jax.tree.map(lambda u: -0.1 * value * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+SEARCHES = {
+    "lbfgs": optax.lbfgs(),
+    "backtracking": optax.chain(
+        optax.sgd(0.1), optax.scale_by_backtracking_linesearch(max_backtracking_steps=5)
+    ),
+    "zoom": optax.chain(
+        optax.sgd(1.0), optax.scale_by_zoom_linesearch(max_linesearch_steps=5)
+    ),
+    "polyak": optax.polyak_sgd(),
+}
+
+
+@pytest.mark.parametrize("prune", [None, bool, jnp.array], ids=["none", "bool", "jax"])
+@pytest.mark.parametrize("search", SEARCHES)
+def test_line_searches_work_inside(search, prune):
+    tx = sparse_optax.relevance_pruning(SEARCHES[search], 1e-4, fraction=0.5)
+    params, state = train(tx, PARAMS, prune)
+    assert num_nonzero(params["dense"]["kernel"]) == (36 if prune is None else 18)
+    sparse_optax.check_sparsity(params, state)
+
+
+def test_named_extra_arguments_without_others():
+    tx = sparse_optax.relevance_pruning(named_extra_argument(), 1e-4, fraction=0.5)
+    state = tx.init(PARAMS)
+    updates, state = tx.update(PARAMS, state, PARAMS, value=jnp.float32(1), prune=True)
+    params = optax.apply_updates(PARAMS, updates)
+    assert num_nonzero(params["dense"]["kernel"]) == 18
+
+
+def test_sharpness_aware_minimization_inside():
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+    sam = optax.contrib.sam(optax.sgd(0.1), adversary, opaque_mode=True)
+    tx = sparse_optax.relevance_pruning(sam, 1e-4, fraction=0.5)
+    state = tx.init(PARAMS)
+    updates, state = tx.update(
+        *(jax.grad(loss)(PARAMS), state, PARAMS),
+        prune=True,
+        grad_fn=lambda params, _: jax.grad(loss)(params),
+    )
+    params = optax.apply_updates(PARAMS, updates)
+    assert num_nonzero(params["dense"]["kernel"]) == 18
+
+
+def test_a_chain_of_optax_hands_prune_to_every_member():
+    # As the documentation says: `prune()` or the wrapper are for these optimizers.
+    tx = optax.chain(optax.lbfgs(), sparse_optax.prune_by_magnitude(0.5))
+    with pytest.raises(Exception, match="prune"):
+        train(tx, PARAMS, bool)
+    params, state = train(tx, PARAMS)
+    params, state = sparse_optax.prune(params, state, 0.5)
+    assert num_nonzero(params["dense"]["kernel"]) == 18
+
+
+@pytest.mark.parametrize("prune", [True, jnp.array(True)], ids=["bool", "jax"])
+def test_schedules_inside_begin_anew_before_the_update(prune):
+    seen = []
+    inner = optax.chain(
+        sparse_optax.add_relevance_decay(lambda t: seen.append(t) or 0.1 + 0.0 * t),
+        optax.sgd(0.1),
+    )
+    tx = sparse_optax.relevance_pruning(inner, 1e-4)
+    state = tx.init(PARAMS)
+    for flag in (None, None, prune, None):
+        _, state = tx.update(PARAMS, state, PARAMS, prune=flag)
+    assert [int(t) for t in seen] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        sparse_optax.prune_by_magnitude(0.5),
+        sparse_optax.relevance_pruning(optax.sgd(0.1), 1e-4),
+    ],
+    ids=["prune_by_magnitude", "relevance_pruning"],
+)
+def test_what_would_wait_for_prune_in_vain_is_refused(inner):
+    tx = sparse_optax.relevance_pruning(optax.chain(optax.sgd(0.1), inner), 1e-4)
+    with pytest.raises(ValueError, match="would never prune"):
+        tx.init(PARAMS)
+
+
+def test_irrelevance_fn_is_that_of_the_chain():
+    fn = lambda abs_grad, scale: 1 / (1 + abs_grad / scale)  # noqa: E731
+    whole = sparse_optax.relevance_pruning(
+        optax.sgd(0.1), 0.3, 0.5, irrelevance_fn=fn, mask=None
+    )
+    chain = optax.chain(
+        sparse_optax.add_relevance_decay(0.3, 0.5, irrelevance_fn=fn, mask=None),
+        optax.sgd(0.1),
+        sparse_optax.prune_by_magnitude(mask=None),
+    )
+    params, grads = random_tree(0), random_tree(1)
+    results = [tx.update(grads, tx.init(params), params)[0] for tx in (whole, chain)]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# What optimizers remember of pruned weights. The table in the documentation names those
+# that keep it in another shape than the weight's, where it cannot be cleared.
+
+CLEARED = {
+    **{
+        name: getattr(optax, name)(0.1) for name in ("adabelief", "adadelta", "adagrad")
+    },
+    **{name: getattr(optax, name)(0.1) for name in ("adam", "adamax", "adamw", "adan")},
+    **{name: getattr(optax, name)(0.1) for name in ("amsgrad", "lamb", "lars", "lion")},
+    **{name: getattr(optax, name)(0.1) for name in ("nadam", "novograd", "radam")},
+    **{name: getattr(optax, name)(0.1) for name in ("rmsprop", "rprop", "yogi")},
+    **{name: getattr(optax.contrib, name)(0.1) for name in ("acprop", "ademamix")},
+    **{name: getattr(optax.contrib, name)(0.1) for name in ("adopt", "madgrad")},
+    **{name: getattr(optax.contrib, name)() for name in ("dadapt_adamw", "prodigy")},
+    "muon": optax.contrib.muon(0.1),
+    "schedule_free": optax.contrib.schedule_free_adamw(0.1),
+}
+NOT_CLEARED = {
+    "lbfgs": optax.lbfgs(0.1, linesearch=None),
+    "adafactor": optax.adafactor(0.1, min_dim_size_to_factor=2),
+    "sm3": optax.sm3(0.1),
+    "galore": optax.contrib.galore(0.1, rank=2),
+}
+
+
+def after_a_pruning_step(optimizer):
+    tx = sparse_optax.relevance_pruning(optimizer, 1e-4, fraction=0.5)
+    _, state = train(tx, random_tree(0), bool, steps=2)
+    return state.optimizer, sparse_optax.get_masks(state)["dense"]["kernel"]
+
+
+@pytest.mark.parametrize("name", CLEARED)
+def test_memory_of_the_shape_of_weights_is_cleared(name):
+    state, mask = after_a_pruning_step(CLEARED[name])
+    like_weights = [np.asarray(x) for x in jax.tree.leaves(state) if x.shape == (6, 6)]
+    assert like_weights
+    for memory in like_weights:
+        assert not np.any(memory[~np.asarray(mask)])
+        assert np.any(memory[np.asarray(mask)])
+
+
+@pytest.mark.parametrize("name", NOT_CLEARED)
+def test_memory_of_other_shapes_is_not_cleared(name):
+    state, _ = after_a_pruning_step(NOT_CLEARED[name])
+    others = [x for x in jax.tree.leaves(state) if x.ndim and x.shape not in SHAPES]
+    assert any(map(np.any, others))

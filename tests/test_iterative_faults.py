@@ -1,0 +1,316 @@
+"""Faults of the iterative algorithm's callers, named in the round they occur in."""
+
+import math
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from helpers import num_nonzero
+
+import sparse_optax
+
+PARAMS = {"a": jnp.arange(1.0, 61).reshape(6, 10), "b": jnp.arange(61.0, 101)[None]}
+INTERLEAVED = jax.tree.map(lambda w: (37.0 * w) % 101, PARAMS)  # none is empty soon
+GRADS = jax.tree.map(jnp.ones_like, PARAMS)
+
+
+def identity(state):
+    return state
+
+
+def train_with(tx):
+    @jax.jit
+    def train(state):
+        params, opt_state = state
+        updates, opt_state = tx.update(GRADS, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return train
+
+
+def run(
+    tx,
+    train=None,
+    evaluate=lambda state: 1.0,
+    prune=lambda state: sparse_optax.prune(*state, fraction=0.2),
+    state=None,
+    bound=0.5,
+    max_rounds=4,
+    **options,
+):
+    return sparse_optax.iterative_pruning(
+        (PARAMS, tx.init(PARAMS)) if state is None else state,
+        train_with(tx) if train is None else train,
+        *(evaluate, prune),
+        bound=bound,
+        max_rounds=max_rounds,
+        **options,
+    )
+
+
+PRUNING = sparse_optax.prune_by_magnitude(0.2)
+
+# Weights that are not zero although masks call them pruned.
+
+MOVED = {
+    "first in the chain": (optax.chain(PRUNING, optax.adam(0.1)), None),
+    "before noise": (
+        optax.chain(optax.sgd(0.1), PRUNING, optax.add_noise(0.1, 0.5, 0)),
+        None,
+    ),
+    "by train": (PRUNING, lambda s: (jax.tree.map(lambda w: w + 1, s[0]), s[1])),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_zeros_that_are_moved_raise_in_the_round_of_the_pruning_step(case):
+    tx, train = MOVED[case]
+    rounds = run(tx, train)
+    first = next(rounds)
+    assert first.pruned and first.revived == 0
+    # The second pruning step is the first that is given pruned weights.
+    with pytest.raises(
+        ValueError, match=r"round 1: pruned weights .* 20 at a\. .*last"
+    ):
+        next(rounds)
+
+
+def test_moved_zeros_are_counted_in_the_state_inside_jit():
+    @jax.jit
+    def step(params, state):
+        params, state = sparse_optax.prune(params, state, 0.2)
+        params = jax.tree.map(lambda w: w.at[0].add(1.0), params)
+        return sparse_optax.prune(params, state, 0.2)
+
+    _, state = step(PARAMS, PRUNING.init(PARAMS))
+    assert state.revived.tolist() == [10, 0]  # one row of `a` was pruned
+    # In a training step too, and the next pruning step counts anew.
+    _, state = PRUNING.update(GRADS, state, PARAMS, prune=True)
+    assert state.revived.tolist() == [36, 0]
+    params = sparse_optax.apply_masks(PARAMS, sparse_optax.get_masks(state))
+    for flag in (True, jnp.array(True)):
+        _, after = PRUNING.update(GRADS, state, params, prune=flag)
+        assert after.revived.tolist() == [0, 0]
+
+
+def test_gradual_pruning_counts_them_too():
+    tx = sparse_optax.prune_to_sparsity(lambda t: 0.1 * t)
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        _, state = jax.jit(tx.update)(GRADS, state, PARAMS)  # weights are never zeroed
+    assert state.revived.tolist() == [10, 0]
+
+
+def test_a_sound_run_counts_none():
+    tx = sparse_optax.relevance_pruning(optax.adam(0.1), 1e-4)
+    rounds = list(run(tx))
+    assert [r.revived for r in rounds] == [0] * 4
+    assert [r.pruned for r in rounds] == [True] * 4
+
+
+# Sparsities.
+
+
+def test_a_sparsity_that_was_asked_for_is_reached():
+    state = INTERLEAVED, PRUNING.init(INTERLEAVED)
+    prune = lambda s: sparse_optax.prune(*s, sparsity=0.8)  # noqa: E731
+    rounds = list(run(PRUNING, prune=prune, state=state))
+    assert [r.sparsity >= 0.8 for r in rounds] == [False, True, True, True]
+    assert rounds[-1].best_sparsity == 0.8
+
+
+@pytest.mark.parametrize("n", [3, 7, 10, 97, 100, 1000, 2**24 + 3])
+def test_sparsity_is_the_nearest_float32(n):
+    fractions = (
+        {0, 1, n // 3, n // 2, 4 * n // 5, n - 1, n} if n > 100 else range(n + 1)
+    )
+    for zeros in fractions:
+        x = jnp.where(jnp.arange(n) < zeros, 0.0, 1.0)
+        nearest = np.float32(zeros / n)
+        assert sparse_optax.sparsity(x) == jax.jit(sparse_optax.sparsity)(x) == nearest
+
+
+def test_two_transformations_over_one_leaf_count_it_once():
+    tx = optax.chain(sparse_optax.prune_by_magnitude(), PRUNING)
+    state = INTERLEAVED, tx.init(INTERLEAVED)
+    prune = lambda s: sparse_optax.prune(*s, 0.5)  # noqa: E731
+    rounds = list(run(tx, identity, prune=prune, state=state))
+    assert [r.sparsity for r in rounds] == [0, 0.5, 0.75, 0.87]  # 12.5 to even
+    init, step = sparse_optax.pruning_rounds(
+        identity, lambda _: 1.0, lambda s: sparse_optax.prune(*s, 0.5), bound=0.5
+    )
+    state = step(step(init((PARAMS, tx.init(PARAMS)))))
+    assert state.sparsity == 0.5
+
+
+def test_two_networks_count_apart():
+    generator, critic = PARAMS, {"c": jnp.arange(1.0, 101)[None]}
+    state = {
+        "generator": (generator, PRUNING.init(generator)),
+        "critic": (critic, PRUNING.init(critic)),
+    }
+
+    def prune(state):
+        return state | {"critic": sparse_optax.prune(*state["critic"], fraction=0.5)}
+
+    rounds = list(run(PRUNING, identity, prune=prune, state=state, max_rounds=2))
+    assert [r.sparsity for r in rounds] == [0, 0.25]
+    with pytest.raises(ValueError, match="masks of 2 networks"):
+        sparse_optax.get_masks(state)
+
+
+# Resuming with other arguments.
+
+
+def metrics(*values):
+    remaining = iter(values)
+    return lambda _: next(remaining)
+
+
+def test_a_bound_that_the_best_does_not_meet_raises():
+    rounds = list(run(PRUNING, evaluate=metrics(0.9, 0.6), max_rounds=2))
+    assert rounds[-1].best_metric == np.float32(0.6)
+    with pytest.raises(ValueError, match=r"bound=0.7 is not met by state.best.*0\.6"):
+        run(PRUNING, state=rounds[-1].state, bound=0.7)
+    run(PRUNING, state=rounds[-1].state, bound=0.55)  # a looser one is fine
+
+
+def test_a_tighter_bound_of_the_pure_functions_forgets_the_best():
+    def rounds(bound, *values):
+        evaluate = metrics(*values)
+        prune = lambda s: sparse_optax.prune(*s, 0.2)  # noqa: E731
+        return sparse_optax.pruning_rounds(identity, evaluate, prune, bound=bound)
+
+    init, step = rounds(0.5, 0.9, 0.6, 0.9)
+    state = step(step(step(init((PARAMS, PRUNING.init(PARAMS))))))
+    assert (float(state.best_sparsity), state.best_metric) == (
+        np.float32(0.36),
+        np.float32(0.9),
+    )
+    worse = state._replace(best_metric=jnp.float32(0.6))
+    _, step = rounds(0.7, 0.65, 0.8)
+    missed = step(worse)  # 0.65 is not above
+    assert missed.best_metric == np.finfo(np.float32).min
+    found = step(missed)
+    assert found.best_metric == np.float32(0.8)
+    chex.assert_trees_all_equal(found.best, missed.current)
+
+
+def test_no_metric_yet_is_minus_infinity():
+    rounds = list(run(PRUNING, evaluate=lambda _: 0.1, max_rounds=1))
+    assert rounds[0].best_metric == -math.inf
+
+
+# Functions that return something else, or change what they are given.
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["python", "jit"])
+@pytest.mark.parametrize("name", ["train", "prune"])
+def test_another_dtype_is_named(name, jit):
+    def change(state):
+        params, opt_state = state
+        return params | {"a": params["a"].astype(jnp.bfloat16)}, opt_state
+
+    message = rf"{name} must .* at 0/a it made bfloat16\[6, 10\] of float32\[6, 10\]"
+    if not jit:
+        with pytest.raises(ValueError, match=message):
+            list(run(PRUNING, **{"train": identity, name: change}))
+        return
+    given = {"train": identity, "prune": identity} | {name: change}
+    init, step = sparse_optax.pruning_rounds(**given, evaluate=evaluate_ones, bound=0.5)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(step)(init((PARAMS, PRUNING.init(PARAMS))))
+
+
+def evaluate_ones(state):
+    return jnp.float32(1) + 0 * state[0]["a"][0, 0]
+
+
+class Dropped(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(4, 4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.norm(self.linear(x)))
+
+
+def test_an_evaluate_that_leaves_the_model_in_evaluation_mode_is_harmless():
+    model = Dropped(nnx.Rngs(0))
+    tx = sparse_optax.relevance_pruning(optax.adam(1e-2), 1e-4, fraction=0.25)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+
+    def loss(model):
+        return jnp.mean(model(x) ** 2)
+
+    @jax.jit
+    def train(state):
+        model, optimizer = state
+        model.train()
+        optimizer.update(model, nnx.grad(loss)(model))
+        return model, optimizer
+
+    def evaluate(state):
+        model, _ = state
+        model.eval()
+        model.linear.kernel[...] = jnp.zeros((4, 4))  # forgotten as well
+        return 1.0 - loss(model)
+
+    def prune(state):
+        model, optimizer = state
+        params, optimizer.opt_state = sparse_optax.prune(
+            nnx.state(model, nnx.Param), optimizer.opt_state, fraction=0.25
+        )
+        nnx.update(model, params)
+        return model, optimizer
+
+    rounds = list(
+        run(None, train, evaluate, prune, state=(model, optimizer), bound=0.5)
+    )
+    assert [r.pruned for r in rounds] == [True] * 4
+    trained, _ = rounds[-1].state.best
+    assert not trained.dropout.deterministic
+    assert num_nonzero({"k": trained.linear.kernel[...]}) == 16 - 4 - 3 - 2
+
+
+def test_a_state_that_is_no_tree_of_arrays_is_named():
+    state = {"params": PARAMS, "opt_state": PRUNING.init(PARAMS), "act": jax.nn.relu}
+    with pytest.raises(
+        TypeError, match=r"state has .* at act, which is no array; .*eqx.filter\(mod"
+    ):
+        run(PRUNING, state=state)
+
+
+def test_iterative_pruning_inside_jit_is_named():
+    def whole(params):
+        return list(run(PRUNING, state=(params, PRUNING.init(params))))
+
+    with pytest.raises(
+        TypeError, match=r"iterative_pruning needs .*use pruning_rounds"
+    ):
+        jax.jit(whole)(PARAMS)
+
+
+# Empty leaves.
+
+
+def test_a_leaf_that_becomes_empty_is_warned_of_once():
+    prune = lambda s: sparse_optax.prune(*s, fraction=0.5)  # noqa: E731
+    rounds = run(PRUNING, identity, prune=prune, max_rounds=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(rounds)
+    with pytest.warns(UserWarning, match="round 1 removed all weights of a. min_kept"):
+        second = next(rounds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(rounds)
+        # Nor is it where it was empty already.
+        list(run(PRUNING, identity, prune=prune, state=second.state, max_rounds=3))

@@ -1,0 +1,114 @@
+"""The table of sparsities: its totals, with and without masks, and of many leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparse_optax
+
+PARAMS = {"kernel": jnp.arange(1.0, 101).reshape(10, 10), "bias": jnp.zeros(20)}
+
+
+def pruned():
+    tx = sparse_optax.prune_by_magnitude()
+    params, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 0.5)
+    return params, sparse_optax.get_masks(state)
+
+
+def test_every_sparsity_has_one_meaning():
+    params, masks = pruned()
+    report = sparse_optax.sparsity_report(params, masks)
+    assert report.prunable == (50, 100)
+    assert report.total == (70, 120)
+    # Of masks: pruned of what is prunable. Of params: zero, for whatever reason.
+    assert sparse_optax.sparsity(masks) == np.float32(report.prunable.sparsity)
+    without = sparse_optax.sparsity_report(params)
+    assert without.total == without.prunable == (50, 120)
+    assert sparse_optax.sparsity(params) == np.float32(without.total.sparsity)
+    assert str(report).splitlines()[-2:] == [
+        "prunable    50   100    50.00%         2.0x",
+        "total       70   120    41.67%         1.7x",
+    ]
+    assert "prunable" not in str(without)
+
+
+def test_without_masks_what_is_zero_is_not_kept():
+    params = {"a": jnp.array([0.0, -0.0, 1e-45, jnp.nan, 2.0]), "b": jnp.zeros((2, 2))}
+    report = sparse_optax.sparsity_report(params)
+    assert report.leaves == {"a": (3, 5), "b": (0, 4)}
+    assert report.warnings == ("b has no weight left",)
+
+
+def test_vectors_that_are_zero_are_not_dead_without_masks():
+    params = {"kernel": jnp.ones((2, 2)), "scale": jnp.zeros(2), "bias": jnp.zeros(2)}
+    assert sparse_optax.sparsity_report(params).warnings == ()
+
+
+def network(blocks):
+    return {
+        f"blocks_{i}": {
+            "attention": {"kernel": jnp.ones((4, 4)), "bias": jnp.zeros(4)},
+            "mlp": {"kernel": jnp.arange(16.0).reshape(4, 4) + i, "bias": jnp.ones(4)},
+        }
+        for i in range(blocks)
+    } | {"head": {"kernel": jnp.ones((4, 2))}}
+
+
+@pytest.mark.parametrize("blocks", [12, 40, 300])
+def test_many_leaves_are_grouped(blocks):
+    params = network(blocks)
+    report = sparse_optax.sparsity_report(params)
+    lines = str(report).splitlines()
+    assert len(lines) <= 70
+    assert len(report.leaves) == 4 * blocks + 1
+    titles = [line for line in lines if line.startswith("[")]
+    assert titles == ["[blocks]", "[most sparse]", "[least sparse]"]
+    most = lines[lines.index("[most sparse]") + 1 : lines.index("[least sparse]")]
+    assert len(most) == 10
+    assert all("attention/bias" in line and "100.00%" in line for line in most)
+    least = lines[lines.index("[least sparse]") + 1 : -1]
+    assert len(least) == 10 and all("  0.00%" in line for line in least)
+    assert lines[-1].startswith("total")
+
+
+def test_blocks_are_the_layers():
+    lines = str(sparse_optax.sparsity_report(network(25))).splitlines()
+    blocks = lines[lines.index("[blocks]") + 1 : lines.index("[most sparse]")]
+    names = [line.split()[0] for line in blocks]
+    assert names == [*sorted(f"blocks_{i}" for i in range(25)), "head"]
+    assert blocks[1].split()[1:3] == ["36", "40"]
+
+
+def test_forty_leaves_are_all_shown():
+    params = {f"layer{i:02}": jnp.ones((2, 2)) for i in range(40)}
+    lines = str(sparse_optax.sparsity_report(params)).splitlines()
+    assert len(lines) == 42 and lines[1].startswith("layer00")
+
+
+def test_the_same_names_at_one_level_only():
+    params = {f"w{i:02}": jnp.ones((2, 2)) for i in range(41)}
+    lines = str(sparse_optax.sparsity_report(params)).splitlines()
+    assert lines[2].split() == ["(all)", "164", "164", "0.00%", "1.0x"]
+
+
+def test_gradual_pruning_of_the_documentation_reaches_its_target():
+    def sparsities(every, length):
+        tx = sparse_optax.prune_to_sparsity(
+            optax.linear_schedule(0.0, 0.8, length), every=every
+        )
+        step = jax.jit(tx.update)
+        params = jnp.arange(1.0, 1001)[None]
+        state = tx.init(params)
+        found = []
+        for _ in range(length + every):
+            updates, state = step(jnp.zeros_like(params), state, params)
+            params = optax.apply_updates(params, updates)
+            found.append(float(sparse_optax.sparsity(params)))
+        return found
+
+    assert sparsities(10, 100)[99] == np.float32(0.8)
+    # Where `every` does not divide the length: at the first pruning step after it.
+    uneven = sparsities(30, 100)
+    assert uneven[99] < np.float32(0.8) == uneven[119]

@@ -1,0 +1,198 @@
+"""Masks put into a state: rewinding, other optimizers, new heads, releasing."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from helpers import make_step, num_nonzero, random_tree
+
+import sparse_optax
+
+PARAMS = random_tree(0)
+MASKS = jax.tree.map(lambda w: w > 0, PARAMS)
+
+
+def whole(**options):
+    options = {"fraction": 0.5, "mask": None} | options
+    return sparse_optax.relevance_pruning(optax.adam(0.1), 1e-4, **options)
+
+
+def chain():
+    return optax.chain(optax.adam(0.1), sparse_optax.prune_by_magnitude(mask=None))
+
+
+OPTIMIZERS = {
+    "chain": chain,
+    "wrapper": whole,
+    "gradual": lambda: sparse_optax.prune_to_sparsity(0.5, every=9, mask=None),
+    "MultiSteps": lambda: optax.MultiSteps(chain(), 2),
+    "inject": lambda: optax.inject_hyperparams(sparse_optax.prune_by_magnitude)(
+        fraction=0.5, mask=None
+    ),
+    "by-labels": lambda: optax.multi_transform(
+        {"a": chain(), "b": whole()}, {"dense": {"bias": "a", "kernel": "b"}}
+    ),
+    "twice": lambda: optax.chain(sparse_optax.prune_by_magnitude(mask=None), chain()),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_masks_go_in_as_they_come_out(optimizer, jit):
+    tx = OPTIMIZERS[optimizer]()
+    state = tx.init(PARAMS)
+    put = jax.jit(sparse_optax.set_masks) if jit else sparse_optax.set_masks
+    after = put(state, MASKS)
+    chex.assert_trees_all_equal(sparse_optax.get_masks(after), MASKS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    ones = jax.tree.map(lambda m: jnp.ones_like(m), MASKS)
+    released = put(after, ones)
+    chex.assert_trees_all_equal(released, state)
+
+
+def test_a_lottery_ticket_is_rewound():
+    tx = whole()
+    step = jax.jit(make_step(tx))
+    init = random_tree(0) | {"zeros": jnp.zeros((3, 3))}
+    grads = jax.tree.map(jnp.ones_like, init)
+    params, state = step(init, tx.init(init), grads)
+    params, state = sparse_optax.prune(params, state, 0.5)
+    masks = sparse_optax.get_masks(state)
+
+    ticket = sparse_optax.apply_masks(init, masks)
+    state = sparse_optax.set_masks(tx.init(init), masks)
+    chex.assert_trees_all_equal(sparse_optax.get_masks(state), masks)  # no zero of init
+    assert num_nonzero(ticket["zeros"]) == 0
+    params, state = step(ticket, state, grads)
+    sparse_optax.check_sparsity(params, state)
+    assert np.array_equal(params["zeros"] != 0, masks["zeros"])
+
+
+def test_moments_of_pruned_weights_are_forgotten():
+    tx = whole()
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    _, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+    state = sparse_optax.set_masks(state, MASKS)
+    for moment in (state.optimizer[0].mu, state.optimizer[0].nu):
+        chex.assert_trees_all_equal(jax.tree.map(lambda m: m != 0, moment), MASKS)
+    assert state.pruning.num_prunes == 0
+
+
+def test_another_optimizer_of_more_leaves_keeps_them_whole():
+    tx = sparse_optax.prune_by_magnitude(0.5)  # matrices
+    _, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 0.5)
+    masks = sparse_optax.get_masks(state)
+    assert masks["dense"]["bias"] == optax.MaskedNode()
+    state = sparse_optax.set_masks(chain().init(PARAMS), masks)
+    after = sparse_optax.get_masks(state)
+    assert after["dense"]["bias"].all()
+    chex.assert_trees_all_equal(after["dense"]["kernel"], masks["dense"]["kernel"])
+
+
+def test_an_optimizer_of_fewer_leaves_refuses_what_it_cannot_keep():
+    state = sparse_optax.prune_by_magnitude(0.5).init(PARAMS)
+    with pytest.raises(ValueError, match="pruned weights at dense/bias, which no"):
+        sparse_optax.set_masks(state, MASKS)
+    with pytest.raises(ValueError, match="pruned weights at dense/bias, which no"):
+        jax.jit(sparse_optax.set_masks)(state, MASKS)
+    bias = jnp.ones(4, bool)
+    masks = {"dense": {"bias": bias, "kernel": MASKS["dense"]["kernel"]}}
+    after = sparse_optax.get_masks(sparse_optax.set_masks(state, masks))
+    chex.assert_trees_all_equal(after["dense"]["kernel"], masks["dense"]["kernel"])
+
+
+def test_a_new_head():
+    old = {"body": random_tree(0), "head": jnp.ones((3, 2))}
+    tx = sparse_optax.prune_by_magnitude(0.5)
+    pruned, state = sparse_optax.prune(old, tx.init(old), 0.5)
+    new = pruned | {"head": jnp.ones((3, 7))}
+    masks = sparse_optax.get_masks(state) | {"head": optax.MaskedNode()}
+    state = sparse_optax.set_masks(tx.init(new), masks)
+    assert sparse_optax.get_masks(state)["head"].all()
+    sparse_optax.check_sparsity(new, state)
+
+
+def test_the_state_of_an_nnx_optimizer():
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(
+        model, sparse_optax.prune_by_magnitude(0.5), wrt=nnx.Param
+    )
+    before = jax.tree.structure(optimizer.opt_state)
+    masks = jax.tree.map(lambda w: w > 0, nnx.state(model, nnx.Param))
+    with pytest.raises(ValueError, match="pruned weights at bias"):
+        sparse_optax.set_masks(optimizer.opt_state, masks)
+    masks["bias"] = nnx.Param(jnp.ones(4, bool))
+    optimizer.opt_state = sparse_optax.set_masks(optimizer.opt_state, masks)
+    assert jax.tree.structure(optimizer.opt_state) == before
+    found = sparse_optax.get_masks(optimizer.opt_state)["kernel"]
+    np.testing.assert_array_equal(found, masks["kernel"][...])
+
+
+BAD = {
+    "numbers": (PARAMS, TypeError, "masks must be boolean; got an array of float32"),
+    "booleans of Python": (
+        {"dense": {"bias": True, "kernel": True}},
+        TypeError,
+        "masks must be boolean; got True at dense/bias",
+    ),
+    "another tree": ({"conv": jnp.ones(3, bool)}, ValueError, "masks has another tree"),
+    "part of the tree": (
+        {"dense": {"kernel": MASKS["dense"]["kernel"]}},
+        ValueError,
+        "masks has another tree .*dense/bias",
+    ),
+    "another shape": (
+        {"dense": MASKS["dense"] | {"kernel": jnp.ones((1, 6), bool)}},
+        ValueError,
+        r"masks has shape \(1, 6\) at dense/kernel, where those in the state have \(6,",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_masks_that_do_not_fit(case):
+    masks, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        sparse_optax.set_masks(chain().init(PARAMS), masks)
+
+
+def test_a_state_without_masks():
+    with pytest.raises(ValueError, match="opt_state has no masks"):
+        sparse_optax.set_masks(optax.adam(0.1).init(PARAMS), MASKS)
+
+
+def test_masks_given_for_weights_are_refused():
+    state = chain().init(PARAMS)
+    with pytest.raises(TypeError, match="Use set_masks to put masks into a state"):
+        sparse_optax.masks_from_zeros(MASKS, state)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64"])
+def test_other_numbers_given_for_weights_are_refused(dtype):
+    params = jax.tree.map(lambda w: w.astype(dtype), MASKS)
+    with pytest.raises(TypeError, match=f"params has an array of {dtype}"):
+        sparse_optax.masks_from_zeros(params, chain().init(PARAMS))
+
+
+@pytest.mark.parametrize("mask", [None, "matrices"])
+def test_masks_are_stored_in_sparse_files(tmp_path, mask):
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=mask)
+    params, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 0.9)
+    masks = sparse_optax.get_masks(state)
+    sparse_optax.save_sparse(tmp_path / "file", {"params": params, "masks": masks})
+    loaded = sparse_optax.load_sparse(tmp_path / "file")
+    chex.assert_trees_all_equal(loaded, {"params": params, "masks": masks})
+    state = sparse_optax.set_masks(tx.init(loaded["params"]), loaded["masks"])
+    chex.assert_trees_all_equal(sparse_optax.get_masks(state), masks)
+
+
+def test_masks_of_an_nnx_optimizer_are_stored(tmp_path):
+    model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    tx = sparse_optax.prune_by_magnitude(0.5)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    masks = sparse_optax.get_masks(optimizer.opt_state)
+    sparse_optax.save_sparse(tmp_path / "file", masks)
+    chex.assert_trees_all_equal(sparse_optax.load_sparse(tmp_path / "file"), masks)
