@@ -68,7 +68,7 @@ class PrunableLeaves(NamedTuple):
         return _floors.floors_of(self.min_kept, self.max_sparsity, params, masks)
 
     def check(
-        self, state: Any, params: optax.Params, *, counts_updates: bool
+        self, state: Any, params: optax.Params | None, *, counts_updates: bool
     ) -> PruneState:
         """The state with the floors of these arguments, or an error if it is another's.
 

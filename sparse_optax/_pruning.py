@@ -6,7 +6,7 @@ it drops more weights, in a pruning step (`_pruning_step`).
 """
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ def prune_by_magnitude(
         flag = _arguments.as_flag(prune)
         state = leaves.check(state, params, counts_updates=False)
         share = _arguments.value_at("fraction", fraction, state.num_prunes)
-        return _update(updates, state, params, flag, share, None, scope)
+        return _update(updates, state, params, flag, share, "remaining", scope)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -212,22 +212,20 @@ def prune_to_sparsity(
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         state = leaves.check(state, params, counts_updates=True)
-        num_updates = jnp.asarray(optax.safe_increment(state.num_updates))
+        before = cast(jax.Array, state.num_updates)
+        num_updates = jnp.asarray(optax.safe_increment(before))
         sparsity = _arguments.value_at("schedule", schedule, num_updates)
         due, shortfall = _pruning_step.is_due(
             num_updates % every == 0, state, sparsity, scope
         )
         state = state._replace(num_updates=num_updates, shortfall=shortfall)
-        return _update(updates, state, params, due, None, sparsity, scope)
+        return _update(updates, state, params, due, sparsity, "all", scope)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _update(updates, state, params, prune, fraction, sparsity, scope):
-    """One update that also drops weights if `prune` is true.
-
-    How many is given by `fraction` or by `sparsity`; the other is None.
-    """
+def _update(updates, state, params, prune, share, of, scope):
+    """One update that also drops weights if `prune` is true."""
     _fit.check_masks_fit(state.masks, updates, "updates")
     boxed_updates, boxed_masks = updates, state.masks
     updates, params = _trees.unbox(updates), _trees.unbox(params)
@@ -236,7 +234,7 @@ def _update(updates, state, params, prune, fraction, sparsity, scope):
         updates = _in_dtypes_of(params, updates, state.masks)
     else:
         updates, state = _drop_after(
-            updates, state, params, jnp.asarray(prune), fraction, sparsity, scope
+            updates, state, params, jnp.asarray(prune), share, of, scope
         )
 
     # By `where` and not by a product: a NaN or infinite update may not pass.
@@ -247,8 +245,8 @@ def _update(updates, state, params, prune, fraction, sparsity, scope):
     return _trees.rebox(updates, like=boxed_updates), state
 
 
-@functools.partial(jax.jit, static_argnames="scope")  # compiled once, also eagerly
-def _drop_after(updates, state, params, prune, fraction, sparsity, scope):
+@functools.partial(jax.jit, static_argnames=("of", "scope"))  # once, also eagerly
+def _drop_after(updates, state, params, prune, share, of, scope):
     """The updates, and the state in which they have been made and weights dropped."""
     # XLA may compute a sum of the update twice, rounded differently: once for ranking
     # and once for the weights that the caller stores. The barriers make them the same.
@@ -259,9 +257,7 @@ def _drop_after(updates, state, params, prune, fraction, sparsity, scope):
             lambda _, p, u: lax.optimization_barrier(p + u),
             *(state.masks, params, updates),
         )
-        return _pruning_step.drop_weights(
-            state, weights, params, fraction, sparsity, scope
-        )
+        return _pruning_step.drop_weights(state, weights, params, share, of, scope)
 
     # A branch even where it is always taken: the sum is not made outside of it.
     return updates, lax.cond(lax.optimization_barrier(prune), drop, lambda: state)

@@ -4,7 +4,7 @@ Which weights are dropped is decided in `_selection`.
 """
 
 import functools
-from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,31 +16,25 @@ from sparse_optax._arguments import Scope
 from sparse_optax._counts import Count
 from sparse_optax._prune_state import PruneState
 
-# How many weights to drop, from how many are left and how many there are in all.
-Amount = Callable[[Count, Count], Count]
+# What a pruning step drops: a share of the weights that are left, or what a share of
+# all weights still lacks.
+Of = Literal["remaining", "all"]
 
 
-def _fraction_of_remaining(fraction: jax.typing.ArrayLike) -> Amount:
-    """Drops that fraction of what is left."""
-    return lambda remaining, _: _counts.fraction_of(fraction, remaining)
-
-
-def _up_to_sparsity(sparsity: jax.typing.ArrayLike) -> Amount:
-    """Drops what that sparsity of the whole still lacks, if anything."""
-
-    def amount(remaining, total):
-        pruned = _counts.subtract(total, remaining)
-        return _counts.subtract(_counts.fraction_of(sparsity, total), pruned)
-
-    return amount
+def _amount(share: jax.Array, of: Of, remaining: Count, total: Count) -> Count:
+    """How many weights to drop."""
+    if of == "remaining":
+        return _counts.fraction_of(share, remaining)
+    pruned = _counts.subtract(total, remaining)
+    return _counts.subtract(_counts.fraction_of(share, total), pruned)
 
 
 def drop_weights(
     state: PruneState,
     weights: optax.Params,
     given: optax.Params,
-    fraction: jax.Array | None,
-    sparsity: jax.Array | None,
+    share: jax.Array,
+    of: Of,
     scope: Scope,
 ) -> PruneState:
     """The state after a pruning step: with the smallest of the kept weights dropped.
@@ -50,14 +44,10 @@ def drop_weights(
         weights: what is ranked.
         given: the weights that the pruning step was given, of which those that are
             pruned already should be zero.
-        fraction: of the remaining weights to drop; or None.
-        sparsity: to reach, if there is no fraction.
+        share: in [0, 1].
+        of: the weights that `share` is a share of.
         scope: as in `prune_by_magnitude`.
     """
-    if fraction is not None:
-        amount = _fraction_of_remaining(fraction)
-    else:
-        amount = _up_to_sparsity(sparsity)
     masks = jax.tree.leaves(state.masks)
     prunable = jax.tree.leaves(
         jax.tree.map(
@@ -66,7 +56,7 @@ def drop_weights(
             is_leaf=_trees.is_masked,
         )
     )
-    k, most, shortfall = _how_many(state, amount, scope)
+    k, most, shortfall = _how_many(state, share, of, scope)
     if scope == "global":
         dropped = _selection.drop_smallest(prunable, masks, k, most)
     else:
@@ -80,9 +70,9 @@ def drop_weights(
 
 
 def _how_many(
-    state: PruneState, amount: Amount, scope: Scope
+    state: PruneState, share: jax.Array, of: Of, scope: Scope
 ) -> tuple[Count, Count | None, jax.Array | None]:
-    """What a prune drops: how many, how many of each leaf at most, and its shortfall.
+    """What a pruning step drops: how many, at most of each leaf, and its shortfall.
 
     The first is one number for all leaves, or one for each, as the scope says.
     """
@@ -91,10 +81,12 @@ def _how_many(
         return _counts.constant(0), None, state.shortfall
     if scope == "global":
         total = _counts.constant(sum(mask.size for mask in masks))
-        k = amount(_counts.count_true_in(masks), total)
+        k = _amount(share, of, _counts.count_true_in(masks), total)
     else:
         sizes = _counts.stack([_counts.constant(mask.size) for mask in masks])
-        k = jax.vmap(amount)(_counts.count_true_in_each(masks), sizes)
+        k = jax.vmap(functools.partial(_amount, share, of))(
+            _counts.count_true_in_each(masks), sizes
+        )
     if state.min_kept is None:
         return k, None, None
     floors = Count(jnp.zeros_like(state.min_kept), state.min_kept)
@@ -113,7 +105,7 @@ def is_due(time_has_come, state, sparsity, scope):
     """Whether to prune to `sparsity` now, and there is something to drop; shortfall."""
 
     def anything_to_drop():
-        k, _, shortfall = _how_many(state, _up_to_sparsity(sparsity), scope)
+        k, _, shortfall = _how_many(state, sparsity, "all", scope)
         return ~jnp.all(_counts.is_zero(k)), shortfall
 
     def not_now():

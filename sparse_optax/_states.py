@@ -87,13 +87,15 @@ def prune(
         if value is not None:
             _arguments.check_number(name, value, high=1.0, schedule=False)
     _arguments.check_scope(scope)
-    share, target = _as_float32(fraction), _as_float32(sparsity)
+    share, of = (sparsity, "all") if fraction is None else (fraction, "remaining")
+    if not isinstance(share, Tracer):
+        share = np.float32(share)  # of one type, so that each does not compile anew
     weights = _trees.unbox(params)
 
     def drop(state: PruneState) -> PruneState:
         nonlocal weights
         _fit.check_masks_fit(state.masks, params, "params")
-        weights, state = _drop(weights, state, share, target, scope)
+        weights, state = _drop(weights, state, share, of, scope)
         return state
 
     def restart(state: RelevanceDecayState) -> RelevanceDecayState:
@@ -103,16 +105,9 @@ def prune(
     return _trees.rebox(weights, like=params), opt_state
 
 
-def _as_float32(x: float | jax.Array | None) -> Any:
-    """One type for all numbers, so that each does not compile anew."""
-    if x is None or isinstance(x, Tracer):
-        return x
-    return np.float32(x)
-
-
-@functools.partial(jax.jit, static_argnames="scope")
-def _drop(params, state, fraction, sparsity, scope):
-    state = _pruning_step.drop_weights(state, params, params, fraction, sparsity, scope)
+@functools.partial(jax.jit, static_argnames=("of", "scope"))
+def _drop(params, state, share, of, scope):
+    state = _pruning_step.drop_weights(state, params, params, share, of, scope)
     return zero_pruned(params, state.masks), state
 
 
