@@ -67,9 +67,7 @@ class PrunableLeaves(NamedTuple):
     def floors(self, params: optax.Params, masks: optax.Params) -> jax.Array | None:
         return _floors.floors_of(self.min_kept, self.max_sparsity, params, masks)
 
-    def check(
-        self, state: Any, params: optax.Params | None, *, counts_updates: bool
-    ) -> PruneState:
+    def check(self, state: Any, params: Any, *, counts_updates: bool) -> PruneState:
         """The state with the floors of these arguments, or an error if it is another's.
 
         A state may be one from a checkpoint, and the arguments others than then.
