@@ -66,9 +66,10 @@ def to_bcoo(params: PyTree, mask: Mask | None = "matrices") -> PyTree:
             raise TypeError(f"params at {name} is traced: its zeros are not known yet.")
         array = np.asarray(jnp.asarray(leaf))
         indices = np.argwhere(nonzero(array)).astype(np.int32)
-        data = jnp.asarray(array[tuple(indices.T)])
+        # Not `jnp.asarray`, which would compile anew for every number of zeros.
+        data, indices = jax.device_put((array[tuple(indices.T)], indices))
         return BCOO(
-            (data, jnp.asarray(indices)),
+            (data, indices),
             shape=array.shape,
             indices_sorted=True,
             unique_indices=True,

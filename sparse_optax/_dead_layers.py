@@ -31,7 +31,7 @@ def dead_layers(masks: Layers, matrices: set[str]) -> tuple[str, ...]:
         if name in matrices or name.rpartition("/")[2] in _FACTORS
         if is_empty(name)
     ]
-    names = _chain({name: masks[name] for name in sorted(matrices, key=_natural)})
+    names = _chain({name: masks[name] for name in sorted(matrices, key=natural)})
     told = any(map(is_empty, names))
     if names and not told and (end := _where_paths_end(masks, names)):
         found.append(
@@ -41,8 +41,8 @@ def dead_layers(masks: Layers, matrices: set[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _natural(name: str) -> list[tuple[str, int]]:
-    """What names are sorted by: `layer10` comes after `layer2`."""
+def natural(name: str) -> list[tuple[str, int]]:
+    """A key to sort names by: `layer10` comes after `layer2`."""
     return [(text, int(n or 0)) for text, n in re.findall(r"(\D*)(\d*)", name)]
 
 

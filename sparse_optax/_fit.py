@@ -9,10 +9,27 @@ import numpy as np
 from jax.core import Tracer
 
 from sparse_optax import _trees
+from sparse_optax._prune_state import PruneState
 from sparse_optax._trees import KeyPath, PyTree
 
 _EQUINOX = "of an equinox module, pass eqx.filter(model, eqx.is_inexact_array)"
 _NNX = "of an nnx module, pass nnx.state(model, nnx.Param)"
+
+
+def check_tree(tree: PyTree, argument: str) -> None:
+    """Raises if `tree` holds something else than parameters, or what is like them."""
+    modules = _trees.find_class("flax.nnx", "Module")
+    found = jax.tree.leaves(
+        tree, is_leaf=lambda x: isinstance(x, (*modules, PruneState))
+    )
+    if any(isinstance(node, modules) for node in found):
+        raise TypeError(f"{argument} has an nnx module in it; {_NNX}.")
+    if any(isinstance(node, PruneState) for node in found):
+        raise TypeError(
+            f"{argument} has the state of an optimizer in it; of a training state, "
+            "pass its params and its opt_state."
+        )
+    check_arrays(tree, argument)
 
 
 def check_arrays(tree: PyTree, argument: str) -> None:
@@ -26,11 +43,12 @@ def check_arrays(tree: PyTree, argument: str) -> None:
 
 
 def check_concrete(tree: PyTree, function: str, instead: str) -> None:
-    """Raises where a leaf of `tree` is traced."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+    """Raises where a leaf of `tree` has no values: traced, or a shape alone."""
+    without_values = Tracer | jax.ShapeDtypeStruct
+    if any(isinstance(leaf, without_values) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
-            f"{function} needs concrete arrays; it was called inside jit, vmap, scan "
-            f"or grad. {instead}"
+            f"{function} needs concrete arrays, outside of jit, vmap, scan and grad. "
+            f"{instead}"
         )
 
 
@@ -69,20 +87,19 @@ def check_fits(reference: PyTree, tree: PyTree, argument: str, like: str) -> Non
 
     Nothing is broadcast: shape (1, 4) does not fit shape (4, 4).
     """
-    hint = _hint(reference, tree)
-    reference, tree = _trees.unbox(reference), _trees.unbox(tree)
-    try:
-        jax.tree.map(lambda *_: None, reference, tree, is_leaf=_trees.is_masked)
-    except ValueError as error:
-        raise _other_tree(reference, tree, argument, like, hint) from error
+    boxed, reference, tree = tree, _trees.unbox(reference), _trees.unbox(tree)
 
     def check(path, wanted, leaf):
         if _trees.is_masked(wanted):
             return
         if not (_trees.is_masked(leaf) or jax.tree_util.all_leaves([leaf])):
-            raise _other_tree(reference, tree, argument, like, hint)
+            raise other_tree(reference, boxed, argument, like)
         check_shape(path, wanted, leaf, argument, like)
 
+    try:
+        jax.tree.map(lambda *_: None, reference, tree, is_leaf=_trees.is_masked)
+    except ValueError as error:
+        raise other_tree(reference, boxed, argument, like) from error
     jax.tree_util.tree_map_with_path(check, reference, tree, is_leaf=_trees.is_masked)
 
 
@@ -94,7 +111,7 @@ def check_shape(
     if shape != np.shape(wanted):
         raise ValueError(
             f"{argument} has shape {shape} at {_trees.leaf_name(path)}, where {like} "
-            f"have {np.shape(wanted)}. Are they of the same model?"
+            f"have {np.shape(wanted)}. {_hint(wanted, leaf)}"
         )
 
 
@@ -105,15 +122,14 @@ def map_aligned(
     try:
         _trees.map_aligned(lambda *_: None, reference, tree)
     except ValueError as error:
-        hint = _hint(reference, tree)
-        raise _other_tree(reference, tree, argument, like, hint) from error
+        raise other_tree(reference, tree, argument, like) from error
     return _trees.map_aligned(f, reference, tree)
 
 
-def _other_tree(
-    reference: PyTree, tree: PyTree, argument: str, like: str, hint: str
-) -> ValueError:
-    where = difference(reference, tree)
+def other_tree(reference: PyTree, tree: PyTree, argument: str, like: str) -> ValueError:
+    """An error that says where two trees differ, and what to pass instead."""
+    where = difference(_trees.unbox(reference), _trees.unbox(tree))
+    hint = _hint(reference, tree)
     return ValueError(f"{argument} has another tree than {like}: {where}. {hint}")
 
 
@@ -136,9 +152,7 @@ def _is_below(leaf: str, name: str) -> bool:
 
 def _hint(reference: PyTree, tree: PyTree) -> str:
     """What may have gone wrong where two trees differ."""
-    if _trees.is_instance(tree, "flax.nnx", "Module"):
-        return f"Instead {_NNX}."
-    if _trees.is_instance(tree, "equinox", "Module"):
+    if isinstance(tree, _trees.find_class("equinox", "Module")):
         return f"Instead {_EQUINOX}."
     if _is_flat(reference, tree):
         return (

@@ -1,7 +1,7 @@
 """Which leaves take part: the argument `mask`, and selecting leaves by name."""
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,10 +26,10 @@ def matrices_only(params: PyTree) -> PyTree:
     """Selects matrices and kernels, and leaves out biases, norms and scalars.
 
     What `mask="matrices"`, the default of every function with a `mask`, stands for. It
-    selects the weights of two or more axes, unless their last name is that of a vector
-    (`bias`, `scale`, `offset`, `beta`, `gamma`, or `b` beside a `w`): under `nn.scan`
-    or `nnx.vmap` the vectors of a stack of layers have two axes. Embeddings are
-    matrices.
+    selects the weights of two or more axes, unless their last name is that of a vector:
+    `bias`, `scale`, `offset`, `beta`, `gamma`, `b` beside a `w`, or `weight` beside a
+    `bias` of the same shape. Under `nn.scan`, `nnx.vmap` or `eqx.filter_vmap` the
+    vectors of a stack of layers have two axes. Embeddings are matrices.
 
     Args:
         params: a tree of arrays: plain containers, flax linen or flax nnx state.
@@ -44,19 +44,35 @@ def matrices_only(params: PyTree) -> PyTree:
         >>> sparse_optax.matrices_only(params)
         {'dense': {'bias': False, 'kernel': True}}
     """
+    _fit.check_tree(params, "params")
     return _trees.rebox(_matrices(_trees.unbox(params)), like=params)
 
 
 def _matrices(weights: PyTree) -> PyTree:
-    names = {name for name, _ in _trees.named_leaves(weights)}
-    return _flags(lambda name, leaf: is_matrix(name, leaf, names), weights)
+    leaves = dict(_trees.named_leaves(weights))
+    return _flags(lambda name, leaf: is_matrix(name, leaf, leaves), weights)
 
 
-def is_matrix(name: str, leaf: Any, names: Container[str]) -> bool:
-    """Whether a leaf is a matrix or a kernel, by its shape and the names of leaves."""
-    *above, last = name.split("/")
-    is_vector = last in _VECTORS or (last == "b" and "/".join([*above, "w"]) in names)
-    return _trees.is_weight(leaf) and np.ndim(leaf) >= 2 and not is_vector
+def is_matrix(name: str, leaf: Any, leaves: Mapping[str, Any]) -> bool:
+    """Whether a leaf is a matrix or a kernel: by its shape, its name, and its siblings.
+
+    Args:
+        name: of the leaf.
+        leaf: an array.
+        leaves: all leaves of the tree by their names.
+    """
+    above, _, last = name.rpartition("/")
+
+    def sibling(name):
+        return leaves.get(f"{above}/{name}" if above else name)
+
+    if not _trees.is_weight(leaf) or np.ndim(leaf) < 2 or last in _VECTORS:
+        return False
+    if last == "b":  # haiku's
+        return sibling("w") is None
+    if last == "weight":  # of a norm of equinox
+        return np.shape(sibling("bias")) != np.shape(leaf)
+    return True
 
 
 def _flags(f: Callable[[str, Any], bool], tree: PyTree) -> PyTree:
@@ -91,6 +107,9 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
             nothing matches take no part.
         params: the weights, or what has their shapes.
 
+    Returns:
+        The tree; `params` itself if that has no leaves.
+
     Raises:
         TypeError: if a leaf of the mask is not a boolean, if it names a leaf that is
             not an array of weights, or if `params` has leaves that are no arrays.
@@ -99,7 +118,7 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
     check_mask(mask)
     if not jax.tree.leaves(params):  # empty, or a stand-in for some params to come
         return params
-    _fit.check_arrays(params, "params")
+    _fit.check_tree(params, "params")
     weights = _trees.unbox(params)
     is_weight = _flags(lambda _, leaf: _trees.is_weight(leaf), weights)
     if not any(jax.tree.leaves(is_weight)):
@@ -134,8 +153,11 @@ def _selected_by(mask: Mask, weights: PyTree) -> PyTree:
     tree = mask
     if _is_function(mask):
         tree = mask(weights)
+    check_patterns("mask", tree)
     patterns = as_patterns(tree)  # in the order that they are given in
-    tree = _trees.unbox(tree)
+    tree = jax.tree.map(
+        _as_one_leaf, _trees.unbox(tree), is_leaf=_trees.is_sparse_array
+    )
     for name, leaf in _trees.named_leaves(tree):
         # A lone True, which selects what None does, comes of a function that
         # optax.inject_hyperparams took for a schedule.
@@ -147,7 +169,7 @@ def _selected_by(mask: Mask, weights: PyTree) -> PyTree:
                 f"{_UNDER_INJECT}"
             )
     try:
-        selected = jax.tree.broadcast(tree, weights, is_leaf=_trees.is_sparse_array)
+        selected = jax.tree.map(_broadcast, tree, weights)
     except ValueError as error:
         if patterns is None:
             raise ValueError(
@@ -163,7 +185,18 @@ def _selected_by(mask: Mask, weights: PyTree) -> PyTree:
             raise _no_weight(_trees.leaf_name(path), below)
 
     jax.tree_util.tree_map_with_path(check, tree, weights)
-    return jax.tree.map(bool, selected)
+    return selected
+
+
+def _as_one_leaf(x: Any) -> Any:
+    """The flag of a sparse array, of which a function of the user's made several."""
+    flags = jax.tree.leaves(x)
+    is_sparse = _trees.is_sparse_array(x) and all(map(_is_boolean, flags))
+    return any(flags) if is_sparse else x
+
+
+def _broadcast(flag: Any, below: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: bool(flag), below, is_leaf=_trees.is_sparse_array)
 
 
 def _is_function(mask: Mask) -> bool:
@@ -181,16 +214,19 @@ def _selected_by_pattern(patterns: Mapping[str, Any], weights: PyTree) -> PyTree
         zip(_trees.named_leaves(weights), jax.tree.leaves(indices), strict=True)
     )
     for index, selects in enumerate(patterns.values()):
-        matched = [named for named, i in leaves if i == index]
-        if selects and not any(_trees.is_weight(leaf) for _, leaf in matched):
+        matched = [
+            (name, leaf)
+            for (name, leaf), i in leaves
+            if i == index and not _trees.is_masked(leaf)
+        ]
+        if selects and matched and not any(_trees.is_weight(x) for _, x in matched):
             raise _no_weight(*matched[0])
     flags = [False, *map(bool, patterns.values())]
 
-    return jax.tree.map(
-        lambda leaf, i: leaf if _trees.is_masked(leaf) else flags[i + 1],
-        *(weights, indices),
-        is_leaf=_trees.is_leaf,
-    )
+    def flag(leaf, index):
+        return leaf if _trees.is_masked(leaf) else flags[index + 1]
+
+    return jax.tree.map(flag, weights, indices, is_leaf=_trees.is_leaf)
 
 
 def _no_weight(name: str, leaf: Any) -> TypeError:

@@ -31,6 +31,7 @@ def apply_masks(params: optax.Params, masks: optax.Params) -> optax.Params:
         >>> print(sparse_optax.apply_masks(jnp.array([3.0, jnp.nan]), masks))
         [3. 0.]
     """
+    _fit.check_tree(params, "params")
     _fit.check_masks_fit(masks, params, "params")
     weights = zero_pruned(_trees.unbox(params), _trees.unbox(masks))
     return _trees.rebox(weights, like=params)
@@ -69,7 +70,7 @@ def sparsity(tree: PyTree) -> jax.Array:
         >>> print(sparse_optax.sparsity(params))
         0.6
     """
-    _fit.check_arrays(tree, "tree")
+    _fit.check_tree(tree, "tree")
     leaves = jax.tree.leaves(tree, is_leaf=_trees.is_sparse_array)
     masks = [x for x in leaves if getattr(x, "dtype", None) == jnp.bool_]
     countable = [x for x in leaves if _trees.is_weight(x)] or masks
@@ -104,9 +105,13 @@ def nonzero(array: np.ndarray) -> np.ndarray:
 
 def count_revived(masks: PyTree, weights: PyTree) -> jax.Array:
     """How many weights of each leaf are not zero although masks call them pruned."""
-    revived = jax.tree.map(
-        lambda m, w: m if _trees.is_masked(m) else ~m & ~is_zero(jnp.asarray(w)),
-        *(masks, weights),
-        is_leaf=_trees.is_masked,
+
+    def revived(mask, weight):
+        if _trees.is_masked(mask):
+            return mask
+        return ~mask & ~is_zero(jnp.asarray(weight))
+
+    leaves = jax.tree.leaves(
+        jax.tree.map(revived, masks, weights, is_leaf=_trees.is_masked)
     )
-    return _counts.as_word(_counts.count_true_in_each(jax.tree.leaves(revived)))
+    return _counts.as_word(_counts.count_true_in_each(leaves))

@@ -17,7 +17,7 @@ from sparse_optax import _arguments, _fit, _floors, _leaves, _pruning_step, _tre
 from sparse_optax._arguments import ScalarOrSchedule, Scope
 from sparse_optax._floors import Floors
 from sparse_optax._leaves import Mask
-from sparse_optax._prune_state import PrunableLeaves
+from sparse_optax._prunable import PrunableLeaves
 
 
 def prune_by_magnitude(
@@ -88,7 +88,7 @@ def prune_by_magnitude(
 
     A wrapper that discards a step, such as `optax.MultiSteps` between two updates or
     `optax.apply_if_finite` at a NaN, discards the prune signalled in it too; one that
-    takes no extra arguments, such as `optax.lookahead`, swallows or refuses `prune`.
+    takes no extra arguments, such as `optax.lookahead`, drops or rejects `prune`.
     The function `sparse_optax.prune` reaches through all wrappers.
 
     Raises:
@@ -255,7 +255,9 @@ def _drop_after(updates, state, params, prune, share, of, scope):
     def drop():
         weights = _trees.map_masks(
             lambda _, p, u: lax.optimization_barrier(p + u),
-            *(state.masks, params, updates),
+            state.masks,
+            params,
+            updates,
         )
         return _pruning_step.drop_weights(state, weights, params, share, of, scope)
 

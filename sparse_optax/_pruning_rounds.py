@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from sparse_optax import _arguments, _counts, _fit
+from sparse_optax import _arguments, _counts, _fit, _trees
 from sparse_optax._counts import Count
 from sparse_optax._find_states import masks_of_networks, prune_states
 
@@ -144,21 +144,23 @@ def pruning_rounds(
     bound = jnp.asarray(bound, jnp.float32)
 
     def round_fn(state):
-        trained = _call("train", train, state.current)
-        metric = jnp.asarray(evaluate(_rebuild(trained)), jnp.float32)
-        if metric.shape:
-            raise ValueError(
-                f"evaluate must return a scalar; got shape {metric.shape}."
+        if not isinstance(state, IterativePruningState):
+            raise TypeError(
+                "round takes the IterativePruningState that init and round return; got "
+                f"a {type(state).__name__}."
             )
+        trained = _call("train", train, state.current)
+        metric = _as_metric(evaluate(_rebuild(trained)))
         kept, sparsity = count_kept(trained)
+        num_before = num_prunes(trained)
         best = (state.best, state.best_metric, state.best_sparsity, state.best_kept)
         best = _judge((trained, metric, sparsity, kept), best, bound)
         current = trained
         if prune is not None:
-            current = _prune_if(metric > bound, prune, trained)
+            current = _prune_if(metric > bound, prune, trained)  # and may donate it
         # Read back and not taken for granted: a wrapper may have discarded the pruning
         # step, or there was too little left to remove a single weight.
-        counted = num_prunes(current) > num_prunes(trained)
+        counted = num_prunes(current) > num_before
         pruned = counted & _counts.less(count_kept(current)[0], kept)
         since = jnp.asarray(optax.safe_increment(state.rounds_since_prune))
         following = IterativePruningState(
@@ -180,7 +182,17 @@ def pruning_rounds(
     return PruningRounds(IterativePruningState.start, round_fn)
 
 
-@jax.jit
+def _as_metric(returned):
+    """What `evaluate` returned, as a `float32` scalar."""
+    if not _trees.is_array(returned) or jnp.shape(returned):
+        raise ValueError(
+            f"evaluate must return a scalar; got {_trees.describe(returned)}."
+        )
+    if jnp.issubdtype(jnp.result_type(returned), jnp.complexfloating):
+        raise ValueError(f"evaluate must return a real number; got {returned}.")
+    return jnp.asarray(returned, jnp.float32)
+
+
 def _judge(candidate, best, bound):
     """The better of two networks, given with metric, sparsity and number of weights."""
     network, best_metric, *size = best
@@ -204,10 +216,11 @@ def _call(name, fn, train_state):
     The function may change its argument in place: that is not `train_state` itself.
     """
     returned = fn(_rebuild(train_state))
-    trees = jax.tree.structure(train_state), jax.tree.structure(returned)
-    if trees[0] != trees[1]:
+    _fit.check_arrays(returned, f"what {name} returned")
+    if jax.tree.structure(train_state) != jax.tree.structure(returned):
         raise ValueError(
-            f"{name} must return a state of the tree {trees[0]}; got {trees[1]}."
+            f"{name} must return a state of the same tree as it was given: "
+            f"{_fit.difference(train_state, returned)}."
         )
 
     def check(path, before, after):
@@ -215,8 +228,7 @@ def _call(name, fn, train_state):
         if types[0] != types[1]:
             raise ValueError(
                 f"{name} must return arrays of the same shapes and dtypes; at "
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} it made "
-                f"{types[1]} of {types[0]}."
+                f"{_trees.leaf_name(path)} it made {types[1]} of {types[0]}."
             )
 
     jax.tree_util.tree_map_with_path(check, train_state, returned)
@@ -233,8 +245,14 @@ def _copy(train_state):
     return jax.tree.map(jnp.copy, train_state)
 
 
-@jax.jit
 def _choose(condition, a, b):
+    # Compiled for arrays alone: a state may hold functions that are new in each run.
+    leaves = _choose_leaves(condition, jax.tree.leaves(a), jax.tree.leaves(b))
+    return jax.tree.unflatten(jax.tree.structure(a), leaves)
+
+
+@jax.jit
+def _choose_leaves(condition, a, b):
     return lax.cond(condition, lambda a, b: a, lambda a, b: b, a, b)
 
 

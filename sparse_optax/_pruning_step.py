@@ -50,11 +50,7 @@ def drop_weights(
     """
     masks = jax.tree.leaves(state.masks)
     prunable = jax.tree.leaves(
-        jax.tree.map(
-            lambda m, w: m if _trees.is_masked(m) else w,
-            *(state.masks, weights),
-            is_leaf=_trees.is_masked,
-        )
+        jax.tree.map(_weight, state.masks, weights, is_leaf=_trees.is_masked)
     )
     k, most, shortfall = _how_many(state, share, of, scope)
     if scope == "global":
@@ -67,6 +63,10 @@ def drop_weights(
         shortfall=shortfall,
         revived=_masks.count_revived(state.masks, given) if masks else state.revived,
     )
+
+
+def _weight(mask, weight):
+    return mask if _trees.is_masked(mask) else weight
 
 
 def _how_many(
@@ -101,7 +101,7 @@ def _how_many(
 
 
 @functools.partial(jax.jit, static_argnames="scope")
-def is_due(time_has_come, state, sparsity, scope):
+def is_due(is_step_due, state, sparsity, scope):
     """Whether to prune to `sparsity` now, and there is something to drop; shortfall."""
 
     def anything_to_drop():
@@ -111,4 +111,4 @@ def is_due(time_has_come, state, sparsity, scope):
     def not_now():
         return jnp.zeros([], bool), state.shortfall
 
-    return lax.cond(time_has_come, anything_to_drop, not_now)
+    return lax.cond(is_step_due, anything_to_drop, not_now)

@@ -43,7 +43,7 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
     .. math:: I_i = \exp(-|g_i| / \alpha)
 
     Args:
-        grads: the gradient of the unregularised loss, floating leaves of any dtype.
+        grads: the gradient of the unregularised loss.
         scale: alpha > 0, in the units of the gradient.
 
     Returns:
@@ -69,7 +69,7 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
         <https://arxiv.org/abs/2204.04977>`_, 2022.
     """
     _arguments.check_number("scale", scale, open_low=True, finite=False, schedule=False)
-    _fit.check_arrays(grads, "grads")
+    _fit.check_tree(grads, "grads")
     scale = jnp.asarray(scale, jnp.float32)
     return jax.tree.map(
         lambda g: (
@@ -90,7 +90,7 @@ def relevance_mask(
     """Which weights are relevant: those of irrelevance below `threshold`.
 
     Args:
-        grads: the gradient of the unregularised loss, floating leaves of any dtype.
+        grads: the gradient of the unregularised loss.
         scale: alpha > 0, in the units of the gradient.
         threshold: in [0, 1]; 0.5 calls a weight relevant from |g| = 0.69 scale on.
 
@@ -184,8 +184,9 @@ def add_relevance_decay(
         strength: gamma >= 0, or an optax schedule of the number of updates since the
             last pruning step: the first update after `init`, after one with the extra
             argument `prune=True` (the same that `prune_by_magnitude` obeys), and after
-            `sparse_optax.prune` sees 0. The paper's linear decay over N updates is
-            `optax.linear_schedule(strength, 0.0, N)`.
+            `sparse_optax.prune` sees 0; in the optimizer inside `relevance_pruning`,
+            the update with `prune=True` itself does. The paper's linear decay over N
+            updates is `optax.linear_schedule(strength, 0.0, N)`.
         scale: alpha > 0, in the units of the gradient, or such a schedule.
         irrelevance_fn: takes |g| (`float32`, of the shape of the leaf) and the scale,
             and returns the irrelevance I instead of exp(-|g| / scale).

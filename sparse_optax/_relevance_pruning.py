@@ -44,8 +44,8 @@ def relevance_pruning(
     their gradients are zeroed before it, and its moments of them are cleared at a
     pruning step. In the chain they would be inert there, but not gone: whatever looks
     at norms (clipping, lamb, muon, adafactor) would see a network that is not there.
-    State that is not shaped like its weight is not cleared, such as the memory of
-    L-BFGS or the factors of adafactor: the documentation lists these optimizers.
+    State that is not shaped like its weight is not cleared: the memory of `lbfgs`, the
+    factored moments of `adafactor` and `sm3`, the subspace of `galore`.
 
     Args:
         optimizer: any optax optimizer, learning rate included. What skips or discards

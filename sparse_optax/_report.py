@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from sparse_optax import _fit, _leaves, _trees
-from sparse_optax._dead_layers import dead_layers
+from sparse_optax._dead_layers import dead_layers, natural
 from sparse_optax._masks import nonzero
 
 _MANY = 40  # leaves; beyond, a table shows blocks of them
@@ -38,7 +38,7 @@ class SparsityReport(NamedTuple):
 
     Attributes:
         leaves: exact counts by the name of the leaf.
-        prunable: of all leaves that have masks: the sparsity of the masks.
+        prunable: of all leaves that have masks, or of all where no masks were given.
         total: of all weights, prunable or not.
         not_counted: what the other leaves are, by name: they are no weights.
         warnings: of dead layers, one sentence each.
@@ -58,11 +58,12 @@ class SparsityReport(NamedTuple):
         sections = [("", rows)]
         if len(rows) > _MANY:
             by_sparsity = sorted(rows, key=lambda row: -row[1].sparsity)
-            sections = [
-                ("blocks", _blocks(self.leaves)),
-                ("most sparse", by_sparsity[:_EXTREMES]),
-                ("least sparse", by_sparsity[: -_EXTREMES - 1 : -1]),
-            ]
+            sections = [("blocks", _blocks(self.leaves))]
+            if by_sparsity[0][1].sparsity > by_sparsity[-1][1].sparsity:
+                sections += [
+                    ("most sparse", by_sparsity[:_EXTREMES]),
+                    ("least sparse", by_sparsity[: -_EXTREMES - 1 : -1]),
+                ]
         return "\n".join(
             [
                 *_table([*sections, ("", end)]),
@@ -91,8 +92,7 @@ def sparsity_report(
         masks: as returned by `get_masks`, concrete (not inside `jit`); or None.
 
     Returns:
-        A `SparsityReport` of exact counts, and of warnings. `prunable` is the sum over
-        leaves with masks, `total` the sum over all weights.
+        A `SparsityReport` of exact counts, and of warnings.
 
     Raises:
         TypeError: if masks are not boolean, or if an array is traced.
@@ -114,7 +114,7 @@ def sparsity_report(
         prunable     1     4    75.00%         4.0x
         total        3     6    50.00%         2.0x
     """
-    _fit.check_arrays(params, "params")
+    _fit.check_tree(params, "params")
     _fit.check_concrete(
         (params, masks), "sparsity_report", "Inside, sparse_optax.sparsity counts."
     )
@@ -124,7 +124,7 @@ def sparsity_report(
     else:
         masks, is_given = _trees.unbox(masks), True
         _fit.check_masks_fit(masks, params, "params")
-    names = {name for name, _ in _trees.named_leaves(params)}
+    by_name = dict(_trees.named_leaves(params))
     kept: dict[str, np.ndarray] = {}
     prunable: set[str] = set()
     matrices: set[str] = set()
@@ -139,7 +139,7 @@ def sparsity_report(
             if not _trees.is_weight(leaf):
                 not_counted[name] = _trees.describe(leaf)
                 continue
-            if _leaves.is_matrix(name, leaf, names):
+            if _leaves.is_matrix(name, leaf, by_name):
                 matrices.add(name)
             if not _trees.is_masked(mask):
                 kept[name] = np.asarray(mask)
@@ -184,7 +184,7 @@ def _blocks(leaves: dict[str, LeafSparsity]) -> list[Row]:
         if len(at_depth(depth)) > _MANY:
             break
         chosen = at_depth(depth)
-    return [(name, _sum(block)) for name, block in chosen.items()]
+    return [(name, _sum(chosen[name])) for name in sorted(chosen, key=natural)]
 
 
 def _table(sections: list[tuple[str, list[Row]]]) -> list[str]:

@@ -6,6 +6,7 @@ tensor `masks` all the codes one after the other, and the metadata, one string o
 have the tree, what those tensors do not tell, and the SHA-256 of all but itself.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -55,8 +56,9 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
             `optax.MaskedNode()` and Python's booleans, integers and floats are kept as
             they are. Weak types are not kept, NumPy's scalars become arrays without
             axes, and its arrays get the machine's order of bytes. An optimizer's state
-            is no such tree, but what `get_masks` returns is: `{"params": params,
-            "masks": get_masks(state)}` stores both, and `set_masks` puts them back.
+            is no such tree, but what `get_masks` returns is, if the params are:
+            `{"params": params, "masks": get_masks(state)}` stores both, and `set_masks`
+            puts them back.
 
     Raises:
         TypeError: if there is something else in the tree.
@@ -124,7 +126,8 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
     except OSError as error:  # which names the temporary file, if any
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load_sparse(path: str | os.PathLike[str]) -> PyTree:

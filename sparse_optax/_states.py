@@ -57,8 +57,9 @@ def prune(
         whatever the numbers; usable inside `jit`.
 
     Raises:
-        TypeError: if a number is of the wrong type, if `opt_state` is no state, or if
-            `params` has something else than weights where there are masks.
+        TypeError: if a number is of the wrong type, if `opt_state` is an array or a
+            number, or if `params` has something else than weights where there are
+            masks.
         ValueError: if a number is out of range, if both or none are given, if
             `opt_state` has no masks, or if they are not those of `params`.
 
@@ -87,9 +88,10 @@ def prune(
         if value is not None:
             _arguments.check_number(name, value, high=1.0, schedule=False)
     _arguments.check_scope(scope)
+    _fit.check_tree(params, "params")
     share, of = (sparsity, "all") if fraction is None else (fraction, "remaining")
-    if not isinstance(share, Tracer):
-        share = np.float32(share)  # of one type, so that each does not compile anew
+    if not (isinstance(share, Tracer) or _is_float32(share)):
+        share = np.float32(share)  # of one type, or each would compile anew
     weights = _trees.unbox(params)
 
     def drop(state: PruneState) -> PruneState:
@@ -103,6 +105,11 @@ def prune(
 
     opt_state = replace_states(opt_state, drop, restart)
     return _trees.rebox(weights, like=params), opt_state
+
+
+def _is_float32(x):
+    is_array = isinstance(x, jax.Array)
+    return is_array and x.dtype == jnp.float32 and not x.weak_type
 
 
 @functools.partial(jax.jit, static_argnames=("of", "scope"))
@@ -147,15 +154,20 @@ def masks_from_zeros(
         >>> print(sparse_optax.get_masks(state))
         [[False  True  True False]]
     """
+    _fit.check_tree(params, "params")
     for state in prune_states(opt_state):
         _fit.check_masks_fit(state.masks, params, "params")
     weights = _trees.unbox(params)
     selected = _leaves.select_leaves(mask, weights)
 
+    def keep(mask, weight, flag):
+        if _trees.is_masked(mask) or not flag:
+            return mask
+        return mask & ~is_zero(jnp.asarray(weight))
+
     def mark(state: PruneState) -> PruneState:
-        masks = _trees.map_masks(
-            lambda m, _, w, s: m & ~is_zero(jnp.asarray(w)) if s else m,
-            *(state.masks, state.masks, weights, selected),
+        masks = jax.tree.map(
+            keep, state.masks, weights, selected, is_leaf=_trees.is_masked
         )
         return state._replace(masks=masks)
 
@@ -167,14 +179,13 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
 
     For masks of another optimizer or an earlier run: a rewound network (a lottery
     ticket), a new head, another pruning transformation. Masks that are True everywhere
-    release all weights. The weights are not changed: `apply_masks` sets them to zero,
-    and so does the next update.
+    release all weights. The weights are not changed: `apply_masks` sets them to zero.
 
     Args:
         opt_state: the state of an optimizer with a pruning transformation in it.
         masks: a tree like the params of booleans, True for weights that are kept, as
-            returned by `get_masks`. `optax.MaskedNode()` stands for a leaf that is
-            kept whole.
+            returned by `get_masks`, `optax.MaskedNode()` for a leaf of which none is
+            pruned. They are copied to where the masks of the state are.
 
     Returns:
         The state with these masks; no pruning step is counted. The optimizer inside
@@ -201,6 +212,7 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
         Frankle and Carbin, `The Lottery Ticket Hypothesis
         <https://arxiv.org/abs/1803.03635>`_, 2018, for rewinding.
     """
+    _fit.check_tree(masks, "masks")
     _fit.check_boolean(masks)
     wanted = _trees.unbox(masks)
     unused: list[dict[str, Any]] = []  # masks that a transformation does not take
@@ -215,12 +227,12 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
             if _trees.is_masked(new):  # for a leaf, or for all that is below
                 return jax.tree.map(jnp.ones_like, old)
             _fit.check_shape(path, old, new, "masks", like="those in the state")
-            return jnp.asarray(new)
+            return _copy_to(old, new)
 
         new = _fit.map_aligned(
             new_mask, state.masks, wanted, "masks", like="those in the state"
         )
-        return state._replace(masks=new)
+        return state._replace(masks=new, revived=jnp.zeros_like(state.revived))
 
     opt_state = replace_states(opt_state, put, lambda decay: decay)
     for name in set.intersection(*map(set, unused)):
@@ -234,6 +246,14 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
                 "of opt_state prunes."
             )
     return opt_state
+
+
+def _copy_to(old, new):
+    """A copy of `new` that is placed like `old`, and may be donated as that may."""
+    new = jnp.array(new, copy=True)
+    if isinstance(old, Tracer) or isinstance(new, Tracer):
+        return new
+    return jax.device_put(new, getattr(old, "sharding", None))
 
 
 def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
@@ -270,6 +290,7 @@ def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
         ...
         ValueError: pruned weights are not zero: 2 of 2 at w.
     """
+    _fit.check_tree(params, "params")
     states = prune_states(opt_state)
     _fit.check_concrete(
         (params, states),

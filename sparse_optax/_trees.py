@@ -85,11 +85,11 @@ def named_leaves(tree: PyTree, root: KeyPath = ()) -> list[tuple[str, Any]]:
 
 def map_masks(f: Callable, masks: PyTree, tree: PyTree, *rest: PyTree) -> PyTree:
     """`f(mask, leaf, *rest)` where `masks` has no `MaskedNode`, elsewhere the leaf."""
-    return jax.tree.map(
-        lambda m, x, *others: x if is_masked(m) else f(m, x, *others),
-        *(masks, tree, *rest),
-        is_leaf=is_masked,
-    )
+
+    def apply(mask, x, *others):
+        return x if is_masked(mask) else f(mask, x, *others)
+
+    return jax.tree.map(apply, masks, tree, *rest, is_leaf=is_masked)
 
 
 def map_aligned(f: Callable, a: PyTree, b: PyTree, path: KeyPath = ()) -> PyTree:
@@ -122,32 +122,43 @@ def _children(node: PyTree) -> tuple[list[tuple[KeyPath, Any]], Any]:
 
 def unbox(tree: PyTree) -> PyTree:
     """`tree` without flax's boxes around its leaves; leaves keep their order."""
+    boxes = _box_types()
+    if not boxes:
+        return tree
+
+    def is_box(node):
+        return isinstance(node, boxes)
 
     def open_box(node):
-        return unbox(_children(node)[0][0][1]) if _is_box(node) else node
+        return unbox(_children(node)[0][0][1]) if is_box(node) else node
 
-    return jax.tree.map(open_box, tree, is_leaf=_is_box)
+    return jax.tree.map(open_box, tree, is_leaf=is_box)
 
 
 def rebox(tree: PyTree, like: PyTree) -> PyTree:
     """Puts the leaves of `tree` into boxes like those around the leaves of `like`."""
 
+    boxes = _box_types()
+    if not boxes:
+        return tree
+
     def put(node, x):
-        if not _is_box(node):
+        if not isinstance(node, boxes):
             return x
         return jax.tree.map(lambda y: put(y, x), node, is_leaf=lambda y: y is not node)
 
-    return jax.tree.map(put, like, tree, is_leaf=lambda x: _is_box(x) or is_leaf(x))
-
-
-def _is_box(node: Any) -> bool:
-    # A dataclass with one field `value` looks the same in a tree: ask for the type.
-    return is_instance(node, "flax.nnx", "Variable") or is_instance(
-        node, "flax.core.meta", "AxisMetadata"
+    return jax.tree.map(
+        put, like, tree, is_leaf=lambda x: isinstance(x, boxes) or is_leaf(x)
     )
 
 
-def is_instance(x: Any, module: str, name: str) -> bool:
-    """Whether `x` is of a class in a module that need not be installed."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(x, kind)
+def _box_types() -> tuple[type, ...]:
+    # A dataclass with one field `value` looks the same in a tree: ask for the type.
+    variable = find_class("flax.nnx", "Variable")
+    return variable + find_class("flax.core.meta", "AxisMetadata")
+
+
+def find_class(module: str, name: str) -> tuple[type, ...]:
+    """The class, in a tuple for `isinstance`; an empty one if it is not imported."""
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 from helpers import random_tree
 
 import sparse_optax
@@ -157,7 +158,7 @@ CALLS: dict[str, Any] = {
         sparse_optax.sparsity(sparse_optax.get_masks(pruned(s)[1])),
     ),
     "sparsity_report": reported,
-    "to_bcoo": lambda s: sparse_optax.to_bcoo(tree(s)),
+    "to_bcoo": lambda s: sparse_optax.to_bcoo(pruned(0)[0] if s else tree(s)),
 }
 
 
@@ -209,6 +210,32 @@ def test_prune_compiles_once_for_all_kinds_of_numbers(argument, kind):
         )
         == 0
     )
+
+
+def iterate_over_a_new_training_state(seed):
+    tx = sparse_optax.prune_by_magnitude()
+    state = TrainState.create(apply_fn=None, params=tree(seed), tx=tx)
+
+    def prune(state):
+        params, opt_state = sparse_optax.prune(state.params, state.opt_state, 0.2)
+        return state.replace(params=params, opt_state=opt_state)
+
+    rounds = sparse_optax.iterative_pruning(
+        *(state, lambda s: s, lambda _: 1.0, prune), bound=0.5, max_rounds=2
+    )
+    return [r.state for r in rounds]
+
+
+def test_a_new_training_state_of_the_same_arrays_compiles_nothing():
+    iterate_over_a_new_training_state(0)
+    assert num_compilations(lambda: iterate_over_a_new_training_state(2)) == 0
+
+
+def test_a_number_on_the_device_stays_there():
+    params = tree(0)
+    state, fraction = sparse_optax.prune_by_magnitude().init(params), jnp.float32(0.5)
+    with jax.transfer_guard("disallow"):
+        sparse_optax.prune(params, state, fraction)
 
 
 def test_compilations_are_counted():

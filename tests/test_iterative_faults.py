@@ -106,6 +106,49 @@ def test_gradual_pruning_counts_them_too():
     assert state.revived.tolist() == [10, 0]
 
 
+def test_counts_of_earlier_pruning_steps_raise_no_more():
+    params, state = sparse_optax.prune(PARAMS, PRUNING.init(PARAMS), 0.2)
+    _, state = sparse_optax.prune(PARAMS, state, 0.2)  # given weights that are not zero
+    assert state.revived.tolist() == [20, 0]
+    params = sparse_optax.apply_masks(PARAMS, sparse_optax.get_masks(state))
+    (r,) = run(PRUNING, state=(params, state), max_rounds=1, evaluate=lambda _: 0.1)
+    assert not r.pruned and r.revived == 20
+    assert next(run(PRUNING, state=(params, state))).revived == 0
+    masks = sparse_optax.get_masks(state)
+    assert sparse_optax.set_masks(state, masks).revived.tolist() == [0, 0]
+
+
+def test_an_ensemble_counts_over_its_members():
+    members = jax.tree.map(lambda w: jnp.stack([w, -w]), PARAMS)
+    state = members, jax.vmap(PRUNING.init)(members)
+    vmapped = jax.vmap(lambda p, s: sparse_optax.prune(p, s, 0.2))
+    prune = lambda s: vmapped(*s)  # noqa: E731
+    rounds = run(PRUNING, identity, prune=prune, state=state)
+    first, second = next(rounds), next(rounds)
+    assert (first.revived, second.sparsity) == (0, 0.2)
+    moved = lambda s: (jax.tree.map(lambda w: w + 1, s[0]), s[1])  # noqa: E731
+    rounds = run(PRUNING, moved, prune=prune, state=state)
+    next(rounds)
+    with pytest.raises(ValueError, match="not zero: 40 at a"):
+        next(rounds)
+
+
+@pytest.mark.parametrize("donates", [("train",), ("prune",), ("train", "prune")])
+def test_functions_may_donate_what_they_are_given(donates):
+    donated = jax.jit(sparse_optax.prune, donate_argnums=(0, 1))
+    copy = jax.jit(lambda s: jax.tree.map(jnp.copy, s), donate_argnums=0)
+    prune = donated if "prune" in donates else sparse_optax.prune
+    rounds = run(
+        PRUNING,
+        copy if "train" in donates else identity,
+        prune=lambda s: prune(*s, 0.2),
+        state=jax.tree.map(jnp.copy, (PARAMS, PRUNING.init(PARAMS))),
+        max_rounds=3,
+    )
+    seen = [(r.sparsity, r.best_sparsity) for r in rounds]
+    assert seen == [(0.0, 0.0), (0.2, 0.2), (0.36, 0.36)]
+
+
 def test_a_sound_run_counts_none():
     tx = sparse_optax.relevance_pruning(optax.adam(0.1), 1e-4)
     rounds = list(run(tx))
@@ -207,6 +250,38 @@ def test_no_metric_yet_is_minus_infinity():
 
 
 # Functions that return something else, or change what they are given.
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "scalar; got None"),
+        ({"loss": 1.0}, "scalar; got {'loss'"),
+        (jnp.ones(2), r"scalar; got an array of float32, shape \(2,\)"),
+        (1j, "real number"),
+    ],
+    ids=["none", "dict", "vector", "complex"],
+)
+def test_an_evaluate_that_returns_no_metric_is_named(returned, message):
+    with pytest.raises(ValueError, match=rf"evaluate must return a {message}"):
+        list(run(PRUNING, evaluate=lambda _: returned))
+
+
+@pytest.mark.parametrize("name", ["train", "prune"])
+def test_another_tree_is_named_where_it_differs(name):
+    extra = lambda s: (s[0] | {"c": jnp.ones(3)}, s[1])  # noqa: E731
+    message = f"{name} must return a state of the same tree .* differ first at 0/c"
+    with pytest.raises(ValueError, match=message):
+        list(run(PRUNING, **{"train": identity, name: extra}))
+    function = lambda s: (s[0] | {"a": len}, s[1])  # noqa: E731
+    with pytest.raises(TypeError, match=f"what {name} returned has .* at 0/a, which"):
+        list(run(PRUNING, **{"train": identity, name: function}))
+
+
+def test_round_takes_its_own_state():
+    _, step = sparse_optax.pruning_rounds(identity, evaluate_ones, None, bound=0.5)
+    with pytest.raises(TypeError, match="round takes the IterativePruningState"):
+        step((PARAMS, PRUNING.init(PARAMS)))
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["python", "jit"])

@@ -179,6 +179,46 @@ def test_a_b_without_a_w_is_a_matrix():
     assert sparse_optax.matrices_only(params) == {"a": True, "b": True}
 
 
+def test_a_weight_beside_a_bias_of_its_shape_is_a_vector():
+    keys = jax.random.split(jax.random.key(0), 3)
+    norms = eqx.filter_vmap(lambda _: eqx.nn.LayerNorm(4))(keys)
+    layers = eqx.filter_vmap(lambda key: eqx.nn.Linear(4, 4, key=key))(keys)
+    assert norms.weight.shape == (3, 4)
+    selected = sparse_optax.matrices_only({"norm": norms, "linear": layers})
+    assert not selected["norm"].weight and not selected["linear"].bias
+    assert selected["linear"].weight
+
+
+def test_patterns_of_other_groups_are_ignored():
+    params = {"enc": jnp.ones((3, 2)), "head": jnp.ones((2, 2))}
+    patterns = {"enc.*": True, "head.*": True}
+    tx = optax.multi_transform(
+        {
+            name: sparse_optax.prune_by_magnitude(0.5, mask=patterns)
+            for name in ("a", "b")
+        },
+        {"enc": "a", "head": "b"},
+    )
+    masks = sparse_optax.get_masks(tx.init(params))
+    assert names_of(masks) == ["enc", "head"]
+
+
+def test_functions_may_look_at_weights_at_init():
+    # And not at every update, where they would see tracers.
+    mask = lambda p: jax.tree.map(lambda w: bool(jnp.any(w > 0)), p)  # noqa: E731
+    params = {"a": jnp.ones((2, 2)), "b": jnp.zeros((2, 2))}
+    tx = sparse_optax.prune_by_magnitude(0.5, mask=mask)
+    state = tx.init(params)
+    assert names_of(sparse_optax.get_masks(state)) == ["a"]
+    jax.jit(tx.update)(params, state, params)
+
+
+def test_patterns_that_a_function_returns_are_checked():
+    tx = sparse_optax.prune_by_magnitude(mask=lambda params: {"(": True})
+    with pytest.raises(ValueError, match="which is no regular expression"):
+        tx.init(PARAMS)
+
+
 def test_the_default_under_inject_hyperparams():
     make = optax.inject_hyperparams(sparse_optax.prune_by_magnitude)
     state = make(fraction=0.5).init(PARAMS)
@@ -252,23 +292,36 @@ NO_WEIGHTS = {
     ),
 }
 every_kind = pytest.mark.parametrize("kind", NO_WEIGHTS)
-FACTORIES = {name: LINKS[name] for name in LINKS}
+
+
+LEAVING_OUT = {
+    "all": None,
+    "default": "matrices",
+    "function": sparse_optax.matrices_only,
+    "tree": {"odd": False, "w": True},
+    "pattern": {"o.*": False, "w": True},
+    "other-function": lambda params: {"odd": False, "w": True},
+}
 
 
 @every_kind
-@pytest.mark.parametrize("mask", [None, "matrices"])
+@pytest.mark.parametrize("mask", LEAVING_OUT)
 @pytest.mark.parametrize("link", LINKS)
 def test_other_leaves_are_left_out(link, mask, kind):
+    if link == "relevance_pruning":  # without an optimizer for such leaves
+        tx = sparse_optax.relevance_pruning(
+            optax.identity(), 0.1, fraction=0.5, mask=LEAVING_OUT[mask]
+        )
+    else:
+        tx = LINKS[link](LEAVING_OUT[mask])
     leaf, _ = NO_WEIGHTS[kind]
     params = {"odd": leaf, "w": jnp.arange(1.0, 5.0).reshape(2, 2)}
-    tx = optax.chain(optax.masked(optax.identity(), False), LINKS[link](mask))
-    state = LINKS[link](mask).init(params)
-    if link == "add_relevance_decay":
-        updates, _ = LINKS[link](mask).update(params, state, params)
-        assert updates["odd"] is leaf or kind == "bcoo"
-        return
-    assert len(jax.tree.leaves(sparse_optax.get_masks(state))) == 1
-    assert tx.init(params) is not None
+    updates, state = tx.update(params, tx.init(params), params, prune=True)
+    same = jax.tree.map(lambda a, b: jnp.all(a == b), updates["odd"], leaf)
+    assert all(jax.tree.leaves(same))
+    if link != "add_relevance_decay":
+        (found,) = jax.tree.leaves(sparse_optax.get_masks(state))
+        assert np.count_nonzero(found) == 2
 
 
 @every_kind
@@ -315,9 +368,9 @@ def test_functions_leave_them_out(kind):
     assert sparse_optax.sparsity_report(pruned, masks).total == (1, 4)
     applied = sparse_optax.apply_masks(params, masks)
     assert num_nonzero(applied["w"]) == 1
-    if kind != "bcoo":
-        assert isinstance(sparse_optax.irrelevance(params)["odd"], optax.MaskedNode)
-        assert not sparse_optax.matrices_only(params)["odd"]
+    assert isinstance(sparse_optax.irrelevance(params)["odd"], optax.MaskedNode)
+    assert not sparse_optax.matrices_only(params)["odd"]
+    if kind != "bcoo":  # which raises
         assert sparse_optax.to_bcoo(params)["odd"] is leaf
     assert sparse_optax.irrelevance(params)["w"].shape == (2, 2)
     assert sparse_optax.relevance_penalty(params, params, 1.0) > 0
@@ -369,6 +422,9 @@ def test_split_real_and_imaginary_is_named():
             call()
 
 
+KERNEL = random_tree(0)["dense"]["kernel"]
+
+
 def test_flatten_is_named():
     tx = optax.flatten(sparse_optax.prune_by_magnitude(0.5, mask=None))
     params = random_tree(0)
@@ -379,6 +435,8 @@ def test_flatten_is_named():
         lambda: sparse_optax.masks_from_zeros(params, state),
         lambda: sparse_optax.apply_masks(params, sparse_optax.get_masks(state)),
         lambda: sparse_optax.set_masks(state, jax.tree.map(lambda w: w > 0, params)),
+        # Of a single array, too.
+        lambda: sparse_optax.prune(params["dense"]["kernel"], tx.init(KERNEL), 0.5),
     ):
         with pytest.raises(ValueError, match=r"optax.flatten makes one vector"):
             call()

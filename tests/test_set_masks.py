@@ -131,6 +131,34 @@ def test_the_state_of_an_nnx_optimizer():
     np.testing.assert_array_equal(found, masks["kernel"][...])
 
 
+def test_masks_are_copied():
+    masks = jax.tree.map(jnp.copy, MASKS)
+    tx = OPTIMIZERS["twice"]()
+    step = jax.jit(make_step(tx), donate_argnums=(0, 1))
+    for _ in range(2):  # several seeds of one ticket
+        params = jax.tree.map(jnp.copy, PARAMS)
+        state = sparse_optax.set_masks(tx.init(params), masks)
+        step(params, state, PARAMS)
+    chex.assert_trees_all_equal(masks, MASKS)
+
+
+def test_masks_are_placed_like_those_in_the_state():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = jax.device_put(jnp.ones((4, 3)), rows)
+    tx = sparse_optax.prune_by_magnitude()
+    shardings = jax.tree.map(
+        lambda x: rows if x.shape == params.shape else everywhere,
+        jax.eval_shape(tx.init, params),
+    )
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    for masks in (np.eye(4, 3, dtype=bool), jax.device_put(np.eye(4, 3) > 0)):
+        placed = sparse_optax.set_masks(state, masks)
+        assert placed.masks.sharding == rows
+        sparse_optax.prune(params, placed, 0.5)
+
+
 BAD = {
     "numbers": (PARAMS, TypeError, "masks must be boolean; got an array of float32"),
     "booleans of Python": (
