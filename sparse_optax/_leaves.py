@@ -63,15 +63,16 @@ def is_matrix(name: str, leaf: Any, leaves: Mapping[str, Any]) -> bool:
     """
     above, _, last = name.rpartition("/")
 
-    def sibling(name):
-        return leaves.get(f"{above}/{name}" if above else name)
+    def shape_of(sibling):
+        found = leaves.get(f"{above}/{sibling}" if above else sibling)
+        return None if found is None else np.shape(found)
 
     if not _trees.is_weight(leaf) or np.ndim(leaf) < 2 or last in _VECTORS:
         return False
     if last == "b":  # haiku's
-        return sibling("w") is None
+        return shape_of("w") is None
     if last == "weight":  # of a norm of equinox
-        return np.shape(sibling("bias")) != np.shape(leaf)
+        return shape_of("bias") != np.shape(leaf)
     return True
 
 

@@ -73,8 +73,8 @@ def test_gradual_pruning_follows_the_cubic_schedule():
     for _ in range(80):
         state = step(state)
         kept.append(int(sparse_optax.get_masks(state)["w"].sum()))
-    updates_before = np.minimum(np.arange(9, 80, 10), 60)
-    sparsity = 0.8 * (1 - (1 - updates_before / 60) ** 3)
+    updates = np.minimum(np.arange(10, 81, 10), 60)
+    sparsity = 0.8 * (1 - (1 - updates / 60) ** 3)
     assert kept[9::10] == [1000 - round(1000 * s) for s in sparsity]
     assert kept[:9] == [1000] * 9 and kept[10:19] == kept[9:10] * 9
     assert not sparse_optax.get_masks(state)["w"][:800].any()

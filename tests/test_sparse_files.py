@@ -1,6 +1,7 @@
 """Sparse files: the same bits again, next to no space for zeros, damage refused."""
 
 import collections
+import errno
 import os
 import pathlib
 import random
@@ -408,7 +409,7 @@ def test_a_failure_to_write_leaves_the_old_file(step, monkeypatch, tmp_path):
         # All of the new file is somewhere by then, and the old one where it was.
         assert path.read_bytes() == before
         written.extend(x.stat().st_size for x in tmp_path.iterdir() if x != path)
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(step, fail)
     with pytest.raises(OSError, match="No space left"):

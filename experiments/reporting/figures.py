@@ -171,6 +171,9 @@ def draw_metric(axes: Axes, rows: list[Row], summary: Row) -> None:
 
 def sparsity_axis(axes: Axes, least: float) -> None:
     """Makes the x axis one of sparsity, where `least` is the smallest share kept."""
+    low, high = axes.dataLim.intervalx
+    if np.isclose(low, high):  # all points are at one sparsity
+        axes.set_xlim(0.9 * low, 1.1 * high)
     axes.set_xscale("log")
     axes.invert_xaxis()
     ticks = [s for s in SPARSITY_TICKS if 1 - s >= 0.9 * least]
