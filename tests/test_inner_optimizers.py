@@ -148,7 +148,7 @@ CLEARED = {
     **{name: getattr(optax, name)(0.1) for name in ("nadam", "novograd", "radam")},
     **{name: getattr(optax, name)(0.1) for name in ("rmsprop", "rprop", "yogi")},
     **{name: getattr(optax.contrib, name)(0.1) for name in ("acprop", "ademamix")},
-    **{name: getattr(optax.contrib, name)(0.1) for name in ("adopt", "madgrad")},
+    "adopt": optax.contrib.adopt(0.1),
     **{name: getattr(optax.contrib, name)() for name in ("dadapt_adamw", "prodigy")},
     "muon": optax.contrib.muon(0.1),
     "schedule_free": optax.contrib.schedule_free_adamw(0.1),
