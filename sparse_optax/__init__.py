@@ -13,16 +13,16 @@ from sparse_optax._pruning import (
     prune_by_magnitude as prune_by_magnitude,
     prune_to_sparsity as prune_to_sparsity,
 )
-from sparse_optax._pruning_rounds import (
+from sparse_optax._pruning_loop import (
     IterativePruningState as IterativePruningState,
-    PruningRounds as PruningRounds,
-    pruning_rounds as pruning_rounds,
+    PruningLoop as PruningLoop,
+    pruning_loop as pruning_loop,
 )
 from sparse_optax._relevance import (
     RelevanceDecayState as RelevanceDecayState,
     add_relevance_decay as add_relevance_decay,
     irrelevance as irrelevance,
-    relevance_mask as relevance_mask,
+    is_relevant as is_relevant,
     relevance_penalty as relevance_penalty,
 )
 from sparse_optax._relevance_pruning import (

@@ -1,6 +1,6 @@
 """The iterative algorithm: train, evaluate, prune whenever the metric allows it.
 
-`pruning_rounds` is the algorithm, a pure pair of functions; `iterative_pruning` runs it
+`pruning_loop` is the algorithm, a pure pair of functions; `iterative_pruning` runs it
 and reports.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Generic
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,17 @@ import numpy as np
 from sparse_optax import _arguments, _fit, _trees
 from sparse_optax._counts import Count
 from sparse_optax._find_states import masks_of_networks, prune_states
-from sparse_optax._pruning_rounds import (
+from sparse_optax._pruning_loop import (
     NO_METRIC,
     IterativePruningState,
     TrainState,
     num_prunes,
-    pruning_rounds,
+    pruning_loop,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class PruningRound:
+class PruningRound(Generic[TrainState]):
     """What one round of `iterative_pruning` did, as Python numbers.
 
     Sparsities are those of the prunable weights, from exact counts.
@@ -42,11 +43,11 @@ class PruningRound:
     revived: int  # pruned weights that the last pruning step found not to be zero
     best_metric: float  # minus infinity until a network has met the bound
     best_sparsity: float
-    state: IterativePruningState  # to checkpoint, or to take `best` from
+    state: IterativePruningState[TrainState]  # to checkpoint, or to take `best` from
 
 
 def iterative_pruning(
-    state: TrainState | IterativePruningState,
+    state: TrainState | IterativePruningState[TrainState],
     train: Callable[[TrainState], TrainState],
     evaluate: Callable[[TrainState], jax.typing.ArrayLike],
     prune: Callable[[TrainState], TrainState],
@@ -56,7 +57,7 @@ def iterative_pruning(
     patience: int | None = None,
     finetune: Callable[[TrainState], TrainState] | None = None,
     finetune_rounds: int = 0,
-) -> Iterator[PruningRound]:
+) -> Iterator[PruningRound[TrainState]]:
     """Trains, and prunes whenever a validation metric is above a bound.
 
     Every round trains some steps and evaluates. If the metric is above the bound, the
@@ -96,7 +97,7 @@ def iterative_pruning(
         ValueError: if a number is out of range, if there are no masks in `state`, if
             only one of `finetune` and `finetune_rounds` is given, if `bound` is not met
             by the best network of the `state` to resume from, or as in
-            `pruning_rounds`; in a round, if the weights given to the last pruning step
+            `pruning_loop`; in a round, if the weights given to the last pruning step
             had been pruned before and were not zero, naming their leaves.
 
     Examples:
@@ -155,10 +156,10 @@ def iterative_pruning(
     if patience is not None:
         _arguments.check_integer("patience", patience, low=1)
     _fit.check_concrete(
-        (state, bound), "iterative_pruning", "Inside, use pruning_rounds."
+        (state, bound), "iterative_pruning", "Inside, use pruning_loop."
     )
-    pruning = pruning_rounds(train, evaluate, prune, bound=bound)
-    finetuning = pruning_rounds(
+    pruning = pruning_loop(train, evaluate, prune, bound=bound)
+    finetuning = pruning_loop(
         train if finetune is None else finetune, evaluate, None, bound=bound
     )
     if isinstance(state, PruningRound):
@@ -179,7 +180,7 @@ def iterative_pruning(
             state.num_rounds < max_rounds and state.rounds_since_prune < limit
         ):
             before = num_prunes(state.current)  # train may donate what it is given
-            state = pruning.round(state)
+            state = pruning.step(state)
             if num_prunes(state.current) > before:
                 _check_zeros(state)
             empty = _warn_of_empty_leaves(state, empty)
@@ -187,7 +188,7 @@ def iterative_pruning(
         if finetune_rounds and not state.finetuning:
             state = state.start_finetuning()
         while state.finetuning and state.rounds_since_prune < finetune_rounds:
-            state = finetuning.round(state)
+            state = finetuning.step(state)
             yield _report(state)
 
     return run(state)

@@ -134,7 +134,7 @@ def prune_by_magnitude(
 
 
 def prune_to_sparsity(
-    schedule: ScalarOrSchedule,
+    sparsity: ScalarOrSchedule,
     *,
     every: int = 1,
     scope: Scope = "global",
@@ -148,7 +148,7 @@ def prune_to_sparsity(
     that can pass no extra argument, such as linen's `TrainState`, and for gradual
     pruning. At every `every`-th update it prunes until, of the N prunable weights,
 
-    .. math:: \mathrm{round}(\mathrm{schedule}(t) \cdot N)
+    .. math:: \mathrm{round}(\mathrm{sparsity}(t) \cdot N)
         \quad\text{(half to even, exactly)}
 
     are pruned, with t = 1 at the first update. So a schedule that ends after T updates
@@ -160,9 +160,8 @@ def prune_to_sparsity(
     `prune_by_magnitude`.
 
     Args:
-        schedule: the sparsity in [0, 1] as a function of the number of updates,
-            including this one, or a number: then it prunes once, at the `every`-th
-            update.
+        sparsity: in [0, 1], an optax schedule of the number of updates, including this
+            one; or a number: then it prunes once, at the `every`-th update.
         every: how many updates lie between two prunes, at least 1.
         scope: "global" or "leaf", as in `prune_by_magnitude`.
         min_kept: floors, as in `prune_by_magnitude`.
@@ -198,7 +197,7 @@ def prune_to_sparsity(
         Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
         2017, for gradual pruning.
     """
-    _arguments.check_number("schedule", schedule, high=1.0)
+    _arguments.check_number("sparsity", sparsity, high=1.0)
     if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
         _arguments.check_integer("every", every, low=1)
     _arguments.check_scope(scope)
@@ -214,12 +213,12 @@ def prune_to_sparsity(
         state = leaves.check(state, params, counts_updates=True)
         before = cast(jax.Array, state.num_updates)
         num_updates = jnp.asarray(optax.safe_increment(before))
-        sparsity = _arguments.value_at("schedule", schedule, num_updates)
+        target = _arguments.value_at("sparsity", sparsity, num_updates)
         due, shortfall = _pruning_step.is_due(
-            num_updates % every == 0, state, sparsity, scope
+            num_updates % every == 0, state, target, scope
         )
         state = state._replace(num_updates=num_updates, shortfall=shortfall)
-        return _update(updates, state, params, due, sparsity, "all", scope)
+        return _update(updates, state, params, due, target, "all", scope)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -82,7 +82,7 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
     )
 
 
-def relevance_mask(
+def is_relevant(
     grads: optax.Updates,
     scale: float | jax.Array = 1.0,
     threshold: float | jax.Array = 0.5,
@@ -107,7 +107,7 @@ def relevance_mask(
         >>> import jax.numpy as jnp
         >>> import sparse_optax
         >>> grads = {"w": jnp.array([0.0, 0.5, -2.0])}
-        >>> print(sparse_optax.relevance_mask(grads, scale=0.5)["w"])
+        >>> print(sparse_optax.is_relevant(grads, scale=0.5)["w"])
         [False  True  True]
     """
     _arguments.check_number("threshold", threshold, high=1.0, schedule=False)

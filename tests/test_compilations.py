@@ -84,7 +84,7 @@ def iterate_with_new_functions(seed):
 
 
 def rounds(seed):
-    init, step = sparse_optax.pruning_rounds(train, evaluate, prune, bound=0.5)
+    init, step = sparse_optax.pruning_loop(train, evaluate, prune, bound=0.5)
     return step(step(init(pruned(seed))))
 
 
@@ -143,8 +143,8 @@ CALLS: dict[str, Any] = {
     "prune_to_sparsity": updates(
         lambda: sparse_optax.prune_to_sparsity(optax.linear_schedule(0.0, 0.5, 1))
     ),
-    "pruning_rounds": rounds,
-    "relevance_mask": lambda s: sparse_optax.relevance_mask(tree(s), 0.5),
+    "pruning_loop": rounds,
+    "is_relevant": lambda s: sparse_optax.is_relevant(tree(s), 0.5),
     "relevance_penalty": lambda s: sparse_optax.relevance_penalty(
         tree(s), tree(s), 0.5
     ),

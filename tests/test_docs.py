@@ -141,7 +141,7 @@ def test_the_package_exports_what_its_users_rely_on():
         "RelevancePruningState",
         # relevance
         "irrelevance",
-        "relevance_mask",
+        "is_relevant",
         "relevance_penalty",
         # masks
         "apply_masks",
@@ -162,10 +162,10 @@ def test_the_package_exports_what_its_users_rely_on():
         "from_bcoo",
         # the algorithm
         "iterative_pruning",
-        "pruning_rounds",
+        "pruning_loop",
         "IterativePruningState",
         "PruningRound",
-        "PruningRounds",
+        "PruningLoop",
     }
 
 
@@ -201,7 +201,7 @@ def test_functions_are_documented(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_have_an_example_that_runs(name):
-    if name == "pruning_rounds":  # whose examples are those of iterative_pruning
+    if name == "pruning_loop":  # whose examples are those of iterative_pruning
         assert "iterative_pruning" in inspect.getdoc(FUNCTIONS[name])
         return
     assert any(example.endswith(f".{name}") for example in EXAMPLES)

@@ -77,12 +77,12 @@ NUMBERS = {
         lambda v: sparse_optax.irrelevance(PARAMS, scale=v),
         "positive",
     ),
-    "relevance_mask.scale": (
-        lambda v: sparse_optax.relevance_mask(PARAMS, scale=v),
+    "is_relevant.scale": (
+        lambda v: sparse_optax.is_relevant(PARAMS, scale=v),
         "positive",
     ),
-    "relevance_mask.threshold": (
-        lambda v: sparse_optax.relevance_mask(PARAMS, threshold=v),
+    "is_relevant.threshold": (
+        lambda v: sparse_optax.is_relevant(PARAMS, threshold=v),
         "unit",
     ),
     "relevance_penalty.strength": (
@@ -107,8 +107,8 @@ NUMBERS = {
         lambda v: sparse_optax.prune_by_magnitude(fraction=v, mask=None),
         "unit",
     ),
-    "prune_to_sparsity.schedule": (
-        lambda v: sparse_optax.prune_to_sparsity(schedule=v, mask=None),
+    "prune_to_sparsity.sparsity": (
+        lambda v: sparse_optax.prune_to_sparsity(sparsity=v, mask=None),
         "unit",
     ),
     "prune_to_sparsity.every": (

@@ -364,15 +364,15 @@ NUM_ROUNDS = 10
 
 
 def scanned(state, bound, patience=None):
-    rounds = sparse_optax.pruning_rounds(
+    loop = sparse_optax.pruning_loop(
         train, evaluate, prune, bound=bound, patience=patience
     )
 
     def body(state, _):
-        state = rounds.round(state)
+        state = loop.step(state)
         return state, (state.metric, state.sparsity, state.pruned)
 
-    return jax.lax.scan(body, rounds.init(state), length=NUM_ROUNDS)
+    return jax.lax.scan(body, loop.init(state), length=NUM_ROUNDS)
 
 
 def test_all_rounds_in_one_program_are_those_of_the_generator():
@@ -423,8 +423,8 @@ def test_patience_freezes_a_round():
 
 
 def test_rounds_that_never_prune():
-    rounds = sparse_optax.pruning_rounds(train, evaluate, None, bound=-1e9)
-    state = rounds.round(rounds.init(start()))
+    loop = sparse_optax.pruning_loop(train, evaluate, None, bound=-1e9)
+    state = loop.step(loop.init(start()))
     assert not state.pruned
     assert float(state.sparsity) == 0
     assert int(state.best[1].pruning.num_prunes) == 0

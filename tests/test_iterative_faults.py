@@ -184,7 +184,7 @@ def test_two_transformations_over_one_leaf_count_it_once():
     prune = lambda s: sparse_optax.prune(*s, 0.5)  # noqa: E731
     rounds = list(run(tx, identity, prune=prune, state=state))
     assert [r.sparsity for r in rounds] == [0, 0.5, 0.75, 0.87]  # 12.5 to even
-    init, step = sparse_optax.pruning_rounds(
+    init, step = sparse_optax.pruning_loop(
         identity, lambda _: 1.0, lambda s: sparse_optax.prune(*s, 0.5), bound=0.5
     )
     state = step(step(init((PARAMS, tx.init(PARAMS)))))
@@ -227,7 +227,7 @@ def test_a_tighter_bound_of_the_pure_functions_forgets_the_best():
     def rounds(bound, *values):
         evaluate = metrics(*values)
         prune = lambda s: sparse_optax.prune(*s, 0.2)  # noqa: E731
-        return sparse_optax.pruning_rounds(identity, evaluate, prune, bound=bound)
+        return sparse_optax.pruning_loop(identity, evaluate, prune, bound=bound)
 
     init, step = rounds(0.5, 0.9, 0.6, 0.9)
     state = step(step(step(init((PARAMS, PRUNING.init(PARAMS))))))
@@ -279,8 +279,8 @@ def test_another_tree_is_named_where_it_differs(name):
 
 
 def test_round_takes_its_own_state():
-    _, step = sparse_optax.pruning_rounds(identity, evaluate_ones, None, bound=0.5)
-    with pytest.raises(TypeError, match="round takes the IterativePruningState"):
+    _, step = sparse_optax.pruning_loop(identity, evaluate_ones, None, bound=0.5)
+    with pytest.raises(TypeError, match="step takes the IterativePruningState"):
         step((PARAMS, PRUNING.init(PARAMS)))
 
 
@@ -297,7 +297,7 @@ def test_another_dtype_is_named(name, jit):
             list(run(PRUNING, **{"train": identity, name: change}))
         return
     given = {"train": identity, "prune": identity} | {name: change}
-    init, step = sparse_optax.pruning_rounds(**given, evaluate=evaluate_ones, bound=0.5)
+    init, step = sparse_optax.pruning_loop(**given, evaluate=evaluate_ones, bound=0.5)
     with pytest.raises(ValueError, match=message):
         jax.jit(step)(init((PARAMS, PRUNING.init(PARAMS))))
 
@@ -367,9 +367,7 @@ def test_iterative_pruning_inside_jit_is_named():
     def whole(params):
         return list(run(PRUNING, state=(params, PRUNING.init(params))))
 
-    with pytest.raises(
-        TypeError, match=r"iterative_pruning needs .*use pruning_rounds"
-    ):
+    with pytest.raises(TypeError, match=r"iterative_pruning needs .*use pruning_loop"):
         jax.jit(whole)(PARAMS)
 
 

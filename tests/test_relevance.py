@@ -68,7 +68,7 @@ def test_irrelevance_keeps_the_tree_and_names_no_integers():
     assert result["n"] == optax.MaskedNode()
     assert result["none"] is None
     chex.assert_trees_all_close(result["a"], [np.exp([-1.0, -1.0]), 1.0], rtol=1e-6)
-    mask = sparse_optax.relevance_mask(grads)
+    mask = sparse_optax.is_relevant(grads)
     chex.assert_trees_all_equal(mask["a"], [np.array([True, True]), np.False_])
     assert mask["n"] == optax.MaskedNode()
 
@@ -77,7 +77,7 @@ def test_irrelevance_keeps_the_tree_and_names_no_integers():
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5, 1.0])
 def test_relevant_is_what_is_below_the_threshold(dtype, threshold):
     grads, scale = tree(0, dtype), 0.7
-    masks = sparse_optax.relevance_mask(grads, scale, threshold)
+    masks = sparse_optax.is_relevant(grads, scale, threshold)
     for name, g in grads.items():
         assert masks[name].dtype == bool
         np.testing.assert_array_equal(masks[name], exact(g, scale) < threshold)
@@ -87,7 +87,7 @@ def test_half_is_the_threshold_and_one_the_scale_by_default():
     bound = np.log(2)
     g = np.float32([0, 0.99 * bound, 1.01 * bound, -1.01 * bound, np.nan, np.inf])
     expected = [False, False, True, True, False, True]
-    np.testing.assert_array_equal(sparse_optax.relevance_mask(g), expected)
+    np.testing.assert_array_equal(sparse_optax.is_relevant(g), expected)
 
 
 @pytest.mark.parametrize("mask", [None, sparse_optax.matrices_only, {"bias": True}])
@@ -351,8 +351,8 @@ def test_gradients_of_other_shapes_are_not_broadcast():
         (sparse_optax.irrelevance, {"scale": 0.0}, ValueError, "scale"),
         (sparse_optax.irrelevance, {"scale": "1"}, TypeError, "scale"),
         (sparse_optax.irrelevance, {"scale": np.nan}, ValueError, "scale"),
-        (sparse_optax.relevance_mask, {"threshold": 1.5}, ValueError, "threshold"),
-        (sparse_optax.relevance_mask, {"scale": -1}, ValueError, "scale"),
+        (sparse_optax.is_relevant, {"threshold": 1.5}, ValueError, "threshold"),
+        (sparse_optax.is_relevant, {"scale": -1}, ValueError, "scale"),
     ],
 )
 def test_arguments_out_of_range_are_named(function, arguments, error, name):

@@ -74,7 +74,7 @@ def whole_run(
     phases = Phases(config, problem)
 
     def rounds_of(state, train_fn, prune, length):
-        rounds = sparse_optax.pruning_rounds(
+        _, next_round = sparse_optax.pruning_loop(
             train_fn,
             lambda state: problem.metric(state.variables),
             prune,
@@ -83,7 +83,7 @@ def whole_run(
         )
 
         def step(state, _):
-            state = rounds.round(state)
+            state = next_round(state)
             return state, History(state.metric, state.sparsity, state.pruned)
 
         return jax.lax.scan(step, state, length=length)

@@ -6,7 +6,7 @@ holds the state of an optimizer with a pruning transformation.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ from sparse_optax import _arguments, _counts, _fit, _trees
 from sparse_optax._counts import Count
 from sparse_optax._find_states import masks_of_networks, prune_states
 
-TrainState = Any  # a tree of arrays
+TrainState = TypeVar("TrainState")  # a tree of arrays
 
 NO_METRIC = float(jnp.finfo(jnp.float32).min)  # finite, for `jax.debug_infs`
 
 
-class IterativePruningState(NamedTuple):
+class IterativePruningState(NamedTuple, Generic[TrainState]):
     """All that `iterative_pruning` needs to resume: a tree to checkpoint.
 
     Until a network has met the bound, `best` is the one that was given, and
@@ -45,8 +45,8 @@ class IterativePruningState(NamedTuple):
     finetuning: jax.Array  # shape=(), dtype=bool.
 
     @classmethod
-    def start(cls, train_state: TrainState) -> "IterativePruningState":
-        """The state before the first round, which is `init` of `pruning_rounds`.
+    def start(cls, train_state: TrainState) -> "IterativePruningState[TrainState]":
+        """The state before the first round, which is `init` of `pruning_loop`.
 
         Raises:
             TypeError: if there is something else than arrays in `train_state`.
@@ -69,7 +69,7 @@ class IterativePruningState(NamedTuple):
             finetuning=jnp.zeros([], bool),
         )
 
-    def start_finetuning(self) -> "IterativePruningState":
+    def start_finetuning(self) -> "IterativePruningState[TrainState]":
         """The state from which rounds without `prune` fine-tune the best network."""
         return self._replace(
             current=_copy(self.best),
@@ -78,60 +78,62 @@ class IterativePruningState(NamedTuple):
         )
 
 
-class PruningRounds(NamedTuple):
-    """The pair of pure functions returned by `pruning_rounds`."""
+class PruningLoop(NamedTuple, Generic[TrainState]):
+    """The pair of pure functions returned by `pruning_loop`."""
 
-    init: Callable[[TrainState], IterativePruningState]
-    round: Callable[[IterativePruningState], IterativePruningState]
+    init: Callable[[TrainState], IterativePruningState[TrainState]]
+    step: Callable[
+        [IterativePruningState[TrainState]], IterativePruningState[TrainState]
+    ]
 
 
-def pruning_rounds(
+def pruning_loop(
     train: Callable[[TrainState], TrainState],
     evaluate: Callable[[TrainState], jax.typing.ArrayLike],
     prune: Callable[[TrainState], TrainState] | None,
     *,
     bound: float | jax.Array,
     patience: int | None = None,
-) -> PruningRounds:
+) -> PruningLoop[TrainState]:
     """The iterative algorithm as two pure functions over one state.
 
-    `round` trains, evaluates, and if the metric is above the bound keeps the network as
-    the best, where it is sparser than that or better, and prunes it. It is as pure as
-    `train` and `evaluate` are: with pure ones it can be scanned, vmapped and jitted.
-    Masks of one tree are taken for masks of one network: where several transformations
-    prune a leaf, a weight counts once.
+    `step` makes one round: it trains and evaluates, and if the metric is above the
+    bound, it keeps the network as the best, where that is less sparse or worse, and
+    prunes it. It is as pure as `train` and `evaluate` are: with pure ones it can be
+    scanned, vmapped and jitted. Masks of one tree are taken for masks of one network:
+    where several transformations prune a leaf, a weight counts once.
 
     Args:
         train: makes some training steps.
         evaluate: measures a validation metric, a scalar, larger is better. What it
             changes in the state that it is given is forgotten.
         prune: removes weights for good, as `sparse_optax.prune` does; or None, never
-            to prune. It is traced where `round` is.
+            to prune. It is traced where `step` is.
         bound: the metric must be above it. May be traced. A best network of an earlier,
             lower bound that is not above this one gives way to the first that is.
-        patience: after so many rounds without a pruning step, `round` changes nothing
+        patience: after so many rounds without a pruning step, `step` changes nothing
             any more: the training still runs, its result is discarded, and it may not
             donate. By default never.
 
     Returns:
-        `PruningRounds(init, round)`, functions from a training state to an
+        `PruningLoop(init, step)`, functions from a training state to an
         `IterativePruningState`, and from such a state to the next.
 
     Raises:
         TypeError: if an argument is of the wrong type.
         ValueError: if a number is out of range; by `init`, if there are no masks in the
-            training state; by `round`, if `evaluate` returns no scalar, or `train` or
+            training state; by `step`, if `evaluate` returns no scalar, or `train` or
             `prune` a state of another tree, or with arrays of other shapes or dtypes.
 
     Examples:
         As `iterative_pruning`; but in place of its loop, all rounds in one program::
 
             def step(state, _):
-                state = rounds.round(state)
+                state = loop.step(state)
                 return state, (state.metric, state.sparsity)
 
             state, history = jax.lax.scan(
-                step, rounds.init(train_state), length=max_rounds
+                step, loop.init(train_state), length=max_rounds
             )
     """
     _arguments.check_callable("train", train)
@@ -143,10 +145,10 @@ def pruning_rounds(
         _arguments.check_integer("patience", patience, low=1)
     bound = jnp.asarray(bound, jnp.float32)
 
-    def round_fn(state):
+    def step_fn(state):
         if not isinstance(state, IterativePruningState):
             raise TypeError(
-                "round takes the IterativePruningState that init and round return; got "
+                "step takes the IterativePruningState that init and step return; got "
                 f"a {type(state).__name__}."
             )
         trained = _call("train", train, state.current)
@@ -179,7 +181,7 @@ def pruning_rounds(
             return following
         return _choose(state.rounds_since_prune < patience, following, state)
 
-    return PruningRounds(IterativePruningState.start, round_fn)
+    return PruningLoop(IterativePruningState.start, step_fn)
 
 
 def _as_metric(returned):
@@ -256,7 +258,7 @@ def _choose_leaves(condition, a, b):
     return lax.cond(condition, lambda a, b: a, lambda a, b: b, a, b)
 
 
-def count_kept(train_state: TrainState) -> tuple[Count, jax.Array]:
+def count_kept(train_state: Any) -> tuple[Count, jax.Array]:
     """How many of the prunable weights are kept, and their sparsity."""
     return _count_kept(jax.tree.leaves(masks_of_networks(train_state)))
 
@@ -268,7 +270,7 @@ def _count_kept(masks):
     return kept, _counts.ratio(_counts.subtract(total, kept), total)
 
 
-def num_prunes(train_state: TrainState) -> jax.Array:
+def num_prunes(train_state: Any) -> jax.Array:
     """How many pruning steps all transformations together have made."""
     counts = [state.num_prunes for state in prune_states(train_state)]
     return jnp.sum(jnp.stack(counts))
