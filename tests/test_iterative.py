@@ -482,7 +482,10 @@ def test_wrong_arguments_are_named_at_once(changes, error, match):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"evaluate": lambda s: jnp.ones(3)}, r"evaluate .* scalar; got .*shape \(3,\)"),
+        (
+            {"evaluate": lambda s: jnp.ones(3)},
+            r"evaluate .* scalar; got .*shape \(3,\)",
+        ),
         ({"train": lambda s: {**s, "more": jnp.ones(3)}}, "train must return a state"),
         ({"train": lambda s: None}, "train must return a state"),
         ({"prune": lambda s: (s, s)}, "prune must return a state"),
