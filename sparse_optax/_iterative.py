@@ -31,19 +31,33 @@ class PruningRound(Generic[TrainState]):
     """What one round of `iterative_pruning` did, as Python numbers.
 
     Sparsities are those of the prunable weights, from exact counts.
+
+    Attributes:
+        index: from 0, fine-tuning included.
+        phase: "prune" or "finetune".
+        metric: of this round's network, before it was pruned.
+        sparsity: of the same.
+        pruned: whether weights were removed after the evaluation.
+        num_prunes: pruning steps so far, over all pruning transformations.
+        shortfall: pruning budget left unused because of `min_kept` or `max_sparsity`.
+        revived: pruned weights that the last pruning step found not to be zero.
+        best_metric: the metric of the best network; minus infinity until one has met
+            the bound.
+        best_sparsity: the sparsity of the best network.
+        state: to checkpoint, or to take `best` from.
     """
 
-    index: int  # from 0, fine-tuning included
-    phase: str  # "prune" or "finetune"
-    metric: float  # of this round's network, before it was pruned
-    sparsity: float  # of the same
-    pruned: bool  # whether weights were removed after the evaluation
-    num_prunes: int  # pruning steps so far, over all pruning transformations
-    shortfall: int  # pruning budget left unused because of min_kept or max_sparsity
-    revived: int  # pruned weights that the last pruning step found not to be zero
-    best_metric: float  # minus infinity until a network has met the bound
+    index: int
+    phase: str
+    metric: float
+    sparsity: float
+    pruned: bool
+    num_prunes: int
+    shortfall: int
+    revived: int
+    best_metric: float
     best_sparsity: float
-    state: IterativePruningState[TrainState]  # to checkpoint, or to take `best` from
+    state: IterativePruningState[TrainState]
 
 
 def iterative_pruning(

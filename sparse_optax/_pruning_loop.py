@@ -29,19 +29,34 @@ class IterativePruningState(NamedTuple, Generic[TrainState]):
     Until a network has met the bound, `best` is the one that was given, and
     `best_metric` the lowest finite `float32`. Sparsities and counts are those of the
     prunable weights.
+
+    Attributes:
+        current: the network in training.
+        best: the sparsest network that met the bound, as it was evaluated.
+        metric: of the last evaluation.
+        sparsity: at the last evaluation.
+        kept: weights kept at the last evaluation.
+        best_metric: the metric of `best`.
+        best_sparsity: the sparsity of `best`.
+        best_kept: weights kept in `best`.
+        pruned: whether the last round pruned.
+        num_rounds: how many rounds there were.
+        rounds_since_prune: rounds since the last pruning step, or since fine-tuning
+            began.
+        finetuning: whether the rounds fine-tune.
     """
 
-    current: TrainState  # the network in training
-    best: TrainState  # the sparsest network that met the bound, as it was evaluated
-    metric: jax.Array  # shape=(), dtype=float32; of the last evaluation.
-    sparsity: jax.Array  # shape=(), dtype=float32; at the last evaluation.
-    kept: Count  # two words of uint32; weights kept at the last evaluation.
+    current: TrainState
+    best: TrainState
+    metric: jax.Array  # shape=(), dtype=float32.
+    sparsity: jax.Array  # shape=(), dtype=float32.
+    kept: Count  # two words of uint32.
     best_metric: jax.Array  # shape=(), dtype=float32.
     best_sparsity: jax.Array  # shape=(), dtype=float32.
     best_kept: Count  # two words of uint32.
-    pruned: jax.Array  # shape=(), dtype=bool; whether the last round pruned.
+    pruned: jax.Array  # shape=(), dtype=bool.
     num_rounds: jax.Array  # shape=(), dtype=int32.
-    rounds_since_prune: jax.Array  # shape=(), dtype=int32; or since fine-tuning began.
+    rounds_since_prune: jax.Array  # shape=(), dtype=int32.
     finetuning: jax.Array  # shape=(), dtype=bool.
 
     @classmethod
@@ -79,7 +94,12 @@ class IterativePruningState(NamedTuple, Generic[TrainState]):
 
 
 class PruningLoop(NamedTuple, Generic[TrainState]):
-    """The pair of pure functions returned by `pruning_loop`."""
+    """The pair of pure functions returned by `pruning_loop`.
+
+    Attributes:
+        init: from a training state to the state before the first round.
+        step: from one state to the next.
+    """
 
     init: Callable[[TrainState], IterativePruningState[TrainState]]
     step: Callable[

@@ -92,7 +92,7 @@ def is_relevant(
     Args:
         grads: the gradient of the unregularised loss.
         scale: alpha > 0, in the units of the gradient.
-        threshold: in [0, 1]; 0.5 calls a weight relevant from |g| = 0.69 scale on.
+        threshold: in [0, 1]; 0.5 calls a weight relevant from `|g|` = 0.69 scale on.
 
     Returns:
         A tree like `grads` of booleans, True for relevant weights. False where the
@@ -188,8 +188,8 @@ def add_relevance_decay(
             the update with `prune=True` itself does. The paper's linear decay over N
             updates is `optax.linear_schedule(strength, 0.0, N)`.
         scale: alpha > 0, in the units of the gradient, or such a schedule.
-        irrelevance_fn: takes |g| (`float32`, of the shape of the leaf) and the scale,
-            and returns the irrelevance I instead of exp(-|g| / scale).
+        irrelevance_fn: takes `|g|` (`float32`, of the shape of the leaf) and the scale,
+            and returns the irrelevance I instead of `exp(-|g| / scale)`.
         mask: which leaves decay, as in `prune_by_magnitude`.
 
     Returns:

@@ -17,10 +17,16 @@ from sparse_optax._relevance import IrrelevanceFn, RelevanceDecayState
 
 
 class RelevancePruningState(NamedTuple):
-    """State of the transformation returned by `relevance_pruning`."""
+    """State of the transformation returned by `relevance_pruning`.
+
+    Attributes:
+        decay: counts the updates for the schedules of the decay.
+        optimizer: the state of the optimizer inside.
+        pruning: has the masks.
+    """
 
     decay: RelevanceDecayState
-    optimizer: optax.OptState  # of the optimizer inside
+    optimizer: optax.OptState
     pruning: PruneState
 
 

@@ -17,7 +17,12 @@ Row = tuple[str, "LeafSparsity"]
 
 
 class LeafSparsity(NamedTuple):
-    """How much of some weights is kept."""
+    """How much of some weights is kept.
+
+    Attributes:
+        kept: how many weights are kept.
+        size: how many weights there are.
+    """
 
     kept: int
     size: int
