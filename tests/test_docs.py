@@ -169,12 +169,15 @@ def test_commands_exist(command):
     module, *name = command.split()
     assert importlib.util.find_spec(module)
     if module == "experiments" and name:
-        subprocess.run(
+        shown = subprocess.run(
             [sys.executable, "-m", module, *name, "--help"],
             cwd=ROOT,
-            stdout=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             check=True,
-        )
+        ).stdout
+        # An unknown name shows the help of all.
+        assert f"experiments {name[0]} " in shown
 
 
 def test_extras_that_pages_install_exist():
