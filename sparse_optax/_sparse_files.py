@@ -1,18 +1,18 @@
-"""Sparse files: what is kept of a network and where it was, in a safetensors container.
+"""Sparse files: trees of arrays without their zeros, in a safetensors container.
 
-A leaf is stored dense, or as the values that are not zero and the code of their places
-(`_mask_code`), whichever is smaller. Tensor `i/name` has the values of the i-th leaf,
-tensor `masks` all the codes one after the other, and the metadata, one string of JSON,
-have the tree, what those tensors do not tell, and the SHA-256 of all but itself.
+Everything is stored as bytes. Tensor `i` is the code of the i-th leaf (`_sparse_code`).
+`about` is compressed JSON: the containers of the tree (`_containers`) and a description
+of each leaf. The last 32 bytes are the SHA-256 of all bytes before.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
-import math
 import os
-import stat
+import shutil
 import uuid
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +21,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from sparse_optax import _containers, _mask_code, _trees
-from sparse_optax._mask_code import Block
-from sparse_optax._trees import KeyPath, PyTree
+from sparse_optax import _containers, _sparse_code, _trees
+from sparse_optax._trees import PyTree
 
-_VERSION = 1
-_METADATA = "sparse_optax"  # the one string, which so has one order of what is in it
-_MASKS = "masks"
-# The dtypes that the container has. Others are stored as their bytes.
-_DTYPES = {
-    **{"BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
-    **{"U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64"},
-    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
-}
-_DIGEST = b'\\"sha256\\":\\"'  # as it is found in the metadata, before the digest
-_ZEROS = b"0" * 64
+_VERSION = 2
+_VERSION_1 = b'{"__metadata__":{"sparse_optax":"{'  # the start of its header
+_DIGEST = 32  # bytes
+_LAST = "~sha256"  # the container sorts arrays of bytes by name
 
 
-def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
-    """Writes a tree of arrays to a file in which zeros take next to no space.
+def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
+    """Writes a tree of arrays to a file that takes next to no space for zeros.
 
-    Of each leaf the file has either all elements or those that are not zero, and where
-    they were; whichever takes less. Where n weights of N are kept, without structure,
-    that is about n times the size of one, and N H(n / N) / 8 bytes, H being the entropy
-    in bits. What is read back has the same bits: signs of zeros and NaNs included. The
-    file is a container of safetensors, without pickle. Of all that is stored there is
-    a copy in memory for a while, and when it is read again two.
+    If n of N elements are not zero, at random positions, they take n times the size of
+    one element and about N H(n / N) / 8 bytes, where H is the binary entropy. They take
+    less if values or positions compress. The file is at most 512 bytes larger than that
+    of `np.savez_compressed(file, values, np.packbits(mask))`. All bits are kept, those
+    of negative zeros and of NaNs too.
 
     Args:
-        path: of the file, `~` for the home folder. A file that is there is replaced
-            when the new one is complete, and not before, and its mode is kept.
-        params: a tree of arrays of any dtypes, those of NumPy and random keys included,
-            in dicts, lists, tuples, flax's `FrozenDict` and `State`; `None`, strings,
-            `optax.MaskedNode()` and Python's booleans, integers and floats are kept as
-            they are. Weak types are not kept, NumPy's scalars become arrays without
-            axes, and its arrays get the machine's order of bytes. An optimizer's state
-            is no such tree, but what `get_masks` returns is, if the params are:
-            `{"params": params, "masks": get_masks(state)}` stores both, and `set_masks`
-            puts them back.
+        path: The file; `~` is the home folder. A file of this name is replaced once the
+            new one is complete. Its mode is kept.
+        tree: Any tree that JAX knows. Its leaves are JAX and NumPy arrays, random keys,
+            strings, Python's booleans, integers and floats, and functions, which are
+            not stored. NumPy scalars become arrays, weakly typed arrays become strong.
 
     Raises:
-        TypeError: if there is something else in the tree.
-        ValueError: if not all of an array lies on devices of this process.
-        OSError: if the file cannot be written; FileNotFoundError, if there is no such
-            folder.
-        ImportError: if safetensors is not there: `pip install 'sparse-optax[files]'`.
+        TypeError: If `tree` has any other leaf.
+        ValueError: If parts of an array are on devices of other processes.
+        OSError: If the file cannot be written.
+        ImportError: Without safetensors: `pip install 'sparse-optax[files]'`.
 
     Examples:
         >>> import os, tempfile
@@ -75,210 +60,148 @@ def save_sparse(path: str | os.PathLike[str], params: PyTree) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "params.safetensors")
         ...     sparse_optax.save_sparse(path, params)
-        ...     print(os.path.getsize(path) < 4_000, params["kernel"].nbytes)
+        ...     print(os.path.getsize(path) < 1_000, params["kernel"].nbytes)
         True 4000000
     """
-    safetensors = _import_safetensors()
-    path = Path(path).expanduser().resolve()  # through links, which stay
-    tensors: dict[str, np.ndarray] = {}
-    codes: list[np.ndarray] = []
+    from safetensors import numpy as safetensors
 
-    def store(key_path: KeyPath, leaf: Any) -> dict[str, Any]:
-        name = _trees.leaf_name(key_path)
-        description, array = _on_host(leaf, name)
-        whole = array
-        mask = _words(array.reshape(-1)) != 0
-        blocks = _mask_code.encode(mask)
-        size = sum(block.code.nbytes for block in blocks)
-        if np.count_nonzero(mask) * array.itemsize + size < array.nbytes:
-            array = array.reshape(-1)[mask]
-            codes.extend(block.code for block in blocks)
-            description["masks"] = [[b.bits, b.code.nbytes] for b in blocks]
-        if array.dtype.name not in _DTYPES.values():
-            description["dtype"] = array.dtype.name
-            array = array.reshape(-1).view(np.uint8)
-        if array.shape != whole.shape:
-            description["shape"] = whole.shape
-        tensors[f"{len(tensors)}/{name}"] = array
-        return description
-
-    tree = _containers.to_json(params, store)
-    if codes:
-        tensors[_MASKS] = np.concatenate(codes)
-    # The digest comes first, and so before what might look like it.
-    metadata = {"sha256": _ZEROS.decode(), "version": _VERSION, "tree": tree}
-    text = json.dumps(metadata, separators=(",", ":"))
-
-    data = safetensors.numpy.save(tensors, metadata={_METADATA: text})
-    place, digest = _digest(data)
+    path = Path(path).expanduser().resolve()  # a symbolic link stays one
+    leaves, tensors = [], {_LAST: bytes(_DIGEST)}
+    for i, (form, leaf) in enumerate(_named_leaves(tree)):
+        about, array = _to_host(leaf, form)
+        if array is not None:
+            kind, tensors[f"{i}"] = _sparse_code.encode(array)
+            about |= {"kind": kind, "shape": array.shape, "dtype": array.dtype.name}
+        leaves.append({"form": form, **about})
+    containers = _containers.to_json(tree)
+    about = {"version": _VERSION, "containers": containers, "leaves": leaves}
+    tensors["about"] = zlib.compress(json.dumps(about).encode())
+    arrays = {name: np.frombuffer(x, np.uint8) for name, x in tensors.items()}
+    data = safetensors.save(arrays, {"sparse_optax": "save_sparse"})
+    data = data[:-_DIGEST] + hashlib.sha256(data[:-_DIGEST]).digest()
 
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             if path.exists():
-                os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
-            file.write(data[:place])
-            file.write(digest)
-            file.write(memoryview(data)[place + len(digest) :])
+                shutil.copymode(path, temporary)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # which names the temporary file, if any
+    except OSError as error:  # names the temporary file, or none
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def load_sparse(path: str | os.PathLike[str]) -> PyTree:
-    """Reads a tree of arrays that `save_sparse` has written.
+def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyTree:
+    """Reads a tree of arrays that `save_sparse` wrote.
 
-    Nothing is returned of a file that is not whole, or not as it was written: every
-    byte of it is checked first.
+    Every byte is checked before anything is returned, and nothing in a file is run.
 
     Args:
-        path: of the file, `~` for the home folder.
+        path: The file; `~` is the home folder.
+        like: A tree of the same structure, with arrays or `jax.ShapeDtypeStruct`. Not
+            needed for trees of dicts, `OrderedDict`, lists, tuples, `None`,
+            `optax.MaskedNode`, flax's `FrozenDict`, nnx's `State` and variables.
 
     Returns:
-        The tree, of the same containers, shapes, dtypes and bits. Arrays of JAX are on
-        the default device, arrays of NumPy are NumPy's again.
+        The tree, with the same shapes, dtypes and bits. JAX arrays are on the default
+        device, NumPy arrays stay NumPy arrays. Functions are those of `like`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is cut short, altered, or none of `save_sparse`; if it
-            is of a later version; or if it has numbers of 64 bits of JAX, which needs
-            `jax_enable_x64` for them.
-        ImportError: if safetensors is not there, or flax for what is in the file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, incomplete, of another version or not of
+            `save_sparse`; if `like` is needed, or differs in a name, shape or dtype;
+            or if JAX needs `jax_enable_x64` for a dtype.
+        ImportError: Without safetensors, or without flax if the file needs it.
 
     Examples:
         >>> import os, tempfile
         >>> import jax.numpy as jnp
-        >>> import sparse_optax
-        >>> params = {"kernel": jnp.array([0.0, -0.5, 0.0]), "bias": None}
+        >>> import optax, sparse_optax
+        >>> params = {"kernel": jnp.array([0.0, -0.5, 0.0])}
+        >>> state = optax.sgd(0.1, momentum=0.9).init(params)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "params.safetensors")
-        ...     sparse_optax.save_sparse(path, params)
-        ...     print(sparse_optax.load_sparse(path))
-        {'kernel': Array([ 0. , -0.5,  0. ], dtype=float32), 'bias': None}
+        ...     path = os.path.join(folder, "checkpoint.safetensors")
+        ...     sparse_optax.save_sparse(path, (params, state))
+        ...     params, state = sparse_optax.load_sparse(path, like=(params, state))
+        >>> params
+        {'kernel': Array([ 0. , -0.5,  0. ], dtype=float32)}
     """
-    safetensors = _import_safetensors()
+    from safetensors import numpy as safetensors
+
     data = Path(path).expanduser().read_bytes()
-    place, digest = _digest(data)
-    if data[place : place + len(digest)] != digest:
-        raise ValueError(
-            f"{path} cannot be read: it is damaged, incomplete, or not written by "
-            "save_sparse."
-        )
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata = json.loads(header["__metadata__"][_METADATA])
-    if metadata["version"] != _VERSION:
-        raise ValueError(
-            f"{path} has version {metadata['version']} of the format; this "
-            f"sparse_optax reads version {_VERSION}."
-        )
-    tensors = {
-        name.partition("/")[0]: (
-            name.partition("/")[2],
-            np.frombuffer(tensor["data"], jnp.dtype(_DTYPES[tensor["dtype"]])),
-            tensor["shape"],
-        )
-        for name, tensor in safetensors.deserialize(data)
-    }
-    del data
-    read = decoded = 0
-
-    def load(description: dict[str, Any]) -> Any:
-        nonlocal read, decoded
-        name, values, shape = tensors.pop(str(read))
-        read += 1
-        if "dtype" in description:
-            values = values.view(jnp.dtype(description["dtype"]))
-        shape = description.get("shape", shape)
-        if "masks" not in description:
-            array = values.copy()  # in memory of its own, which may be written to
-        else:
-            codes, blocks = tensors[_MASKS][1], []
-            for bits, size in description["masks"]:
-                blocks.append(Block(bits, codes[decoded:][:size]))
-                decoded += size
-            array = np.zeros(math.prod(shape), values.dtype)
-            array[_mask_code.decode(blocks, array.size)] = values
-        return _off_host(array.reshape(shape), description, name, path)
-
-    return _containers.from_json(metadata["tree"], load)
+    if data[8:].startswith(_VERSION_1):  # after the length of the header
+        raise ValueError(f"{path} has version 1 of the format, not {_VERSION}.")
+    if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
+        raise ValueError(f"{path} is damaged, incomplete or not of save_sparse.")
+    tensors = safetensors.load(data)
+    about = json.loads(zlib.decompress(tensors["about"]))
+    if (version := about["version"]) != _VERSION:
+        raise ValueError(f"{path} has version {version} of the format, not {_VERSION}.")
+    forms = [leaf["form"] for leaf in about["leaves"]]
+    wanted = [] if like is None else _named_leaves(like)
+    others = forms if like is None else [form for form, _ in wanted]
+    for form, other in itertools.zip_longest(forms, others):
+        if form != other:
+            raise ValueError(f"{path} has {form} where `like` has {other}.")
+    leaves = (
+        _from_host(leaf, tensors.pop(f"{i}", None))
+        for i, leaf in enumerate(about["leaves"])
+    )
+    if like is None:
+        arrays = (leaf for leaf in leaves if hasattr(leaf, "dtype"))
+        return _containers.from_json(about["containers"], arrays)
+    leaves = [x if callable(x) else y for (_, x), y in zip(wanted, leaves, strict=True)]
+    return jax.tree.structure(like).unflatten(leaves)
 
 
-def _on_host(leaf: Any, name: str) -> tuple[dict[str, Any], np.ndarray]:
-    """What kind of an array a leaf is, and its elements."""
-    if isinstance(leaf, np.ndarray | np.generic) and not np.ma.isMaskedArray(leaf):
-        if not _is_storable(leaf.dtype):
-            raise TypeError(f"params at {name} has the dtype {leaf.dtype}.")
+def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves, each with its form: what must be the same in a file and in `like`."""
+
+    def kind(leaf):
+        if callable(leaf):
+            return "function"
+        is_array = hasattr(leaf, "dtype")
+        return f"{leaf.dtype.name}{[*leaf.shape]}" if is_array else type(leaf).__name__
+
+    with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(tree))
+    return [(f"{_trees.leaf_name(path)}: {kind(x)}", x) for path, x in with_path]
+
+
+def _to_host(leaf: Any, form: str) -> tuple[dict[str, Any], np.ndarray | None]:
+    """A description of a leaf, and the elements of an array."""
+    if type(leaf) in _containers.SCALARS or callable(leaf):
+        return {"value": None if callable(leaf) else leaf}, None
+    is_numpy = isinstance(leaf, np.ndarray | np.generic)
+    if is_numpy and hasattr(jnp, leaf.dtype.name) and not np.ma.isMaskedArray(leaf):
         native = leaf.dtype.newbyteorder("=")
         return {"numpy": True}, np.asarray(leaf, native, order="C")
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
-        raise TypeError(f"params at {name} is no concrete array but {leaf!r:.80}.")
+        raise TypeError(f"tree has {form}, no concrete array of numbers: {leaf!r:.80}.")
     if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         raise ValueError(
-            f"params at {name} lies on devices of other processes too: "
-            "`jax.experimental.multihost_utils.process_allgather` gets all of it."
+            f"tree has {form}, parts of which are on devices of other processes: "
+            "`jax.experimental.multihost_utils.process_allgather` collects all parts."
         )
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        key_data = np.asarray(jax.random.key_data(leaf))
-        return {"key": str(jax.random.key_impl(leaf))}, key_data
+        data = np.asarray(jax.random.key_data(leaf))
+        return {"key": str(jax.random.key_impl(leaf))}, data
     return {}, np.asarray(leaf, order="C")
 
 
-def _off_host(
-    array: np.ndarray,
-    kind: dict[str, Any],
-    name: str,
-    path: str | os.PathLike[str],
-) -> Any:
-    """The leaf, of its elements and of what `_on_host` said of it."""
-    if kind.get("numpy"):
+def _from_host(about: dict[str, Any], code: np.ndarray | None) -> Any:
+    """The leaf that has this description and code."""
+    if code is None:
+        return about["value"]
+    dtype = jnp.dtype(about["dtype"])
+    array = _sparse_code.decode(about["kind"], code.tobytes(), about["shape"], dtype)
+    if "numpy" in about:
         return array
-    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-        raise ValueError(
-            f"{path} has {array.dtype} at {name}, and JAX has that "
-            "with `jax.config.update('jax_enable_x64', True)` only."
-        )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"the file has {about['form']}: JAX needs `jax_enable_x64`.")
     leaf = jnp.asarray(array)
-    return jax.random.wrap_key_data(leaf, impl=kind["key"]) if "key" in kind else leaf
-
-
-def _is_storable(dtype: np.dtype) -> bool:
-    """Whether these are numbers that mean the same on every machine."""
-    is_number = dtype.kind in "biufcV" and jnp.issubdtype(dtype, jnp.number)
-    widest = 16 if dtype.kind == "c" else 8
-    return dtype.kind == "b" or (is_number and dtype.itemsize <= widest)
-
-
-def _words(values: np.ndarray) -> np.ndarray:
-    """Integers that are zero where all bits of an element are."""
-    if values.itemsize <= 8:
-        return values.view(f"uint{8 * values.itemsize}")
-    halves = values.view(np.uint64)
-    return halves[::2] | halves[1::2]
-
-
-def _digest(data: bytes) -> tuple[int, bytes]:
-    """Where in a file its digest is, and what it should be.
-
-    It is the SHA-256 of the file with zeros in place of the digest.
-    """
-    # Where there is none, some other bytes are taken for it, and prove to be wrong.
-    place = data.find(_DIGEST) + len(_DIGEST)
-    digest = hashlib.sha256(data[:place])
-    digest.update(_ZEROS)
-    digest.update(memoryview(data)[place + len(_ZEROS) :])
-    return place, digest.hexdigest().encode()
-
-
-def _import_safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            "sparse files need safetensors: pip install 'sparse-optax[files]'"
-        ) from error
-    return safetensors
+    return jax.random.wrap_key_data(leaf, impl=about["key"]) if "key" in about else leaf

@@ -1,0 +1,54 @@
+"""The code of an array in a sparse file: positions and values of what is not zero.
+
+Positions are packed bits, or the steps from one to the next in the narrowest unsigned
+integers: first the low bytes of all steps, then the next bytes. zlib compresses each of
+these planes by itself, since high bytes repeat and low bytes do not.
+"""
+
+import zlib
+
+import numpy as np
+
+
+def encode(array: np.ndarray) -> tuple[str, bytes]:
+    """Returns the type of the positions, and the code.
+
+    Only elements whose bits are all zero count as zeros, so -0.0 and NaNs are kept.
+    """
+    words = _words(array)
+    mask = words != 0
+    positions = {"bits": zlib.compress(np.packbits(mask))}
+    if 2 * np.count_nonzero(mask) < mask.size:  # otherwise bits are smaller
+        steps = np.diff(np.flatnonzero(mask), prepend=-1)
+        steps = steps.astype(np.min_scalar_type(steps.max(initial=0)))
+        planes = steps.view(np.uint8).reshape(-1, steps.itemsize).T
+        planes = (zlib.compress(plane.tobytes()) for plane in planes)
+        positions[steps.dtype.name] = b"".join(planes)
+    kind = min(positions, key=lambda kind: len(positions[kind]))
+    values = words[mask].tobytes()
+    return kind, positions[kind] + min(values, zlib.compress(values), key=len)
+
+
+def decode(kind: str, code: bytes, shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """Returns the array that has this code."""
+    array = np.zeros(shape, dtype)
+    words = _words(array)
+    planes = []
+    for _ in range(1 if kind == "bits" else np.dtype(kind).itemsize):
+        stream = zlib.decompressobj()
+        planes.append(np.frombuffer(stream.decompress(code), np.uint8))
+        code = stream.unused_data
+    if kind == "bits":
+        where = np.flatnonzero(np.unpackbits(planes[0], count=words.size))
+    else:
+        steps = np.stack(planes, axis=1).reshape(-1).view(kind)
+        where = np.cumsum(steps, dtype=np.int64) - 1
+    is_compressed = len(code) < len(where) * words.itemsize
+    values = zlib.decompress(code) if is_compressed else code
+    words[where] = np.frombuffer(values, words.dtype)
+    return array
+
+
+def _words(array: np.ndarray) -> np.ndarray:
+    """A flat view of the array, as integers of its bits."""
+    return array.reshape(-1).view(f"u{min(array.itemsize, 8)}")
