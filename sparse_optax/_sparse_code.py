@@ -17,7 +17,7 @@ def encode(array: np.ndarray) -> tuple[str, bytes]:
     """
     words = _words(array)
     mask = words != 0
-    positions = {"bits": zlib.compress(np.packbits(mask))}
+    positions = {"bits": zlib.compress(np.packbits(mask).tobytes())}
     if 2 * np.count_nonzero(mask) < mask.size:  # otherwise bits are smaller
         steps = np.diff(np.flatnonzero(mask), prepend=-1)
         steps = steps.astype(np.min_scalar_type(steps.max(initial=0)))

@@ -139,7 +139,7 @@ def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyT
     if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
         raise ValueError(f"{path} is damaged, incomplete or not of save_sparse.")
     tensors = safetensors.load(data)
-    about = json.loads(zlib.decompress(tensors["about"]))
+    about = json.loads(zlib.decompress(tensors["about"].tobytes()))
     if (version := about["version"]) != _VERSION:
         raise ValueError(f"{path} has version {version} of the format, not {_VERSION}.")
     forms = [leaf["form"] for leaf in about["leaves"]]
