@@ -1,140 +1,76 @@
-"""The command line: one subcommand for each experiment."""
+"""The command line: a subcommand for each task, and others that use runs."""
 
+import importlib
 import os
-import shlex
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
-from experiments.config import Config, ExperimentError
-from experiments.cost.settings import Benchmark, Footprint, Latency, Storage
-from experiments.frontiers.settings import Frontiers
-from experiments.running import grid
-from experiments.running.grid import Sweep
-from experiments.running.settings import Export
-from experiments.study.settings import Study
-from experiments.tasks import DEFAULTS, IMAGE_TASKS, TASKS
+from experiments.config import Config
+from experiments.settings import ExperimentError
+from experiments.tasks import HELP, IMAGE_TASKS, TASKS
 
-Measurement = Benchmark | Footprint | Latency | Storage | Export
-Settings = Config | Sweep | Study | Frontiers | Measurement
+# Each module has `Settings`, with `validate`, and `main`.
+COMMANDS = {
+    "compare": "experiments.comparing.compare",
+    "benchmark": "experiments.cost.benchmark",
+    "footprint": "experiments.cost.footprint",
+    "storage": "experiments.cost.storage",
+    "latency": "experiments.cost.latency",
+    "export": "experiments.running.export",
+    "pages": "experiments.pages.pages",
+}
 
 
-def parse(arguments: list[str]) -> Settings:
-    """Returns the settings of the run or the sweep that the command line asks for."""
-    command = "python -m experiments"
-    for name, settings in (
-        ("benchmark", Benchmark),
-        ("footprint", Footprint),
-        ("latency", Latency),
-        ("storage", Storage),
-        ("export", Export),
-        ("sweep study", Study),
-        ("sweep frontiers", Frontiers),
-    ):
-        words = name.split()
-        if arguments[: len(words)] == words:
-            return tyro.cli(
-                settings,
-                prog=f"{command} {name}",
-                description=settings.__doc__,
-                args=arguments[len(words) :],
-            )
-    if arguments[:1] == ["sweep"]:
-        return tyro.extras.overridable_config_cli(
-            {
-                module.CONFIG.experiment: (module.__doc__ or "", Sweep(module.CONFIG))
-                for module in IMAGE_TASKS
-            },
-            prog=f"{command} sweep",
-            description=grid.__doc__,
-            args=arguments[1:],
-            config=(tyro.conf.SuppressFixed,),
-        )
-    return tyro.extras.overridable_config_cli(
-        {
-            module.CONFIG.experiment: (module.__doc__ or "", module.CONFIG)
-            for module in TASKS
-        },
-        prog=command,
-        description="Trains a network, prunes it, and reports both. "
-        f"`{command} sweep --help` tells how to make many such runs at once, "
-        f"`{command} benchmark --help` how to measure what the method costs, "
-        f"`{command} footprint --help` how to tell what it would take of many devices, "
-        f"`{command} export --help` how to store the network of a run as a sparse "
-        "file, and `storage` and `latency` measure how small and how fast that is.",
-        args=arguments,
+def parse(arguments: list[str]) -> tuple[Any, Callable[[Any], None]]:
+    """Returns the settings that a command line asks for, and what to call with them."""
+    program, (name, *rest) = "python -m experiments", arguments or ["--help"]
+    if name in COMMANDS:
+        module = importlib.import_module(COMMANDS[name])
+        prog, about = f"{program} {name}", module.Settings.__doc__
+        settings = tyro.cli(module.Settings, prog=prog, description=about, args=rest)
+        return settings, module.main
+    if name == "sweep":
+        from experiments.running import sweep
+
+        program, about, function = f"{program} sweep", sweep.__doc__, sweep.main
+        defaults = {name: sweep.Sweep(config) for name, config in IMAGE_TASKS.items()}
+    else:
+        others = ", ".join(["sweep", *COMMANDS])
+        about = f"Trains and prunes a network. Other commands, with help: {others}."
+        defaults, function, rest = TASKS, run, arguments
+    settings = tyro.extras.overridable_config_cli(
+        {name: (HELP[name], default) for name, default in defaults.items()},
+        prog=program,
+        description=about,
+        args=rest,
         config=(tyro.conf.SuppressFixed,),
     )
+    return settings, function
+
+
+def run(config: Config) -> None:
+    config.check_effects(TASKS[config.experiment])
+    from experiments.running.run import run  # after errors: its imports take seconds
+
+    run(config)
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command; a mistake of the user's ends it with one line."""
-    settings = parse(arguments)
-    command = shlex.join([sys.executable, "-m", "experiments", *arguments])
+    """Runs a command; a user error ends it with one line."""
     try:
+        settings, function = parse(arguments)
         settings.validate()
-        if isinstance(settings, Config):
-            settings.check_parts(DEFAULTS[settings.experiment])
-        # Late, because it takes seconds that neither --help nor a mistake should cost.
-        from experiments.running.environment import commit
-
-        commit()  # is remembered: the code may change while it runs
-        if isinstance(settings, Sweep):
-            from experiments.running.sweep import sweep
-
-            sweep(settings, command)
-        elif isinstance(settings, Study):
-            from experiments.study.make import study
-
-            study(settings, command)
-        elif isinstance(settings, Frontiers):
-            from experiments.frontiers.make import frontiers
-
-            frontiers(settings, command)
-        elif isinstance(settings, Benchmark):
-            from experiments.cost.benchmark import benchmark
-
-            benchmark(settings)
-        elif isinstance(settings, Footprint):
-            from experiments.cost.footprint import footprint
-
-            footprint(settings)
-        elif isinstance(settings, Latency):
-            from experiments.cost.latency import latency
-
-            latency(settings)
-        elif isinstance(settings, Storage):
-            from experiments.cost.storage import storage
-
-            storage(settings)
-        elif isinstance(settings, Export):
-            from experiments.running.export import export
-
-            export(settings)
-        else:
-            from experiments.running.run import run
-
-            run(settings, command)
+        function(settings)
     except (ExperimentError, OSError) as error:  # a folder that cannot be written to
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {going_on(settings)}", file=sys.stderr, flush=True)
-        # At once: what XLA and Orbax still compute in their threads cannot be stopped,
-        # and would crash a Python that shuts down around them.
+        print("\ninterrupted; the same command resumes", file=sys.stderr, flush=True)
+        # At once: the threads of XLA cannot be stopped, and would crash a Python that
+        # shuts down around them.
         os._exit(130)
-
-
-def going_on(settings: Settings) -> str:
-    """Returns what becomes of work that was interrupted."""
-    if isinstance(settings, Measurement):
-        return "the same command starts again"
-    if isinstance(settings, Config):
-        rounds = settings.checkpoint_every
-        return (
-            "the same command goes on from the last checkpoint, if there is one: they "
-            f"are {rounds} rounds apart"
-        )
-    return "the same command goes on after the last run that was finished"
 
 
 if __name__ == "__main__":

@@ -1,167 +1,170 @@
-"""What a run of an experiment depends on, and its identity."""
+"""The settings of a run of each kind, and its identity."""
 
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from experiments.forms import Form
-from experiments.metrics import ACCURACY, Metric
-
-# They say where a run computes, finds and leaves things, and change nothing in its
-# results but, where many devices add up parts of a sum, their rounding.
-PLACES = ("out", "data_dir", "dense_from", "checkpoint_every", "data_parallel")
-
-# Settings that the dense network does not depend on.
-AFTER_DENSE = (
-    *("regularizer", "strength", "scale", "strength_decay_epochs", "form", "decoupled"),
-    *("prune", "target_sparsity", "fraction", "scope", "bound", "relative_bound"),
-    *("epochs", "patience", "optimizer", "learning_rate", "schedule"),
-    *("finetune_epochs", "finetune_learning_rate", "finetune_schedule", "beam"),
-    "adjust_dropout",
+from experiments.metrics import ACCURACY, BLEU, EXACT_MATCH, Metric
+from experiments.settings import (
+    ExperimentError,
+    after_dense,
+    check,
+    check_intervals,
+    flag,
+    has_effect,
+    names,
+    place,
+    setting,
 )
 
 Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]
 Prune = Literal["gated", "gradual", "snip", "random"]
-AT_INIT: tuple[Prune, ...] = ("snip", "random")  # before any training
+Control = Literal["none", "permuted", "mean"]
+
+DECAYS = "relevance", "l2", "l1", "lobster"
+AT_INIT = "snip", "random"  # before any training
 
 
-# Settings that play a part only with some choices of another one.
-_SHRINKING: tuple[Regularizer, ...] = ("relevance", "l2", "l1", "lobster")
-PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "strength": ("regularizer", _SHRINKING),
-    "strength_decay_epochs": ("regularizer", _SHRINKING),
-    "scale": ("regularizer", ("relevance",)),
-    "decoupled": ("regularizer", ("relevance", "l2", "l1")),
-    "target_sparsity": ("prune", ("gradual", *AT_INIT)),
-    "fraction": ("prune", ("gated",)),
-    "bound": ("prune", ("gated",)),
-    "relative_bound": ("prune", ("gated",)),
-    "patience": ("prune", ("gated",)),
-}
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the irrelevance I of a weight is computed, and what it is used for."""
 
-
-class ExperimentError(Exception):
-    """A mistake of the user's, told in one line in place of a traceback."""
+    measure: Literal["gradient", "saliency", "per-example"] = "gradient"
+    """The size of the gradient, |g|; |g * w|; or the mean of |g| over the examples of a
+    batch."""
+    memory: float = setting(0.0, "[0, 1)")
+    """Decay of the running mean of the measure; 0 uses the latest value."""
+    unit: Literal["absolute", "leaf", "network", "quantile"] = "absolute"
+    """What --scale is relative to: nothing, or the running root mean square of the
+    measure over the leaf or the network. With quantile, --scale is the share of each
+    leaf that is spared, and all other weights decay in full."""
+    acts_on: Literal["decay", "ranking", "both"] = "decay"
+    """Whether I scales the decay, or the ranking at a pruning step, |w| * (1 - I)."""
+    control: Control = "none"
+    """What replaces I: I permuted at random within each leaf at every update, or the
+    mean of I over the leaf."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of one run, whatever it is of: the experiment fixes the first three.
+    """The settings of one run. The task fixes the first three.
 
     The docstring of each field is its help on the command line.
     """
 
     experiment: tyro.conf.Fixed[str]
-    """Name of the experiment."""
+    """Name of the task."""
     dataset: tyro.conf.Fixed[str]
     """Name of the data set."""
     network: tyro.conf.Fixed[str]
     """Name of the network."""
 
-    seed: int = 0
+    seed: int = setting(0, f"[0, {2**31})")
     """Determines the initial weights and the order of the batches."""
-    out: Path | None = None
-    """Folder of the run; by default runs/EXPERIMENT-REGULARIZER[-PRUNE]-seedSEED, with
-    PRUNE where it is not gated. A run that was interrupted goes on from what it finds
-    there."""
-    data_dir: Path | None = None
-    """Folder of the data sets; by default that of TFDS, ~/tensorflow_datasets. What
-    comes along, such as the digits, needs none."""
-    dense_from: Path | None = None
-    """Folder of a run, finished or being pruned, whose dense network is taken instead
-    of training the same again. Whatever that depends on has to be equal. The time that
-    it took is not counted again."""
-    checkpoint_every: int = 25
-    """Rounds of training between two checkpoints."""
-    data_parallel: bool = False
-    """Whether to use all devices there are, dividing every batch among them, and not
-    one of them alone."""
+    out: Path | None = place(None)
+    """Folder of the run; by default runs/TASK-REGULARIZER[-PRUNE]-seedSEED, with PRUNE
+    if it is not gated. An interrupted run resumes from its last checkpoint there."""
+    data_dir: Path | None = place(None)
+    """Folder of the data sets; by default ~/tensorflow_datasets. Bundled data sets,
+    such as digits, need none."""
+    dense_from: Path | None = place(None)
+    """Folder of a run whose dense network is used instead of training it again. All
+    settings that it depends on must be equal. Its training time is not counted."""
+    checkpoint_every: int = place(25, "[1, inf)")
+    """Rounds of training between checkpoints."""
+    data_parallel: bool = place(False)
+    """Divide every batch among all devices."""
 
-    regularizer: Regularizer = "relevance"
-    """What drives weights to zero between the prunes: the method's penalty on
-    irrelevant weights, 2*strength*irrelevance*w; the same on all weights (l2,
-    2*strength*w); strength*sign(w) (l1); strength*max(0, 1-|g|)*w, taken from the
-    finished update and not scaled by the learning rate (lobster); or nothing."""
-    strength: float = 1e-4
-    """Coefficient of the regularizer right after a prune (gamma)."""
-    scale: float = 1.0
-    """A gradient this large makes a weight's irrelevance exp(-1) (alpha)."""
-    strength_decay_epochs: float = 0.0
-    """Epochs since the last prune in which the strength falls linearly to zero;
-    0 keeps it constant."""
-    form: tyro.conf.OmitArgPrefixes[Form] = dataclasses.field(default_factory=Form)
-    """Form of the relevance; the paper's by default."""
-    decoupled: bool = False
-    """Whether the regularizer acts beside the preconditioning by the optimizer, as in
-    AdamW, and not through it. The learning rate scales it in either case."""
+    regularizer: Regularizer = after_dense("relevance")
+    """The penalty between pruning steps: 2*strength*I*w with the irrelevance I
+    (relevance), 2*strength*w (l2), strength*sign(w) (l1), strength*max(0, 1-|g|)*w,
+    subtracted from the finished update (lobster), or none."""
+    strength: float = after_dense(1e-4, "[0, inf)", only={"regularizer": DECAYS})
+    """Coefficient of the regularizer right after a pruning step (gamma)."""
+    scale: float = after_dense(1.0, "(0, inf)", only={"regularizer": ("relevance",)})
+    """A gradient this large makes the irrelevance of a weight exp(-1) (alpha)."""
+    strength_decay_epochs: float = after_dense(
+        0.0,
+        "[0, inf)",
+        only={"regularizer": DECAYS, "prune": ("gated", "snip", "random")},
+    )
+    """Epochs after a pruning step in which the strength decays linearly to zero; 0
+    keeps it constant."""
+    form: tyro.conf.OmitArgPrefixes[Form] = after_dense(
+        Form(), only={"regularizer": ("relevance",)}
+    )
+    """Form of the relevance; by default that of the paper."""
+    decoupled: bool = after_dense(
+        False, only={"regularizer": ("relevance", "l2", "l1")}
+    )
+    """Add the regularizer to the update, as AdamW does, and not to the gradient. The
+    learning rate scales it either way."""
 
-    prune: Prune = "gated"
-    """When weights go: whenever the validation metric allows it (gated); to a given
-    sparsity, along a cubic schedule of the updates (gradual); or all at once before the
-    training, those of least |g*w| for one batch (snip) or any (random)."""
-    target_sparsity: float = 0.9
-    """Share of the weights that gradual, snip and random remove."""
-    fraction: float = 0.04
-    """Share of the remaining weights that one gated prune drops."""
-    scope: Literal["global", "leaf"] = "global"
-    """Whether a prune ranks weights over the whole network or tensor by tensor."""
-    bound: float = 0.98
-    """Prune whenever the validation metric is above this: an accuracy, or BLEU of 100.
-    With --relative-bound, how far below that of the dense network it may fall."""
-    relative_bound: bool = False
-    """Whether the bound counts from the dense network's validation metric."""
-    interval: int = 250
-    """Updates between two evaluations, and so at least between two prunes."""
-    epochs: int = 75
-    """Epochs of iterative pruning at the most."""
-    patience: int | None = None
-    """Stop pruning after this many evaluations in a row without a prune."""
+    prune: Prune = after_dense("gated")
+    """When to prune: whenever the validation metric exceeds the bound (gated), to a
+    target sparsity along a cubic schedule (gradual), or in one step before training:
+    the weights of least |g*w| on one batch (snip), or random ones (random)."""
+    target_sparsity: float = after_dense(
+        0.9, "[0, 1)", only={"prune": ("gradual", "snip", "random")}
+    )
+    """Fraction of the weights that gradual, snip and random remove."""
+    fraction: float = after_dense(0.04, "(0, 1)", only={"prune": ("gated",)})
+    """Fraction of the remaining weights that one gated pruning step removes."""
+    scope: Literal["global", "leaf"] = after_dense("global")
+    """Rank weights over the whole network, or leaf by leaf."""
+    bound: float = after_dense(0.98, "[0, inf)", only={"prune": ("gated",)})
+    """Prune whenever the validation metric exceeds this: an accuracy, or a BLEU of up
+    to 100. With --relative-bound, the accepted loss against the dense network."""
+    relative_bound: bool = after_dense(False, only={"prune": ("gated",)})
+    """Count the bound down from the validation metric of the dense network."""
+    interval: int = setting(250, "[1, inf)")
+    """Updates between evaluations, and so at least between pruning steps."""
+    epochs: int = after_dense(75, "[1, inf)")
+    """Maximum number of epochs of iterative pruning."""
+    patience: int | None = after_dense(None, "[1, inf)", only={"prune": ("gated",)})
+    """Stop pruning after this many consecutive evaluations without a pruning step."""
 
-    batch_size: int = 100
-    """Examples in a batch."""
-    num_train: int | None = None
-    """How many of the training examples to train on, the same for every seed; by
-    default all of them."""
+    batch_size: int = setting(100, "[1, inf)")
+    """Examples per batch."""
+    num_train: int | None = setting(None, "[1, inf)")
+    """Number of training examples to use, the same for every seed; by default all."""
     bfloat16: bool = False
-    """Whether the network computes in bfloat16, with params in float32."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """What trains during pruning and fine-tuning; sgd has momentum 0.9."""
+    """Compute in bfloat16, with params in float32."""
+    optimizer: Literal["adam", "sgd"] = after_dense("adam")
+    """Optimizer of pruning and fine-tuning; sgd has momentum 0.9."""
     dense_optimizer: Literal["adam", "sgd"] = "adam"
-    """What trains the dense network."""
-    b1: float = 0.9
-    """Adam's memory of the mean of the gradients."""
-    b2: float = 0.999
-    """Adam's memory of the mean of their squares."""
-    dense_strength: float = 0.0
-    """Coefficient of the l2 on the dense network in its training."""
-    dense_epochs: int = 20
-    """Epochs of dense training before the pruning, its learning rate falling to zero
-    along a cosine."""
-    dense_learning_rate: float = 1e-3
-    """The initial learning rate in dense training."""
-    warmup_steps: int = 0
-    """Updates before that, in which it rises from zero along a line."""
-    learning_rate: float = 1e-3
-    """The (initial) learning rate during pruning."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rate over the epochs of pruning."""
-    finetune_epochs: int = 0
-    """Epochs of training after the pruning, from the sparsest network that met the
-    bound, without regularizer and with nothing pruned."""
-    finetune_learning_rate: float = 3e-4
-    """The (initial) learning rate in that."""
-    finetune_schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rate over the epochs of fine-tuning."""
+    """Optimizer of dense training."""
+    b1: float = setting(0.9, "[0, 1)")
+    """Adam beta1."""
+    b2: float = setting(0.999, "[0, 1)")
+    """Adam beta2."""
+    dense_strength: float = setting(0.0, "[0, inf)")
+    """Coefficient of the l2 penalty in dense training."""
+    dense_epochs: int = setting(20, "[1, inf)")
+    """Epochs of dense training, with a cosine decay of the learning rate to zero."""
+    dense_learning_rate: float = setting(1e-3, "(0, inf)")
+    """Initial learning rate of dense training."""
+    warmup_steps: int = setting(0, "[0, inf)")
+    """Updates of linear warmup before it."""
+    learning_rate: float = after_dense(1e-3, "(0, inf)")
+    """Initial learning rate of pruning."""
+    schedule: Literal["constant", "cosine"] = after_dense("constant")
+    """Learning rate schedule of pruning."""
+    finetune_epochs: int = after_dense(0, "[0, inf)")
+    """Epochs of training after pruning: the sparsest network that met the bound,
+    without regularizer and pruning steps."""
+    finetune_learning_rate: float = after_dense(3e-4, "(0, inf)")
+    """Initial learning rate of fine-tuning."""
+    finetune_schedule: Literal["constant", "cosine"] = after_dense("constant")
+    """Learning rate schedule of fine-tuning."""
 
     @property
     def metric(self) -> Metric:
-        """What is measured of a network, on the validation split and the test set."""
+        """The validation metric."""
         return ACCURACY
 
     @property
@@ -174,121 +177,130 @@ class Config:
         return Path("runs") / name
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything that the run's results depend on, as JSON data."""
+        """Returns everything that the results of the run depend on, as JSON data."""
+        places = names(self, place=True)
         fields = dataclasses.asdict(self)
-        return {name: fields[name] for name in fields if name not in PLACES}
+        return {name: fields[name] for name in fields if name not in places}
 
     @property
     def config_id(self) -> str:
         """Short hash that runs share when they differ in nothing but the seed.
 
-        It is made of what differs from the defaults, so that a setting that is new, and
-        left alone, leaves the names of earlier runs as they were.
+        It is made of what differs from the defaults, so that a new setting leaves the
+        names of earlier runs as they were.
         """
-        fields = beyond_defaults(self)
-        for name in (*PLACES, "seed"):
-            fields.pop(name, None)
+        hidden = {"seed", *names(self, place=True)}
+        fields = {k: x for k, x in beyond_defaults(self).items() if k not in hidden}
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
+    @property
+    def run_id(self) -> str:
+        """Names the run in its checkpoints, and in a sweep."""
+        return f"{self.config_id}-seed{self.seed}"
+
     def validate(self) -> None:
-        """Raises `ExperimentError` for the first value that makes no sense."""
-        at_least: dict[str, int] = {
-            "seed": 0,
-            "checkpoint_every": 1,
-            "strength": 0,
-            "dense_strength": 0,
-            "strength_decay_epochs": 0,
-            "interval": 1,
-            "epochs": 1,
-            "batch_size": 1,
-            "dense_epochs": 1,
-            "warmup_steps": 0,
-            "finetune_epochs": 0,
-        }
-        above_zero = (
-            "scale",
-            "dense_learning_rate",
-            "learning_rate",
-            "finetune_learning_rate",
-        )
-        fields: dict[str, Any] = dataclasses.asdict(self)
-        for name, value in fields.items():
-            if name in at_least:
-                low = at_least[name]
-                check(name, value, low <= value < math.inf, f"{low} or more")
-            elif name in above_zero:
-                check(name, value, 0 < value < math.inf, "above 0")
-        patience = self.patience
-        check("patience", patience, patience is None or patience >= 1, "1 or more")
-        number = self.num_train
-        check("num_train", number, number is None or number >= 1, "1 or more")
-        for name, value in (
-            ("memory", self.form.memory),
-            ("b1", self.b1),
-            ("b2", self.b2),
-        ):
-            check(name, value, 0 <= value < 1, "in [0, 1)")
+        check_intervals(self)
+        largest = self.metric.largest
+        check("bound", self.bound, self.bound < largest, f"in [0, {largest})")
         if self.form.unit == "quantile":
             check("scale", self.scale, self.scale < 1, "below 1, being a share")
-        if self.regularizer != "relevance" and self.form != Form():
-            raise ExperimentError(
-                f"--regularizer {self.regularizer} has no form; got {self.form}."
-            )
-        check("seed", self.seed, self.seed < 2**31, "below 2**31")
-        check("fraction", self.fraction, 0 < self.fraction < 1, "between 0 and 1")
-        target = self.target_sparsity
-        check("target_sparsity", target, 0 <= target < 1, "in [0, 1)")
         if self.prune != "gated" and self.form.acts_on != "decay":
             raise ExperimentError(
-                f"--acts-on {self.form.acts_on} is about the ranking by gated prunes, "
-                f"not by --prune {self.prune}."
+                f"--acts-on {self.form.acts_on} has no effect with --prune "
+                f"{self.prune}, which ranks no weights by relevance."
             )
-        if self.prune == "gradual" and self.strength_decay_epochs:
-            raise ExperimentError(
-                f"--strength-decay-epochs counts from the last prune, of which --prune "
-                f"gradual tells nothing; got {self.strength_decay_epochs}."
-            )
-        largest = self.metric.largest
-        check("bound", self.bound, 0 <= self.bound < largest, f"in [0, {largest})")
 
-    def check_parts(self, default: "Config") -> None:
-        """Raises `ExperimentError` for a setting that was given, and plays no part.
-
-        Args:
-          default: the settings before any was given.
-        """
-        for name, (choice, _) in PARTS.items():
+    def check_effects(self, default: "Config") -> None:
+        """Raises an error for a setting that is not the default and has no effect."""
+        for name in self.without_effect():
             value = getattr(self, name)
-            if value != getattr(default, name) and not plays_part(name, vars(self)):
+            if value != getattr(default, name):
                 raise ExperimentError(
-                    f"{flag(name)} plays no part with {flag(choice)} "
-                    f"{getattr(self, choice)}; got {value!r}."
+                    f"{flag(name)} has no effect with --regularizer "
+                    f"{self.regularizer} and --prune {self.prune}; got {value!r}."
                 )
+
+    def without_effect(self) -> list[str]:
+        """Returns the names of the settings that do not change this run."""
+        values = vars(self)
+        return [name for name in values if not has_effect(type(self), name, values)]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig(Config):
     """The settings of a run on images."""
 
-    label_noise: float = 0.0
-    """Share of the training images that get a class drawn at random, the same for every
-    seed."""
-    shift: int = 0
-    """Augmentation: training images are moved at random by up to so many pixels."""
+    label_noise: float = setting(0.0, "[0, 1]")
+    """Fraction of the training images with a random label, the same for every seed."""
+    shift: int = setting(0, "[0, inf)")
+    """Augmentation: shift training images at random by up to this many pixels."""
     mirror: bool = False
-    """Augmentation: training images are mirrored at random, left to right."""
+    """Augmentation: mirror training images at random, left to right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(Config):
+    """The settings of a run that learns to write one text from another."""
+
+    vocabulary_size: int = setting(8_000, f"[5, {2**31})")
+    """Pieces of each byte-pair encoding, which is learnt from the training texts."""
+    joint_vocabulary: bool = True
+    """Use one vocabulary, and one embedding, for both languages."""
+    max_source: int = setting(64, f"[2, {2**31})")
+    """Maximum number of pieces of a source."""
+    max_target: int = setting(64, f"[2, {2**31})")
+    """Maximum number of pieces of a target, its end included."""
+
+    num_layers: int = setting(2, "[1, 100)")
+    """Layers of the encoder, and of the decoder."""
+    features: int = setting(256, f"[1, {2**31})")
+    """Features of every layer."""
+    hidden: int = setting(256, f"[1, {2**31})")
+    """Hidden features of the feed-forward layers."""
+    heads: int = setting(4, f"[1, {2**31})")
+    """Heads of each attention."""
+    dropout: float = setting(0.2, "[0, 1)")
+    """Dropout rate of the dense network."""
+    adjust_dropout: bool = after_dense(False)
+    """Scale the dropout rate by the square root of the fraction of weights kept."""
+
+    label_smoothing: float = setting(0.1, "[0, 1)")
+    """Label smoothing."""
+    accumulation: int = setting(1, f"[1, {2**31})")
+    """Batches whose gradients make one update."""
+    beam: int = after_dense(4, f"[1, {2**31})")
+    """Beam width on the test set; 1 is greedy."""
+    validation_beam: int = setting(1, f"[1, {2**31})")
+    """Beam width on the validation split."""
+    length_penalty: float = setting(1.0, f"[0, {2**31})")
+    """Power of the length that divides the log-probability of a text."""
+
+    @property
+    def metric(self) -> Metric:
+        """BLEU, or exact matches where there is one right answer."""
+        return EXACT_MATCH if self.dataset == "toy" else BLEU
 
     def validate(self) -> None:
-        """Raises `ExperimentError` for the first value that makes no sense."""
         super().validate()
-        noise = self.label_noise
-        check("label_noise", noise, 0 <= noise <= 1, "in [0, 1]")
-        check("shift", self.shift, self.shift >= 0, "0 or more")
+        divides = self.features % self.heads == 0
+        check("heads", self.heads, divides, f"a divisor of {self.features}")
+        if self.adjust_dropout and not self.dropout:
+            raise ExperimentError("--adjust-dropout has no effect with --dropout 0.")
+        if self.prune == "snip" or self.form.measure == "per-example":
+            raise ExperimentError("snip and per-example are for images only.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DialogueConfig(TextConfig):
+    """The settings of a run that learns to answer."""
+
+    edition: Literal["tm1", "tm4"] = "tm4"
+    """Which Taskmaster: the first, of 2019, or the fourth, of 2024."""
 
 
 def beyond_defaults(settings: Any) -> dict[str, Any]:
-    """Returns what of a dataclass, and of those in it, is not the default."""
+    """Returns the values of a dataclass, and of those in it, that are not defaults."""
     fields = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -298,23 +310,3 @@ def beyond_defaults(settings: Any) -> dict[str, Any]:
         elif value != field.default:
             fields[field.name] = value
     return fields
-
-
-def plays_part(name: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting, such as "scale", changes a run with these settings.
-
-    Those of a run that is older than a choice lack it: it had the default.
-    """
-    choice, having = PARTS[name]
-    return settings.get(choice, getattr(Config, choice)) in having
-
-
-def check(name: str, value: object, condition: bool, wanted: str) -> None:
-    """Raises `ExperimentError` naming the flag unless `condition` holds."""
-    if not condition:
-        raise ExperimentError(f"{flag(name)} must be {wanted}; got {value!r}.")
-
-
-def flag(name: str) -> str:
-    """Returns what sets a setting on the command line."""
-    return "--" + name.replace("_", "-")

@@ -1,208 +1,146 @@
-"""What is measured of the cost of the method, and what becomes of it."""
+"""What the method costs: what is measured, and what is stored of it."""
 
 import json
-from pathlib import Path
+import math
 
-import jax
-import numpy as np
-import optax
+import jax.numpy as jnp
 import pytest
+from runs import error_line, quickly  # noqa: F401
 
-import sparse_optax
 from experiments.__main__ import main
 from experiments.cost import (
     benchmark,
-    prunes,
-    timing,
+    footprint,
+    measurement,
+    steps,
+    storage,
     torch_rivals,
     training_time,
-    updates,
 )
-from experiments.cost.settings import Benchmark
-from experiments.reporting import results
-from experiments.reporting.place import Place
-from experiments.tasks.digits import CONFIG
+from experiments.networks import LeNet300
 
-ROOT = Path(__file__).parent.parent
-needs_torch = pytest.mark.skipif(
-    not torch_rivals.has_torch(), reason="PyTorch, to compare with, is not installed"
-)
+SMALL = footprint.Decoder(layers=3, width=64, keys=32, hidden=128, vocabulary=512)
+WEIGHTS = 2 * 512 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 
 
-def test_benchmark_measures_stores_and_tabulates(tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- benchmark: begin --><!-- benchmark: end -->")
-    monkeypatch.setattr(results, "README", readme)
-    monkeypatch.setattr(results, "STORE", tmp_path)
-    costs = [benchmark.Row("this", "that", 1.5, "1.6"), benchmark.Row("a", "b", 2.0)]
-    monkeypatch.setattr(benchmark, "rows_of", lambda _: costs)
-    monkeypatch.setattr(torch_rivals, "has_torch", lambda: False)
-    for backend in ("gpu", "cpu", "gpu"):
-        where = {
-            "backend": backend,
-            "hardware": f"1 x {backend}",
-            "versions": {"jax": "1.0"},
-            "commit": "012345678",
-        }
-        monkeypatch.setattr(benchmark, "environment", lambda where=where: where)
-        main(["benchmark"])
-    cpu, gpu = (
-        f"On 1 x {backend}, jax 1.0, commit 01234567:\n\n"
-        "| measured | in units of | value | target |\n| --- | --- | --- | --- |\n"
-        "| this | that | 1.50 | 1.6 |\n| a | b | 2.00 |  |\n"
-        for backend in ("cpu", "gpu")
-    )
-    assert f"{cpu}\n{gpu}" in readme.read_text()
-
-    readme.write_text("no markers")
-    main(["benchmark", "--out", str(tmp_path / "else" / "where")])
-    elsewhere = json.loads((tmp_path / "else" / "where" / "gpu.json").read_text())
-    assert elsewhere["rows"] == [list(row) for row in costs]
-    assert readme.read_text() == "no markers"
+@pytest.fixture
+def no_torch(monkeypatch):
+    monkeypatch.setattr(torch_rivals, "comparable", lambda: False)
 
 
-def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "rows_of", lambda _: pytest.fail("measured"))
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"error: cannot use .*file"):
-        main(["benchmark", "--out", str(tmp_path / "file")])
-    readme = tmp_path / "README.md"
-    monkeypatch.setattr(results, "STORE", tmp_path)
-    monkeypatch.setattr(results, "README", readme)
-    with pytest.raises(SystemExit, match=r"error: cannot use .*README\.md"):
-        main(["benchmark"])
-    readme.write_text("no markers")
-    with pytest.raises(SystemExit, match=r"error: README\.md needs"):
-        main(["benchmark"])
+# --------------------------------------------------------------------------- benchmark
 
 
-def test_costs_are_measured():
+def test_updates_read_and_write_little_more_than_plain_ones():
     plain, chain = (
-        updates.measure_update(tx, 2000, "bfloat16", 2, turns=1)
-        for tx in (updates.PLAIN, updates.CHAIN)
+        steps.measure_update(tx, 2000, "bfloat16", 2, turns=1)
+        for tx in (steps.PLAIN, steps.CHAIN)
     )
-    assert plain["time"] > 0 and chain["time"] > 0
     assert plain["moved"] < chain["moved"] < plain["moved"] + 2
-    traced = jax.numpy.array(False)
-    flagged = updates.measure_update(
-        updates.CHAIN, 2000, "float32", 2, turns=1, prune=traced
-    )
+    traced = jnp.array(False)
+    flagged = steps.measure_update(steps.CHAIN, 2000, "float32", 2, 1, prune=traced)
     assert flagged["temporaries"] > chain["temporaries"]
-    prune = prunes.measure_prune(prunes.PRUNABLE, 2000, "bfloat16", 2, turns=1)
-    assert prune["adam"] > 0 and prune["temporaries"] > 0
-    assert min(prunes.measure_rivals(10_000, turns=1).values()) > 0
-    assert prunes.measure_compilation(2) > 0
 
 
-def test_a_prune_is_measured_of_what_the_last_one_has_left():
-    params = updates.matrices(2000, 2)
-    prune = prunes.pruned_again(prunes.PRUNABLE, params)
-    for number in (2000 - 20, 2000 - 20 - 20):
-        masks = sparse_optax.get_masks(prune()[1])
-        assert sum(int(mask.sum()) for mask in masks) == number
-    assert all(jax.numpy.all(w != 0) for w in params)
+def test_ratios_are_of_times_of_the_same_turn(monkeypatch):
+    durations = {"reference": [9.0, 1.0, 2.0, 4.0], "other": [9.0, 3.0, 2.0, 8.0]}
+    monkeypatch.setattr(measurement, "seconds", lambda name: durations[name].pop(0))
+    assert measurement.ratios({"a": "other"}, "reference", turns=3) == {"a": 2.0}
 
 
-def test_speed_is_measured():
-    task = training_time.lenet300()._replace(num_steps=2)
-    assert min(training_time.measure_training(task, turns=1).values()) > 0
-    assert training_time.measure_at_once(CONFIG, 8, num_runs=2, num_turns=1) > 0
-
-
-@pytest.mark.parametrize(
-    ("make_task", "number"),
-    [(training_time.resnet32, 464_154), (training_time.transformer, 3_627_520)],
-)
-def test_networks_that_are_timed_learn(make_task, number):
-    task = make_task()
-    few = task.data._replace(images=task.data.images[:8], labels=task.data.labels[:8])
-    task = task._replace(data=few, batch_size=4, num_steps=2)
-    assert sum(w.size for w in jax.tree.leaves(task.variables.params)) == number
-    before, after = (
-        task.network.loss(*variables, *few)[0]
-        for variables in (
-            task.variables,
-            training_time.trainer(task, optax.adam(1e-3))().variables,
-        )
-    )
-    assert after < before
-
-
-def test_rows_of_the_benchmark(monkeypatch):
-    """All of them, of as little as can be."""
-
+@pytest.mark.slow
+def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch, no_torch):
     def little():
         images = training_time.random_images(8, 28)
-        return training_time.lenet300()._replace(data=images, batch_size=4, num_steps=1)
+        return training_time.image_task(LeNet300, images, 1)._replace(batch_size=4)
 
     monkeypatch.setattr(training_time, "TASKS", {"LeNet": little})
-    monkeypatch.setattr(training_time, "measure_at_once", lambda *_: 1.5)
-    beside = {"ours": 0.5, "theirs": 1.8}
-    monkeypatch.setattr(training_time, "measure_beside_torch", lambda turns: beside)
-    rivals = {"`jnp.sort`": 40.0, "PyTorch": 9.0}
-    monkeypatch.setattr(prunes, "measure_rivals", lambda size, turns: rivals)
-    monkeypatch.setattr(torch_rivals, "has_torch", lambda: True)
-    settings = Benchmark(
-        sizes=(30_000,), rivals=(1000,), growth=(1000, 2000), leaves=(1,), turns=1
-    )
-    rows = {row.what: row for row in benchmark.rows_of(settings)}
-    assert all(row.value >= 0 for row in rows.values())
-    assert {what: row.target for what, row in rows.items() if row.target} == {
-        "update by `chain(add_relevance_decay, adam, prune_by_magnitude)`, "
-        "30,000 weights, float32": "1.3",
-        "`prune`, 30,000 weights, float32": "6",
-        "`prune`, 30,000 weights, bfloat16": "6",
-        "`prune` of a state of `relevance_pruning(adam)`, 30,000 weights, float32": "6",
-        "its temporaries": "5",
-        "`jnp.sort`, 1,000 weights": "30, at least",
-        "PyTorch, 1,000 weights": "1, at least",
-        "training of LeNet, batch 4": "1.05",
-        "training of LeNet-5, batch 100": "0.7",
-    }
-
-
-@needs_torch
-def test_torch_shrinks_irrelevant_weights():
-    data = training_time.random_images(80, 28)
-
-    def size(strength):
-        train = torch_rivals.make_train(
-            data, batch_size=4, num_steps=20, strength=strength, scale=1.0
-        )
-        return sum(float(w.detach().square().sum()) for w in train())
-
-    assert size(strength=1.0) < 0.7 * size(strength=None)
-
-
-@needs_torch
-def test_torch_prunes_what_we_do():
-    weights = updates.matrices(3000, 3)
-    tx = sparse_optax.prune_by_magnitude(0.1, mask=None)
-    ours, _ = sparse_optax.prune(weights, tx.init(weights), 0.3)
-    prune = torch_rivals.make_prune(weights, 0.3)
-    for theirs in (prune(), prune()):
-        for left, right in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(left, right.detach().numpy())
-
-
-def test_ratios_are_of_what_was_timed_by_turns(monkeypatch):
-    durations = {"reference": [9.0, 1.0, 2.0, 4.0], "other": [9.0, 3.0, 2.0, 8.0]}
-    monkeypatch.setattr(timing, "seconds", lambda name: durations[name].pop(0))
-    assert timing.ratios({"a": "other"}, "reference", turns=3) == {"a": 2.0}
+    sizes = "--sizes 30000 --rivals 1000 --growth 1000 2000 --leaves 1 --turns 1"
+    main(["benchmark", *sizes.split(), "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "cpu.json").read_text())
+    assert all(math.isfinite(row[2]) for row in found["rows"])
+    targets = {row[0]: row[3] for row in found["rows"] if row[3]}
+    assert targets["training of LeNet, batch 4"] == "1.05"
+    assert targets["`jnp.sort`, 1,000 weights"] == "30, at least"
+    assert len(targets) == 8
+    table = benchmark.show(found)
+    assert "| training of LeNet, batch 4 | that with plain Adam |" in table
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["--sizes", "10"], ["--turns", "0"], ["--growth", "0"], ["--leaves", "-1"]],
+    "command",
+    [
+        *("benchmark --sizes 10", "benchmark --turns 0", "benchmark --leaves -1"),
+        *("storage --size 9999", "storage --large 0", "storage --turns 0"),
+        *("footprint --devices 0", "footprint --devices 12"),
+    ],
 )
-def test_benchmark_refuses_numbers_that_make_no_sense(flags):
-    with pytest.raises(SystemExit, match=f"error: {flags[0]} must be"):
-        main(["benchmark", *flags])
+def test_numbers_that_make_no_sense_are_refused(command):
+    _, flag, _ = command.split()
+    assert f"{flag} must be" in error_line(command.split())
 
 
-def test_benchmark_in_the_readme_is_what_is_stored():
-    measured = Place("benchmark", None).stored()
-    readme = (ROOT / "README.md").read_text()
-    assert measured
-    table = benchmark.table(measured)
-    assert results.insert(readme, "benchmark", table) == readme
+# --------------------------------------------------------------------------- footprint
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_memory_is_divided_among_devices(num_devices):
+    found = footprint.measure_prune(SMALL, num_devices)
+    assert found["weights"] == WEIGHTS
+    assert (found["exchanged"] > 0) == (num_devices > 1)
+    # Four bytes each for a weight and its two moments, one for its mask, and counters.
+    assert 0 <= found["given"] - 13 * WEIGHTS / num_devices < 100
+    assert 0 <= found["returned"] - found["given"] < 400
+    assert found["temporaries"] < 5 * WEIGHTS / num_devices
+
+
+def test_exchanges_are_counted_in_bytes():
+    program = """
+      %a = u32[80]{0} all-reduce(%x), replica_groups={}
+      %b = (f32[2,3]{1,0}, /*index=1*/u32[], pred[7]) all-reduce-start(%y, %z)
+      ROOT %c = bf16[4] all-gather(%a)
+      %e = s8[3]{0} all-to-all(%a), dimensions={0}
+      %f = u32[2] ragged-all-to-all(%a)
+      %g = u32[5] collective-permute-start(%a)
+      %h = u32[6] reduce-scatter(%a)
+      %d = u32[80]{0} add(%all-reduce, %all-gather)
+    """
+    reduced = 4 * 80 + 4 * 6 + 4 + 7
+    assert footprint.exchanged(program) == reduced + 8 + 3 + 8 + 20 + 24
+
+
+def test_the_footprint_is_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(footprint, "DECODERS", (SMALL,))
+    main(["footprint", "--devices", "8", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "cpu.json").read_text())
+    (row,) = found["rows"]
+    assert row["devices"] == 8 and row["exchanged"] > 0
+    assert "| 0.0B | 8 | 0 MB | 0 MB | 0 MB |" in footprint.show(found)
+
+
+# ----------------------------------------------------------------------------- storage
+
+
+@pytest.mark.parametrize(("sparsity", "dtype"), [(0.5, "float32"), (0.999, "bfloat16")])
+def test_random_matrices_have_exactly_their_sparsity(sparsity, dtype):
+    weights = storage.matrix(20_000, sparsity, dtype)
+    assert weights.shape == (20, 1000)
+    assert jnp.count_nonzero(weights) == round((1 - sparsity) * 20_000)
+
+
+def test_the_information_is_that_of_values_and_masks():
+    assert storage.information(800, 400, 4) == 400 * 4 + 100
+    assert storage.information(800, 800, 2) == 1600
+    assert storage.information(800, 0, 2) == 0
+
+
+def test_storage_is_measured_and_stored(tmp_path):
+    flags = "--size", "10000", "--large", "10000", "--turns", "1"
+    main(["storage", *flags, "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "cpu.json").read_text())
+    assert [row["sparsity"] for row in found["files"]] == [*storage.SPARSITIES] * 2
+    for row in found["files"]:
+        assert row["information"] < row["sparse"] + 64
+        assert row["sparse"] <= 1.25 * row["information"] + 256 + 4096
+        assert ("csr" in row) == (row["dtype"] == "float32")
+    assert "| 99 | float32 |" in storage.show(found)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_same_run, digits, error_line, read_rows
+from runs import assert_same_run, checkpoints, digits, error_line, read_rows
 
-from experiments import data
 from experiments.__main__ import main
+from experiments.data import images
 from experiments.running import program
 from experiments.tasks.digits import CONFIG
 from experiments.training.image_problem import ImageProblem
@@ -25,7 +25,7 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def dataset():
-    return data.load(CONFIG, "")
+    return images.load(CONFIG)
 
 
 def phases(dataset, **settings):
@@ -33,6 +33,7 @@ def phases(dataset, **settings):
     return Phases(config, ImageProblem(config, dataset))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["gradient", "per-example"])
 def test_every_device_trains_on_a_part_of_the_batch(dataset, measure):
     form = dataclasses.replace(CONFIG.form, measure=measure)
@@ -55,6 +56,7 @@ def test_every_device_trains_on_a_part_of_the_batch(dataset, measure):
     assert not re.search(r"f32\[64,(1,)?8,8,1\]", program)
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_one_device(dataset):
     assert len(dataset.validation.labels) % 8  # which cannot be divided evenly
     variables = phases(dataset).problem.variables
@@ -69,6 +71,7 @@ def test_counts_are_those_of_one_device(dataset):
     assert counts == [right.sum()] * 2
 
 
+@pytest.mark.slow
 def test_data_parallel_run_goes_on_with_all_devices_or_with_one(tmp_path, capsys):
     whole = tmp_path / "whole"
     main(digits(whole, "--data-parallel"))
@@ -77,16 +80,16 @@ def test_data_parallel_run_goes_on_with_all_devices_or_with_one(tmp_path, capsys
         out = tmp_path / "-".join(["again", *flags])
         shutil.copytree(whole, out)
         (out / "summary.json").unlink()
-        last = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name))
-        shutil.rmtree(last)
+        checkpoints(out)[-1].unlink()
         main(digits(out, *flags))
-        assert "Going on after 12 rounds" in capsys.readouterr().out
+        assert "Resuming after 12 rounds" in capsys.readouterr().out
         if flags:
             assert_same_run(whole, out)
         else:
             assert len(read_rows(out)) == len(read_rows(whole)) == 13
 
 
+@pytest.mark.slow
 def test_sweeps_divide_batches_too(dataset):
     outcomes = []
     for flag in (False, True):
@@ -100,8 +103,8 @@ def test_sweeps_divide_batches_too(dataset):
         assert np.mean(np.abs(np.asarray(one, float) - other) > 1e-3) < 0.01
 
 
-def test_batch_that_cannot_be_divided_is_an_error(tmp_path, capsys):
+def test_batch_that_cannot_be_divided_is_an_error(tmp_path):
     out = tmp_path / "run"
-    message = error_line(capsys, digits(out, "--data-parallel", "--batch-size", "60"))
+    message = error_line(digits(out, "--data-parallel", "--batch-size", "60"))
     assert "--batch-size must be a multiple of 8, the number of devices" in message
     assert message.endswith("got 60.") and not out.exists()

@@ -1,34 +1,46 @@
-"""Measures what the method costs, and writes it into the README.
+"""Measures what the method costs, mostly as ratios of times."""
 
-    python -m experiments benchmark
-
-Times are ratios to something that was measured by turns with it, medians. They are
-stored in experiments/results/benchmark, a file for each backend; what was measured to
-try something out, with --out elsewhere. On a GPU, larger networks are of interest:
-
-    python -m experiments benchmark --sizes 10000000 1000000000 \
-        --dtypes float32 bfloat16 --rivals 1000000 10000000 100000000 1000000000
-"""
-
+import dataclasses
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-import sparse_optax
-from experiments.cost import prunes, torch_rivals, training_time, updates
-from experiments.cost.settings import Benchmark
-from experiments.reporting.place import Place
-from experiments.reporting.results import commit
+from experiments.cost import steps, torch_rivals, training_time
+from experiments.cost.measurement import Measurement, table
+from experiments.records import Row
 from experiments.running.environment import environment
+from experiments.settings import setting
 from experiments.tasks import digits, lenet300_mnist
 
 
-class Row(NamedTuple):
-    """What was measured, in what units, the value, and what is aimed at or nothing."""
+@dataclasses.dataclass(frozen=True)
+class Settings(Measurement):
+    """Measures what the method costs: updates, pruning steps and training.
+
+    It takes some fifteen minutes on two cores, and a few GB of memory.
+    """
+
+    sizes: tuple[int, ...] = setting((10_000_000,), "[1000, inf)")
+    """Numbers of weights, in 30 matrices, of updates and pruning steps."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    """Types of weights and gradients of updates."""
+    rivals: tuple[int, ...] = setting((1_000_000, 10_000_000), "[10, inf)")
+    """Numbers of weights at which pruning is compared with a sort and a top_k."""
+    growth: tuple[int, ...] = setting(
+        (1_000_000, 10_000_000, 100_000_000, 300_000_000), "[10, inf)"
+    )
+    """Numbers of weights, in 10 matrices, at which pruning is compared with updates."""
+    leaves: tuple[int, ...] = setting((30, 100, 300), "[1, inf)")
+    """Numbers of matrices for which a pruning step is compiled."""
+    turns: int = setting(21, "[1, inf)")
+    """Number of comparisons of times."""
+
+
+class Found(NamedTuple):
+    """What was measured, its unit, the value, and the target or nothing."""
 
     what: str
     unit: str
@@ -37,8 +49,6 @@ class Row(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the method is meant to cost."""
-
     chain: dict[str, str]  # an update, by dtype
     prune: str
     sort: str
@@ -49,132 +59,102 @@ CPU = Targets({"float32": "1.3"}, "6", "30, at least", "1.05")
 GPU = Targets({"float32": "1.06", "bfloat16": "1.10"}, "10", "1, at least", "1.03")
 
 
-def update_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
-    """Measures updates."""
-    adam = optax.adam(1e-3)
+def main(settings: Settings) -> None:
+    settings.store("benchmark", lambda: measure(settings))
+
+
+def measure(settings: Settings) -> Row:
+    """Returns what all of it costs, and prints a line for each number."""
+    found = {**environment(), "rows": []}
+    if torch_rivals.comparable():
+        found["versions"]["torch"] = metadata.version("torch")
+    targets = CPU if jax.default_backend() == "cpu" else GPU
+    for measure in (measure_updates, measure_pruning, measure_training):
+        for row in measure(settings, targets):
+            print(*row, sep=" | ", flush=True)
+            found["rows"].append(row)
+    return found
+
+
+def measure_updates(settings: Settings, targets: Targets) -> Iterator[Found]:
     plain = "`chain(add_decayed_weights, adam)`"
     chain = "`chain(add_relevance_decay, adam, prune_by_magnitude)`"
     optimizers = {
-        plain: updates.PLAIN,
-        chain: updates.CHAIN,
-        "`relevance_pruning(adam)`": sparse_optax.relevance_pruning(
-            adam, 1e-4, mask=None
-        ),
-        "`relevance_pruning(adam, decoupled=True)`": sparse_optax.relevance_pruning(
-            adam, 1e-4, decoupled=True, mask=None
-        ),
+        plain: steps.PLAIN,
+        chain: steps.CHAIN,
+        "`relevance_pruning(adam)`": steps.WHOLE,
+        "`relevance_pruning(adam, decoupled=True)`": steps.DECOUPLED,
     }
+    unit, turns = f"updates by {plain}", settings.turns
     for size in settings.sizes:
         for dtype in settings.dtypes:
             which = f"{size:,} weights, {dtype}"
             for name, tx in optimizers.items():
-                found = updates.measure_update(tx, size, dtype, 30, settings.turns)
+                found = steps.measure_update(tx, size, dtype, 30, turns)
                 target = targets.chain.get(dtype, "") if name == chain else ""
-                what = f"update by {name}, {which}"
-                yield Row(what, f"updates by {plain}", found["time"], target)
-                yield Row("its reads and writes", "bytes a weight", found["moved"])
-                yield Row("its temporaries", "bytes a weight", found["temporaries"])
-            # What is read and written is not told of it: it counts the prune as well.
-            found = updates.measure_update(
-                *(updates.CHAIN, size, dtype, 30, settings.turns),
-                prune=jnp.array(False),
+                yield Found(f"update by {name}, {which}", unit, found["time"], target)
+                yield Found("its reads and writes", "bytes a weight", found["moved"])
+                yield Found("its temporaries", "bytes a weight", found["temporaries"])
+            # Without reads and writes: XLA counts those of the pruning step as well.
+            found = steps.measure_update(
+                steps.CHAIN, size, dtype, 30, turns, prune=jnp.array(False)
             )
             what = f"update by {chain} with a traced `prune=False`, {which}"
-            yield Row(what, f"updates by {plain}", found["time"])
-            yield Row("its temporaries", "bytes a weight", found["temporaries"])
+            yield Found(what, unit, found["time"])
+            yield Found("its temporaries", "bytes a weight", found["temporaries"])
 
 
-def prune_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
-    """Measures prunes."""
-    turns = settings.turns
-    whole = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
+def measure_pruning(settings: Settings, targets: Targets) -> Iterator[Found]:
+    turns, unit = settings.turns, "updates by `adam`"
     for size in settings.sizes:
         for what, tx, dtype in (
-            ("`prune`", prunes.PRUNABLE, "float32"),
-            ("`prune`", prunes.PRUNABLE, "bfloat16"),
-            ("`prune` of a state of `relevance_pruning(adam)`", whole, "float32"),
+            ("`prune`", steps.PRUNING, "float32"),
+            ("`prune`", steps.PRUNING, "bfloat16"),
+            ("`prune` of a state of `relevance_pruning(adam)`", steps.WHOLE, "float32"),
         ):
-            # Of many small parts, it is disturbed for longer, and takes more turns.
-            found = prunes.measure_prune(tx, size, dtype, 30, 3 * turns)
+            found = steps.measure_prune(tx, size, dtype, 30, 3 * turns)
             what = f"{what}, {size:,} weights, {dtype}"
-            yield Row(what, "updates by `adam`", found["adam"], targets.prune)
-            yield Row("its temporaries", "bytes a weight", found["temporaries"], "5")
-        for name, value in prunes.measure_floors(size, 3 * turns).items():
-            what = f"`prune` with floors {name}, {size:,} weights, float32"
-            yield Row(what, "prunes without", value)
+            yield Found(what, unit, found["adam"], targets.prune)
+            yield Found("its temporaries", "bytes a weight", found["temporaries"], "5")
     for size in settings.growth:
-        found = prunes.measure_prune(prunes.PRUNABLE, size, "float32", 10, turns)
-        what = f"`prune`, {size:,} weights in 10 matrices"
-        yield Row(what, "updates by `adam`", found["adam"])
+        found = steps.measure_prune(steps.PRUNING, size, "float32", 10, turns)
+        yield Found(f"`prune`, {size:,} weights in 10 matrices", unit, found["adam"])
     for size in settings.rivals:
-        found = prunes.measure_rivals(size, max(turns // 7, 1))
-        for name, value in found.items():
+        for name, value in steps.measure_rivals(size, max(turns // 7, 1)).items():
             target = targets.sort if name == "`jnp.sort`" else "1, at least"
-            yield Row(f"{name}, {size:,} weights", "prunes of them", value, target)
+            yield Found(f"{name}, {size:,} weights", "prunes of them", value, target)
     for number in settings.leaves:
-        seconds = prunes.measure_compilation(number)
-        yield Row(f"compilation of `prune`, {number} matrices", "seconds", seconds)
+        what = f"compilation of `prune`, {number} matrices"
+        yield Found(what, "seconds", steps.measure_compilation(number))
 
 
-def training_rows(settings: Benchmark, targets: Targets) -> Iterator[Row]:
-    """Measures training."""
-    few = max(settings.turns // 3, 1)
+def measure_training(settings: Settings, targets: Targets) -> Iterator[Found]:
+    few, unit = max(settings.turns // 3, 1), "that with plain Adam"
     for name, make_task in training_time.TASKS.items():
         task = make_task()
         found = training_time.measure_training(task, few)
         what = f"training of {name}, batch {task.batch_size}"
-        unit = "that with plain Adam"
-        yield Row(what, unit, found["method"], targets.training)
-        yield Row("the same without the method", unit, found["again"])
-    if jax.default_backend() == "cpu" and torch_rivals.has_torch():
+        yield Found(what, unit, found["method"], targets.training)
+        yield Found("the same without the method", unit, found["again"])
+    if torch_rivals.comparable():
         found = training_time.measure_beside_torch(few)
         what = "training of LeNet-5, batch 100"
-        yield Row(what, "that by PyTorch, two backward passes", found["ours"], "0.7")
-        what += ", by PyTorch, two backward passes"
-        yield Row(what, "that by PyTorch with plain Adam", found["theirs"])
+        rival = "by PyTorch, two backward passes"
+        yield Found(what, f"that {rival}", found["ours"], "0.7")
+        unit = "that by PyTorch with plain Adam"
+        yield Found(f"{what}, {rival}", unit, found["theirs"])
     for config, side in ((digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)):
         for number in (2, 8):
             value = training_time.measure_at_once(config, side, number, min(few, 5))
             what = f"{number} runs of {config.network} on {side}x{side} images, in turn"
-            yield Row(what, "all of them at once", value)
+            yield Found(what, "all of them at once", value)
 
 
-def rows_of(settings: Benchmark) -> Iterator[Row]:
-    """Measures everything."""
-    targets = CPU if jax.default_backend() == "cpu" else GPU
-    for rows in (update_rows, prune_rows, training_rows):
-        yield from rows(settings, targets)
-
-
-def line(row: Row) -> str:
-    """Returns a line of a Markdown table."""
-    return f"| {row.what} | {row.unit} | {row.value:.2f} | {row.target} |"
-
-
-def table(measured: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table for each backend."""
-    parts = []
-    for one in measured:
-        versions = [f"{name} {number}" for name, number in one["versions"].items()]
-        where = [one["hardware"], *versions, "commit " + commit(one)]
-        lines = [f"On {', '.join(where)}:\n"]
-        lines += ["| measured | in units of | value | target |"]
-        lines += ["| --- | --- | --- | --- |"]
-        lines += [line(Row(*row)) for row in one["rows"]]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def benchmark(settings: Benchmark) -> None:
-    """Measures, prints and stores, and writes all that is stored into the README."""
-    place = Place("benchmark", settings.out)
-    found = environment()  # of the code as it starts
-    if torch_rivals.has_torch():
-        found["versions"]["torch"] = metadata.version("torch")
-    else:
-        print("PyTorch is not installed, and nothing is compared with it.")
-    found["rows"] = []
-    for row in rows_of(settings):
-        print(line(row), flush=True)
-        found["rows"].append(row)
-    place.write(found, table)
+def show(found: Row) -> str:
+    """Returns a table of what was measured."""
+    names = "measured", "in units of", "value", "target"
+    rows: list[Row] = [
+        dict(zip(names, (what, unit, f"{value:.2f}", target), strict=True))
+        for what, unit, value, target in found["rows"]
+    ]
+    return table(found, rows)

@@ -1,11 +1,10 @@
-"""Tells what a prune would take of many devices, and writes it into the README.
+"""Compiles pruning steps of large networks for many devices, and reports their memory.
 
-    python -m experiments footprint
-
-Neither devices nor memory are needed: this machine pretends to have as many, XLA
-compiles the program that each of them would run, and nothing is allocated.
+This needs neither devices nor memory: XLA compiles the program of each device, and
+nothing is allocated.
 """
 
+import dataclasses
 import math
 import re
 from typing import Any, NamedTuple, cast
@@ -13,21 +12,34 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import sparse_optax
-from experiments.cost.settings import Footprint
-from experiments.reporting.place import Place
+from experiments.cost.measurement import Measurement
+from experiments.pages.tables import markdown
+from experiments.records import Row
 from experiments.running.environment import environment
+from experiments.settings import check, setting
 
 OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
-# Of any loop in a prune: it finds a number of up to 32 bits, two in a pass.
+# Of any loop in a pruning step: it finds a number of up to 32 bits, two per pass.
 MOST_PASSES = 16
 
 
-class Decoder(NamedTuple):
-    """The sizes of a language model."""
+@dataclasses.dataclass(frozen=True)
+class Settings(Measurement):
+    """Compiles pruning steps of large networks, and reports what each device needs."""
 
+    devices: tuple[int, ...] = setting((8, 512), "[1, 2048]")
+    """Numbers of devices."""
+
+    def validate(self) -> None:
+        super().validate()
+        sound = all(n in (1, 2, 4) or n % 8 == 0 for n in self.devices)
+        check("devices", self.devices, sound, "1, 2, 4 or multiples of 8")
+
+
+class Decoder(NamedTuple):
     layers: int
     width: int
     keys: int  # features of the keys of a token, and of its values
@@ -50,25 +62,45 @@ class Decoder(NamedTuple):
         }
 
 
-DECODERS = {
-    "1B": Decoder(16, 2048, 512, 8192, 32_000),
-    "70B": Decoder(80, 8192, 1024, 28_672, 32_000),
-}
+# Of one billion weights, and of seventy.
+DECODERS = (
+    Decoder(16, 2048, 512, 8192, 32_000),
+    Decoder(80, 8192, 1024, 28_672, 32_000),
+)
 
 
-def lay_out(decoder: Decoder, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the weights, every matrix divided along both of its axes."""
+def main(settings: Settings) -> None:
+    settings.store("footprint", lambda: measure(settings.devices))
 
-    def leaf(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        spec = P(*(None,) * (len(shape) - 2), *mesh.axis_names)
-        sharding = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
-    return {name: leaf(shape) for name, shape in decoder.shapes().items()}
+def measure(devices: tuple[int, ...]) -> Row:
+    """Returns what a pruning step needs, for each decoder and number of devices."""
+    # JAX sees as many virtual devices, if this comes before its first use.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(devices))
+    found = {**environment(), "rows": []}
+    for decoder in DECODERS:
+        found["rows"] += [measure_prune(decoder, number) for number in devices]
+    print(show(found))
+    return found
+
+
+def measure_prune(decoder: Decoder, num_devices: int) -> Row:
+    """Returns what a pruning step needs of each of so many devices, in bytes."""
+    compiled = compile_prune(decoder, num_devices)
+    memory = cast(Any, compiled.memory_analysis())
+    return {
+        "weights": sum(math.prod(shape) for shape in decoder.shapes().values()),
+        "devices": num_devices,
+        "given": memory.argument_size_in_bytes,
+        "returned": memory.output_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "exchanged": exchanged(compiled.as_text() or "") * MOST_PASSES,
+    }
 
 
 def compile_prune(decoder: Decoder, num_devices: int) -> jax.stages.Compiled:
-    """Returns the program that prunes a network on so many devices."""
+    """Returns the program that prunes, every matrix divided along both of its axes."""
     columns = math.gcd(num_devices, 8)
     mesh = jax.make_mesh(
         (num_devices // columns, columns),
@@ -76,95 +108,57 @@ def compile_prune(decoder: Decoder, num_devices: int) -> jax.stages.Compiled:
         axis_types=(AxisType.Auto,) * 2,
         devices=jax.devices()[:num_devices],
     )
-    params = lay_out(decoder, mesh)
+
+    def lay_out(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def divided(x: Any) -> jax.ShapeDtypeStruct:
+        stacked = (None,) * (len(x.shape) - 2)
+        return lay_out(x.shape, x.dtype, P(*stacked, *mesh.axis_names))
+
+    params = {
+        name: divided(jax.ShapeDtypeStruct(shape, jnp.float32))
+        for name, shape in decoder.shapes().items()
+    }
     state = optax.tree.map_params(
         OPTIMIZER,
-        lambda x, w: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=w.sharding),
+        divided,
         jax.eval_shape(OPTIMIZER.init, params),
-        params,
-        transform_non_params=lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=NamedSharding(mesh, P())
-        ),
+        transform_non_params=lambda x: lay_out(x.shape, x.dtype, P()),
     )
     run = params, state
     with jax.set_mesh(mesh):
-        program = jax.jit(
-            sparse_optax.prune, out_shardings=jax.tree.map(lambda x: x.sharding, run)
-        )
+        shardings = jax.tree.map(lambda x: x.sharding, run)
+        program = jax.jit(sparse_optax.prune, out_shardings=shardings)
         return program.lower(*run, 0.1).compile()
 
 
-def exchanged(program: str) -> dict[str, int]:
-    """Returns the bytes that a device has to tell others, by kind of exchange.
+def exchanged(program: str) -> int:
+    """Returns the bytes that a device exchanges in a program.
 
-    Those of the numbers themselves: how often they are sent on is for the network to
-    choose. Of a compiled program, each of whose loops is gone through once.
+    Each loop counts once, and so does each number, however often it is sent on.
     """
-    found: dict[str, int] = {}
+    found = 0
     kinds = r"all-gather|all-reduce|all-to-all|reduce-scatter|collective-\w+"
-    pattern = rf"= (\S+|\(.*?\)) ((?:ragged-)?(?:{kinds}))(?:-start)?\("
-    for line in program.splitlines():
-        if match := re.search(pattern, line):
-            # As in (u32[80], f32[2,3], pred[]), the last of which is of bytes.
-            for bits, shape in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", match[1]):
-                size = math.prod(int(n) for n in shape.split(",") if n)
-                found.setdefault(match[2], 0)
-                found[match[2]] += size * int(bits or 8) // 8
+    pattern = rf"= (\S+|\(.*?\)) (?:ragged-)?(?:{kinds})(?:-start)?\("
+    for results in re.findall(pattern, program):
+        # As in (u32[80], f32[2,3], pred[]), the last of which is of bytes.
+        for bits, shape in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", results):
+            size = math.prod(int(n) for n in shape.split(",") if n)
+            found += size * int(bits or 8) // 8
     return found
 
 
-def measure(decoder: Decoder, num_devices: int) -> dict[str, Any]:
-    """Returns what a prune takes of each of so many devices, in bytes."""
-    compiled = compile_prune(decoder, num_devices)
-    memory = cast(Any, compiled.memory_analysis())
-    told = exchanged(compiled.as_text() or "")
-    weights = sum(math.prod(shape) for shape in decoder.shapes().values())
-    return {
-        "weights": weights,
-        "devices": num_devices,
-        "given": memory.argument_size_in_bytes,
-        "returned": memory.output_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "kinds": sorted(told),
-        "exchanged": sum(told.values()) * MOST_PASSES,
-    }
-
-
-def table(measured: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table."""
-    lines = [
-        "| weights | devices | weights, moments, masks | the same, returned "
-        "| temporaries | exchanged |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in (row for one in measured for row in one["rows"]):
-        cells = (
-            f"{row['weights'] / 1e9:.1f}B",
-            str(row["devices"]),
-            f"{row['given'] / 1e6:,.0f} MB",
-            f"{row['returned'] / 1e6:,.0f} MB",
-            f"{row['temporaries'] / 1e6:,.0f} MB",
-            f"{row['exchanged'] / 1e3:,.1f} kB",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def pretend(num_devices: int) -> None:
-    """Has JAX, before it is first asked, take this machine for so many devices."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", num_devices)
-
-
-def footprint(settings: Footprint) -> None:
-    """Compiles and stores, and writes what came out into the README."""
-    place = Place("footprint", settings.out)
-    pretend(max(settings.devices))
-    rows = [
-        measure(decoder, number)
-        for decoder in DECODERS.values()
-        for number in settings.devices
-    ]
-    found = {**environment(), "rows": rows}
-    print(table([found]))
-    place.write(found, table)
+def show(found: Row) -> str:
+    """Returns a table of what was measured."""
+    return markdown(
+        {
+            "weights": f"{row['weights'] / 1e9:.1f}B",
+            "devices": str(row["devices"]),
+            "weights, moments, masks": f"{row['given'] / 1e6:,.0f} MB",
+            "the same, returned": f"{row['returned'] / 1e6:,.0f} MB",
+            "temporaries": f"{row['temporaries'] / 1e6:,.0f} MB",
+            "exchanged": f"{row['exchanged'] / 1e3:,.1f} kB",
+        }
+        for row in found["rows"]
+    )

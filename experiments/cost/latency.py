@@ -1,37 +1,30 @@
-"""Measures how fast pruned networks are, dense and sparse, on one batch of images.
-
-    python -m experiments latency RUN ...
+"""Measures how fast pruned LeNets are, dense and sparse, on one batch of images.
 
 The matrices of a network, transposed, multiply activations whose columns are examples,
-or pixels of them: that is how sparse ones are best stored by rows. A convolution is a
-product with the patches of its input. All that is not a product is the same for dense
-and sparse matrices, of JAX and of NumPy; beside them stands the network as it is
-trained, twice, so that one sees how far the numbers can be trusted.
-
-Beside a run's sparse network stands its dense one, pruned at once: it is of no use, and
-has its zeros elsewhere, but shows what sparsity does to the times.
+or pixels of them: sparse ones are best stored by rows. A convolution is a product with
+the patches of its input.
 """
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+import tyro
 from jax.experimental import sparse
 
 import sparse_optax
-from experiments.config import ExperimentError
-from experiments.cost.settings import Latency
-from experiments.cost.timing import ratios
+from experiments.cost.measurement import Measurement, ratios, table
 from experiments.networks import NETWORKS
 from experiments.networks.functional import Variables, init_network
 from experiments.records import Row, RunFolder
-from experiments.reporting.place import Place
-from experiments.reporting.results import commit
 from experiments.running.environment import environment
 from experiments.running.export import networks_of
+from experiments.settings import ExperimentError, check, setting
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
 BATCHES = (1, 256)
@@ -39,8 +32,44 @@ PRUNED_AT_ONCE = (0.8, 0.9, 0.95)
 AS_TRAINED = "as it is trained"
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings(Measurement):
+    """Measures how fast pruned LeNets are, dense and sparse."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of finished runs."""
+    turns: int = setting(21, "[1, inf)")
+    """Number of comparisons of times."""
+
+    def validate(self) -> None:
+        super().validate()
+        check("runs", self.runs, bool(self.runs), "one or more folders")
+
+
+def main(settings: Settings) -> None:
+    settings.store("latency", lambda: measure(settings))
+
+
+def measure(settings: Settings) -> Row:
+    """Returns the times of the networks of runs, as they are and pruned at once."""
+    found: Row = {**environment(), "runs": []}
+    for path in settings.runs:
+        summary, dense, final = networks_of(RunFolder(path))
+        name, dataset = summary["network"], summary["dataset"]
+        if not name.startswith("lenet") or dataset not in SHAPES:
+            raise ExperimentError(f"{path} holds no LeNet of a known data set.")
+        networks = {x: pruned(dense, x) for x in PRUNED_AT_ONCE}
+        for sparsity, network in (networks | {summary["sparsity"]: final}).items():
+            run = {key: summary[key] for key in ("experiment", "config_id", "seed")}
+            run |= {"network": name, "sparsity": sparsity, "trained": network is final}
+            rows = measure_network(name, dataset, network, settings.turns)
+            found["runs"].append(run | {"rows": rows})
+    print(show(found))
+    return found
+
+
 class Layer(NamedTuple):
-    """A layer that multiplies its input by a matrix, whatever that is stored as."""
+    """A layer that multiplies its input by a matrix of any kind."""
 
     matrix: Any  # `[outputs, inputs]`, of patches for a convolution
     bias: Any  # `[outputs, 1]`
@@ -73,7 +102,7 @@ def logits(layers: list[Layer], images: Any, xp: Any) -> Any:
 
 
 def layers_of(params: dict[str, Any]) -> list[Layer]:
-    """Returns the layers of a LeNet, which their names have in order."""
+    """Returns the layers of a LeNet, in the order of their names."""
     layers = []
     for name in sorted(params):
         kernel, bias = (np.asarray(params[name][part]) for part in ("kernel", "bias"))
@@ -84,49 +113,36 @@ def layers_of(params: dict[str, Any]) -> list[Layer]:
 
 
 def variants(
-    name: str, dataset: str, network: Variables
-) -> dict[str, Callable[[np.ndarray], Callable[[], Any]]]:
-    """Returns by name what makes, of uint8 images, a function from nothing to logits.
+    name: str, network: Variables, images: np.ndarray
+) -> dict[str, Callable[[], Any]]:
+    """Returns functions that compute the logits of uint8 images, by name.
 
-    All arrays are arguments of what is compiled: as constants XLA might compute with
-    them beforehand.
+    Arrays are arguments of what is compiled: XLA might fold constants.
     """
     layers = layers_of(network.params)
-    trained, _ = init_network(NETWORKS[name], SHAPES[dataset], 255, seed=0)
+    windows = [layer.window for layer in layers]
+    trained, _ = init_network(NETWORKS[name], images.shape[1:], 255, seed=0)
     as_trained = jax.jit(trained.logits)
+    variables, on_device = jax.tree.map(jnp.asarray, (network, images))
 
-    def with_matrices(convert: Callable[[np.ndarray], Any]) -> list[Layer]:
-        return [layer._replace(matrix=convert(layer.matrix)) for layer in layers]
-
-    def by_jax(convert: Callable[[np.ndarray], Any]):
-        own = with_matrices(convert)
-        matrices = [layer.matrix for layer in own]
-        biases = [jnp.asarray(layer.bias) for layer in own]
+    def by_jax(convert: Callable[[np.ndarray], Any]) -> Callable[[], Any]:
+        arrays = [(convert(x.matrix), jnp.asarray(x.bias)) for x in layers]
 
         @jax.jit
-        def compute(matrices, biases, images):
-            parts = zip(own, matrices, biases, strict=True)
-            return logits(
-                [x._replace(matrix=m, bias=b) for x, m, b in parts], images, jnp
-            )
+        def compute(arrays, images):
+            pairs = zip(arrays, windows, strict=True)
+            own = [Layer(matrix, bias, window) for (matrix, bias), window in pairs]
+            return logits(own, images, jnp)
 
-        def make(images: np.ndarray) -> Callable[[], Any]:
-            here = jnp.asarray(images)
-            return lambda: compute(matrices, biases, here)
+        return lambda: compute(arrays, on_device)
 
-        return make
-
-    def by_numpy(convert: Callable[[np.ndarray], Any]):
-        own = with_matrices(convert)
-        return lambda images: lambda: logits(own, images, np)
-
-    def as_it_is(images: np.ndarray) -> Callable[[], Any]:
-        variables, here = jax.tree.map(jnp.asarray, (network, images))
-        return lambda: as_trained(variables, here)
+    def by_numpy(convert: Callable[[np.ndarray], Any]) -> Callable[[], Any]:
+        own = [x._replace(matrix=convert(x.matrix)) for x in layers]
+        return lambda: logits(own, images, np)
 
     return {
-        AS_TRAINED: as_it_is,
-        f"{AS_TRAINED}, again": as_it_is,
+        AS_TRAINED: lambda: as_trained(variables, on_device),
+        f"{AS_TRAINED}, again": lambda: as_trained(variables, on_device),
         "JAX, dense": by_jax(jnp.asarray),
         "JAX, BCOO": by_jax(lambda m: sparse_optax.to_bcoo({"m": m}, None)["m"]),
         "JAX, BCSR": by_jax(sparse.BCSR.fromdense),
@@ -136,92 +152,45 @@ def variants(
 
 
 def pruned(network: Variables, sparsity: float) -> Variables:
-    """Returns a network without its smallest weights, as many as that."""
     state = sparse_optax.prune_by_magnitude(0.1, mask=None).init(network.params)
     params, _ = sparse_optax.prune(network.params, state, sparsity=sparsity)
     return network._replace(params=params)
 
 
-def repeated(function: Callable[[], Any]) -> Callable[[], None]:
-    """Returns what calls a function some times, so that one finds its data near."""
-
-    def call() -> None:
-        for _ in range(10):
-            jax.block_until_ready(function())
-
-    return call
-
-
-def measure(name: str, dataset: str, network: Variables, turns: int) -> list[Row]:
-    """Returns for every batch how long each variant takes, in units of the first.
-
-    Raises:
-      ExperimentError: the variants do not agree.
-    """
+def measure_network(
+    name: str, dataset: str, network: Variables, turns: int
+) -> list[Row]:
+    """Returns the time of each variant on each batch, relative to the first."""
     rows = []
     for batch in BATCHES:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (batch, *SHAPES[dataset]), np.uint8)
-        functions = {
-            variant: make(images)
-            for variant, make in variants(name, dataset, network).items()
-        }
+        functions = variants(name, network, images)
         wanted = np.asarray(functions[AS_TRAINED]())
         for variant, function in functions.items():
             if not np.allclose(function(), wanted, atol=1e-3, rtol=1e-3):
                 raise ExperimentError(f"{variant} computes another network.")
-        functions = {variant: repeated(f) for variant, f in functions.items()}
+        functions = {
+            # Ten times, so that caches are warm.
+            variant: lambda f=f: [jax.block_until_ready(f()) for _ in range(10)]
+            for variant, f in functions.items()
+        }
         reference = functions.pop(AS_TRAINED)
         rows.append({"batch": batch, "ratios": ratios(functions, reference, turns)})
     return rows
 
 
-def table(measured: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table for each backend."""
-    parts = []
-    for one in measured:
-        variants = list(one["runs"][0]["rows"][0]["ratios"])
-        lines = [
-            f"On {one['hardware']}, jax {one['versions']['jax']}, "
-            f"commit {commit(one)}, in units of the time that the network takes "
-            f"{AS_TRAINED}:\n",
-            f"| network | pruned | sparsity, % | batch | {' | '.join(variants)} |",
-            "| --- " * (4 + len(variants)) + "|",
-        ]
-        for run in one["runs"]:
-            for row in run["rows"]:
-                cells = [f"{row['ratios'][variant]:.2f}" for variant in variants]
-                how = "in training" if run["trained"] else "at once"
-                lines.append(
-                    f"| {run['network']} | {how} | {100 * run['sparsity']:.2f} "
-                    f"| {row['batch']} | {' | '.join(cells)} |"
-                )
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
-
-def latency(settings: Latency) -> None:
-    """Measures, prints and stores, and writes all that is stored into the README."""
-    place = Place("latency", settings.out)
-    found: dict[str, Any] = {**environment(), "runs": []}
-    for path in settings.runs:
-        summary, dense, final = networks_of(RunFolder(path))
-        name, dataset = summary["network"], summary["dataset"]
-        if not name.startswith("lenet") or dataset not in SHAPES:
-            raise ExperimentError(f"{path} holds no LeNet of a known data set.")
-        networks = {x: pruned(dense, x) for x in PRUNED_AT_ONCE}
-        networks[summary["sparsity"]] = final
-        for sparsity, network in networks.items():
-            found["runs"].append(
-                {
-                    **{
-                        key: summary[key] for key in ("experiment", "config_id", "seed")
-                    },
-                    "network": name,
-                    "sparsity": sparsity,
-                    "trained": network is final,
-                    "rows": measure(name, dataset, network, settings.turns),
-                }
-            )
-    print(table([found]))
-    place.write(found, table)
+def show(found: Row) -> str:
+    """Returns a table of what was measured."""
+    rows = [
+        {
+            "network": run["network"],
+            "pruned": "in training" if run["trained"] else "at once",
+            "sparsity, %": f"{100 * run['sparsity']:.2f}",
+            "batch": str(row["batch"]),
+            **{name: f"{ratio:.2f}" for name, ratio in row["ratios"].items()},
+        }
+        for run in found["runs"]
+        for row in run["rows"]
+    ]
+    return table(found, rows)

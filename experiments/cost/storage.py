@@ -1,18 +1,15 @@
-"""Measures files of weights under random masks, and writes it into the README.
+"""Measures files of weights under random masks.
 
-    python -m experiments storage
-
-Sizes are compared with the information that values and random masks have, times with
-those of `numpy.save` and `numpy.load`.
+Sizes are compared with that of the values and the entropy of a random mask, and with
+`numpy.savez_compressed`, times with `numpy.save` and `numpy.load`.
 """
 
-import gzip
+import dataclasses
 import io
 import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +17,55 @@ import numpy as np
 import scipy.sparse
 
 import sparse_optax
-from experiments.cost.settings import Storage
-from experiments.cost.timing import seconds
-from experiments.reporting.place import Place
-from experiments.reporting.results import commit
+from experiments.cost.measurement import Measurement, seconds, table
+from experiments.pages.tables import markdown
+from experiments.records import Row
 from experiments.running.environment import environment
-from experiments.running.export import dense_file
+from experiments.running.export import file_sizes
+from experiments.settings import setting
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 DTYPES = ("float32", "bfloat16")
+TIMED = 0.5, 0.9, 0.99  # sparsities
 COLUMNS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Measurement):
+    """Measures the sizes of files under random masks, and the times to write and read.
+
+    It takes a minute or two on two cores, and a few GB of memory.
+    """
+
+    size: int = setting(1_000_000, "[10_000, inf)")
+    """Weights of a network whose files are measured."""
+    large: int = setting(100_000_000, "[1, inf)")
+    """Weights of a network that is written and read."""
+    turns: int = setting(5, "[1, inf)")
+    """Number of comparisons of times."""
+
+
+def main(settings: Settings) -> None:
+    settings.store("storage", lambda: measure(settings))
+
+
+def measure(settings: Settings) -> Row:
+    found: Row = {**environment(), "size": settings.size, "large": settings.large}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found["files"] = [
+            {"sparsity": sparsity, "dtype": dtype}
+            | sizes(matrix(settings.size, sparsity, dtype), folder / "file")
+            for dtype in DTYPES
+            for sparsity in SPARSITIES
+        ]
+        found["times"] = [
+            {"sparsity": sparsity}
+            | times(matrix(settings.large, sparsity, "float32"), folder, settings.turns)
+            for sparsity in TIMED
+        ]
+    print(show(found))
+    return found
 
 
 def matrix(size: int, sparsity: float, dtype: str) -> jax.Array:
@@ -43,34 +79,30 @@ def matrix(size: int, sparsity: float, dtype: str) -> jax.Array:
 
 
 def information(size: int, kept: int, itemsize: int) -> float:
-    """Returns the bytes that values and a mask without structure have at the least."""
+    """Returns the bytes of the values, as they are, and of the entropy of a mask."""
     share = kept / size
     shares = [p for p in (share, 1 - share) if p]
     entropy = -sum(p * math.log2(p) for p in shares)
     return kept * itemsize + size * entropy / 8
 
 
-def file_sizes(weights: jax.Array, path: Path) -> dict[str, Any]:
-    """Returns the sizes of files of the same weights, in bytes."""
-    sparse_optax.save_sparse(path, {"kernel": weights})
-    dense = dense_file({"kernel": weights})
-    sizes = {
-        "information": information(
-            weights.size, int(jnp.count_nonzero(weights)), weights.dtype.itemsize
-        ),
-        "sparse": path.stat().st_size,
-        "dense": len(dense),
-        "gzipped": len(gzip.compress(dense, mtime=0)),
-    }
+def sizes(weights: jax.Array, path: Path) -> Row:
+    kept, itemsize = int(jnp.count_nonzero(weights)), weights.dtype.itemsize
+    found: Row = {"information": information(weights.size, kept, itemsize)}
+    found |= file_sizes(path, {"kernel": weights})
+    array, file = np.asarray(weights), io.BytesIO()
+    mask = array != 0
+    np.savez_compressed(file, values=array[mask], mask=np.packbits(mask))
+    found["savez"] = file.tell()
     if weights.dtype == jnp.float32:  # SciPy has no other of these
         file = io.BytesIO()
-        scipy.sparse.save_npz(file, scipy.sparse.csr_array(np.asarray(weights)))
-        sizes["csr"] = len(file.getvalue())
-    return sizes
+        scipy.sparse.save_npz(file, scipy.sparse.csr_array(array))
+        found["csr"] = file.tell()
+    return found
 
 
-def file_times(weights: jax.Array, folder: Path, turns: int) -> dict[str, float]:
-    """Returns how long writing and reading take, in seconds and beside NumPy's."""
+def times(weights: jax.Array, folder: Path, turns: int) -> Row:
+    """Returns how long writing and reading take, in seconds and relative to NumPy."""
     sparse, dense = folder / "sparse", folder / "dense.npy"
 
     def save_dense() -> None:
@@ -80,10 +112,7 @@ def file_times(weights: jax.Array, folder: Path, turns: int) -> dict[str, float]
             os.fsync(file.fileno())  # as the other does
 
     pairs = {
-        "write": (
-            lambda: sparse_optax.save_sparse(sparse, weights),
-            save_dense,
-        ),
+        "write": (lambda: sparse_optax.save_sparse(sparse, weights), save_dense),
         "read": (
             lambda: sparse_optax.load_sparse(sparse),
             lambda: jnp.asarray(np.load(dense)),
@@ -91,69 +120,39 @@ def file_times(weights: jax.Array, folder: Path, turns: int) -> dict[str, float]
     }
     found = {}
     for name, functions in pairs.items():
-        for function in functions:
-            seconds(function)
-        times = [[seconds(function) for function in functions] for _ in range(turns)]
-        found[f"{name}_seconds"] = float(np.median([own for own, _ in times]))
-        found[name] = float(np.median([own / other for own, other in times]))
+        both = [[seconds(function) for function in functions] for _ in range(turns + 1)]
+        own, other = np.transpose(both[1:])  # the first writes and compiles
+        found[f"{name}_seconds"] = float(np.median(own))
+        found[name] = float(np.median(own / other))
     return found
 
 
-def table(measured: list[dict[str, Any]]) -> str:
-    """Returns Markdown tables of sizes and times, for each backend."""
-    lines = []
-    for one in measured:
-        lines += [
-            f"{one['size']:,} weights, in bytes; commit {commit(one)}:\n",
-            "| sparsity, % | dtype | information | sparse file | of the information "
-            "| dense | dense, gzipped | CSR, `save_npz` |",
-            "| --- " * 8 + "|",
-        ]
-        for row in one["files"]:
-            csr = f"{row['csr']:,}" if "csr" in row else "-"
-            lines.append(
-                f"| {100 * row['sparsity']:g} | {row['dtype']} "
-                f"| {row['information']:,.0f} | {row['sparse']:,} "
-                f"| {row['sparse'] / row['information']:.2f} | {row['dense']:,} "
-                f"| {row['gzipped']:,} | {csr} |"
-            )
-        lines += [
-            f"\n{one['large']:,} weights, float32, on {one['hardware']}:\n",
-            "| sparsity, % | writing | in units of `numpy.save` | reading "
-            "| in units of `numpy.load` |",
-            "| --- " * 5 + "|",
-        ]
-        lines += [
-            f"| {100 * row['sparsity']:g} | {row['write_seconds']:.1f} s "
-            f"| {row['write']:.2f} | {row['read_seconds']:.1f} s | {row['read']:.2f} |"
-            for row in one["times"]
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def storage(settings: Storage) -> None:
-    """Measures, prints and stores, and writes all that is stored into the README."""
-    place = Place("storage", settings.out)
-    found = {**environment(), "size": settings.size, "large": settings.large}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        found["files"] = [
-            {
-                "sparsity": sparsity,
-                "dtype": dtype,
-                **file_sizes(matrix(settings.size, sparsity, dtype), folder / "file"),
-            }
-            for dtype in DTYPES
-            for sparsity in SPARSITIES
-        ]
-        found["times"] = [
-            {
-                "sparsity": sparsity,
-                **file_times(
-                    matrix(settings.large, sparsity, "float32"), folder, settings.turns
-                ),
-            }
-            for sparsity in (0.5, 0.9, 0.99)
-        ]
-    print(table([found]))
-    place.write(found, table)
+def show(found: Row) -> str:
+    """Returns tables of sizes, in bytes, and of times."""
+    files = [
+        {
+            "weights": f"{found['size']:,}",
+            "sparsity, %": f"{100 * row['sparsity']:g}",
+            "dtype": row["dtype"],
+            "values and entropy": f"{row['information']:,.0f}",
+            "sparse file": f"{row['sparse']:,}",
+            "ratio": f"{row['sparse'] / row['information']:.2f}",
+            "`savez_compressed`": f"{row['savez']:,}",
+            "dense": f"{row['dense']:,}",
+            "dense, gzipped": f"{row['gzipped']:,}",
+            "CSR, `save_npz`": f"{row['csr']:,}" if "csr" in row else "-",
+        }
+        for row in found["files"]
+    ]
+    seconds = [
+        {
+            "weights": f"{found['large']:,}",
+            "sparsity, %": f"{100 * row['sparsity']:g}",
+            "writing": f"{row['write_seconds']:.1f} s",
+            "in units of `numpy.save`": f"{row['write']:.2f}",
+            "reading": f"{row['read_seconds']:.1f} s",
+            "in units of `numpy.load`": f"{row['read']:.2f}",
+        }
+        for row in found["times"]
+    ]
+    return f"{table(found, files)}\n{markdown(seconds)}"

@@ -1,8 +1,8 @@
-"""What PyTorch takes for the same, to compare with where it is installed.
+"""The same in PyTorch, for comparison where it is installed.
 
-The regularized step is that of LeNet-5, with two backward passes as the paper's authors
-have it: one for the gradient, by which relevance is judged, and one for the loss
-together with the penalty. The prune is the one that comes with PyTorch.
+The regularized step is that of LeNet-5, with the two backward passes of the paper's
+authors: one for the gradient, which decides about relevance, and one for the loss with
+the penalty.
 """
 
 import importlib
@@ -13,26 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data import Split
+from experiments.data.images import Split
 
 
-def has_torch() -> bool:
-    """Whether PyTorch, which no other part of this package needs, is installed."""
-    return importlib.util.find_spec("torch") is not None
+def comparable() -> bool:
+    """Whether PyTorch is installed, and JAX computes on CPU as it does."""
+    has_torch = importlib.util.find_spec("torch") is not None
+    return has_torch and jax.default_backend() == "cpu"
 
 
 def make_train(
-    data: Split,
-    *,
-    batch_size: int,
-    num_steps: int,
-    strength: float | None,
-    scale: float = 1.0,
+    data: Split, batch_size: int, num_steps: int, strength: float | None
 ) -> Callable[[], Any]:
-    """Returns the function that goes on by `num_steps` updates of Adam.
+    """Returns the function that makes `num_steps` updates of Adam.
 
-    It goes through the data in a random order, and returns the weights. Without
-    strength the steps are plain, of one backward pass.
+    Without a strength there is no penalty, and one backward pass.
     """
     torch: Any = importlib.import_module("torch")
     nn = torch.nn
@@ -46,42 +41,35 @@ def make_train(
     images = torch.from_numpy(np.moveaxis(data.images, -1, 1).copy())
     labels = torch.from_numpy(data.labels.astype(np.int64))
 
-    def penalty(loss: Any) -> Any:
-        gradients = torch.autograd.grad(loss, weights, retain_graph=True)
-        return sum(
-            (torch.exp(-g.abs() / scale) * w.square()).sum()
-            for g, w in zip(gradients, weights, strict=True)
-        )
-
-    def step(batch: Any) -> None:
-        logits = network(images[batch].float() / 255)
-        loss = nn.functional.cross_entropy(logits, labels[batch])
-        if strength is not None:
-            loss = loss + strength * penalty(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
     def train() -> Any:
         order = torch.randperm(len(labels))
         for batch in order[: num_steps * batch_size].split(batch_size):
-            step(batch)
+            logits = network(images[batch].float() / 255)
+            loss = nn.functional.cross_entropy(logits, labels[batch])
+            if strength is not None:
+                grads = torch.autograd.grad(loss, weights, retain_graph=True)
+                loss = loss + strength * sum(
+                    (torch.exp(-g.abs()) * w.square()).sum()
+                    for g, w in zip(grads, weights, strict=True)
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
         return weights
 
     return train
 
 
 def make_prune(matrices: list[jax.Array], fraction: float) -> Callable[[], Any]:
-    """Returns the function that gives the matrices without their smallest weights."""
+    """Returns the function that prunes matrices by magnitude, over all of them."""
     torch: Any = importlib.import_module("torch")
     pruning: Any = importlib.import_module("torch.nn.utils.prune")
     weights = [torch.nn.Parameter(torch.from_numpy(np.array(w))) for w in matrices]
 
     def prune() -> Any:
-        modules = []
-        for weight in weights:
-            modules.append(torch.nn.Module())
-            modules[-1].weight = weight
+        modules = [torch.nn.Module() for _ in weights]
+        for module, weight in zip(modules, weights, strict=True):
+            module.weight = weight
         pruning.global_unstructured(
             [(module, "weight") for module in modules],
             pruning_method=pruning.L1Unstructured,

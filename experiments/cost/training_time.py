@@ -1,7 +1,4 @@
-"""Training: the method beside plain Adam, and runs one by one beside runs at once.
-
-No time depends on the data, which is random.
-"""
+"""The time of training: with the method, and of runs at once. All data are random."""
 
 import dataclasses
 import statistics
@@ -12,116 +9,102 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from experiments.config import ImageConfig
-from experiments.cost import timed_networks, torch_rivals
-from experiments.cost.timing import ratios, seconds
-from experiments.cost.updates import CHAIN
-from experiments.data import Split
+from experiments.cost import torch_rivals
+from experiments.cost.measurement import ratios, seconds
+from experiments.cost.steps import CHAIN
+from experiments.data.batches import Batch
+from experiments.data.images import Split
 from experiments.networks import LeNet5, LeNet300, ResNet32
+from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables, init_network
+from experiments.networks.seq2seq import Seq2Seq, init_seq2seq
 from experiments.running.program import Numbers, runs_at_once
-from experiments.training import loop
+from experiments.tasks import digits
+from experiments.training import Optimizer, loop
 
 NUM_EXAMPLES = 10_000
 
 
 class Task(NamedTuple):
-    """What is trained when training is timed."""
-
     network: Any  # has `loss`
     variables: Variables
     data: Split
     batch_size: int
-    num_steps: int  # of one call
+    num_steps: int  # per call
 
 
 def random_images(number: int, size: int, channels: int = 1) -> Split:
-    """Returns that many random square images."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (number, size, size, channels), np.uint8)
     return Split(images, rng.integers(0, 10, number, np.int32))
 
 
-def lenet300() -> Task:
-    """LeNet-300-100 on images like those of MNIST."""
-    network, variables = init_network(LeNet300, (28, 28, 1), white=255, seed=0)
-    return Task(network, variables, random_images(NUM_EXAMPLES, 28), 100, 500)
+def image_task(network: Any, data: Split, num_steps: int) -> Task:
+    """Returns the task of a network of images, in batches of 100."""
+    found = init_network(network, data.images.shape[1:], white=255, seed=0)
+    return Task(*found, data, 100, num_steps)
 
 
-def lenet5() -> Task:
-    """LeNet-5 on images like those of MNIST."""
-    network, variables = init_network(LeNet5, (28, 28, 1), white=255, seed=0)
-    return Task(network, variables, random_images(NUM_EXAMPLES, 28), 100, 50)
+class Transformer(NamedTuple):
+    """An encoder-decoder, with the loss of a network of images."""
 
+    network: Seq2Seq
 
-def resnet32() -> Task:
-    """ResNet-32 on images like those of CIFAR."""
-    network, variables = init_network(ResNet32, (32, 32, 3), white=255, seed=0)
-    return Task(network, variables, random_images(1_000, 32, channels=3), 100, 2)
+    def loss(
+        self, params: Any, statistics: Any, sources: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        return self.network.loss(params, Batch(sources, targets)), statistics
 
 
 def transformer() -> Task:
-    """A language model of two layers on sentences of 32 tokens."""
+    """Returns the task of an encoder-decoder on pairs of 32 tokens."""
+    shape = Shape(8_000, 8_000, True, 2, 256, 1024, 4, 32, 31)
+    network, params = init_seq2seq(shape, 0.1, seed=0)
     rng = np.random.default_rng(0)
-    words = timed_networks.LanguageModel.VOCABULARY
-    tokens = rng.integers(0, words, (NUM_EXAMPLES, 33), np.int32)
-    network, variables = timed_networks.split(timed_networks.LanguageModel(nnx.Rngs(0)))
-    return Task(network, variables, Split(tokens[:, :-1], tokens[:, 1:]), 32, 10)
+    pairs = rng.integers(4, 8_000, (2, NUM_EXAMPLES, 32), np.int32)
+    return Task(Transformer(network), Variables(params, {}), Split(*pairs), 32, 10)
 
 
-TASKS = {
-    "LeNet-300-100": lenet300,
-    "LeNet-5": lenet5,
-    "ResNet-32": resnet32,
+TASKS: dict[str, Callable[[], Task]] = {
+    "LeNet-300-100": lambda: image_task(LeNet300, random_images(NUM_EXAMPLES, 28), 500),
+    "LeNet-5": lambda: image_task(LeNet5, random_images(NUM_EXAMPLES, 28), 50),
+    "ResNet-32": lambda: image_task(ResNet32, random_images(1_000, 32, 3), 2),
     "a 2-layer transformer": transformer,
 }
 
 
-def trainer(
-    task: Task, optimizer: optax.GradientTransformationExtraArgs
-) -> Callable[[], Any]:
+def trainer(task: Task, optimizer: Optimizer) -> Callable[[], Any]:
     """Returns the function that trains from the start."""
-    train = loop.make_train(
-        *(task.network, optimizer, task.data),
-        batch_size=task.batch_size,
-        num_steps=task.num_steps,
-        seed=0,
-        scale=1.0,
+    config = dataclasses.replace(
+        digits.CONFIG, batch_size=task.batch_size, interval=task.num_steps, scale=1.0
     )
-    state = loop.init_state(task.variables, optimizer, jnp.zeros([], jnp.int32))
+    train = loop.make_train(config, task.network, optimizer, task.data)
+    state = loop.init_state(task.variables, optimizer)
     return lambda: train(state)
 
 
 def measure_training(task: Task, turns: int) -> dict[str, float]:
-    """Returns the times of training to that of training with plain Adam.
-
-    With the method, and with plain Adam again.
-    """
+    """Returns the times of the method, and of plain Adam again, relative to Adam."""
     adam = optax.adam(1e-3)
     functions = {"method": trainer(task, CHAIN), "again": trainer(task, adam)}
     return ratios(functions, trainer(task, adam), turns)
 
 
 def measure_beside_torch(turns: int) -> dict[str, float]:
-    """Returns the times of regularized training of LeNet-5, medians.
+    """Returns the times of regularized training of LeNet-5.
 
-    Ours to that of PyTorch, and that of PyTorch to its own plain one.
+    Ours relative to PyTorch, and that of PyTorch relative to its own plain training.
     """
-    task = lenet5()
+    task = TASKS["LeNet-5"]()
 
-    def theirs(strength: float | None) -> Callable[[], Any]:
-        return torch_rivals.make_train(
-            task.data,
-            batch_size=task.batch_size,
-            num_steps=task.num_steps,
-            strength=strength,
-        )
-
-    regularized = theirs(1e-4)
+    plain, regularized = (
+        torch_rivals.make_train(task.data, task.batch_size, task.num_steps, strength)
+        for strength in (None, 1e-4)
+    )
     ours = ratios({"ours": trainer(task, CHAIN)}, regularized, turns)
-    return {**ours, **ratios({"theirs": regularized}, theirs(None), turns)}
+    return ours | ratios({"theirs": regularized}, plain, turns)
 
 
 def measure_at_once(
@@ -129,7 +112,7 @@ def measure_at_once(
 ) -> float:
     """Returns how many times longer runs take one by one than at once, a median.
 
-    Every run is one compiled program in both cases, and compilation is left out.
+    Every run is one compiled program in both cases; compilation is left out.
     """
     images = random_images(1_000, size), random_images(500, size)
     config = dataclasses.replace(

@@ -1,7 +1,6 @@
-"""How a network that gives probabilities of a next token writes whole sequences.
+"""Greedy decoding and beam search, as compiled loops over batches.
 
-Both ways are compiled loops over batches. A sequence has at most a given number of
-tokens: one that has not ended by then counts as if it had.
+A sequence that has not ended at the maximum length counts as if it had.
 """
 
 from collections.abc import Callable
@@ -10,27 +9,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.text.tokenizer import FIRST, LAST
+from experiments.data.tokenizer import FIRST, LAST
 
-# From tokens [N], their place, and a cache with leading axes N, to logits [N, V] of
-# the tokens that follow, and the cache for these.
+# From tokens [N], their position and a cache with leading axes N, to the logits [N, V]
+# of the next tokens and the next cache.
 Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 def greedy(step: Step, cache: Any, number: int, length: int) -> jax.Array:
-    """Writes the most probable token, one after the other.
+    """Returns the most probable token at each step, `[number, length]`.
 
-    Args:
-      step: the network.
-      cache: before the first token.
-      number: sequences to write, N.
-      length: tokens of each, at the most: T.
-
-    Returns:
-      The tokens, `[N, T]`, without the first one; behind the last one all are it.
+    They are without `FIRST`, and filled up with `LAST`. The cache is that before the
+    first token.
     """
 
-    def going_on(state):
+    def is_unfinished(state):
         index, _, _, done = state
         return (index < length) & ~done.all()
 
@@ -44,22 +37,21 @@ def greedy(step: Step, cache: Any, number: int, length: int) -> jax.Array:
     tokens = jnp.full((number, length + 1), LAST, jnp.int32)
     tokens = tokens.at[:, 0].set(FIRST)
     state = (jnp.int32(0), tokens, cache, jnp.zeros(number, bool))
-    return jax.lax.while_loop(going_on, write, state)[1][:, 1:]
+    return jax.lax.while_loop(is_unfinished, write, state)[1][:, 1:]
 
 
 class Hypotheses(NamedTuple):
-    """Some sequences for each of B: their tokens `[B, K, T+1]` and scores `[B, K]`."""
+    """K sequences for each of B: their tokens `[B, K, T+1]` and scores `[B, K]`."""
 
     tokens: jax.Array
     scores: jax.Array
 
     def best(self, number: int) -> tuple["Hypotheses", jax.Array]:
-        """Returns those of the highest scores, and where they were, `[B, number]`."""
+        """Returns those of the highest scores, and their places, `[B, number]`."""
         scores, places = jax.lax.top_k(self.scores, number)
         return Hypotheses(take(self.tokens, places), scores), places
 
     def beside(self, other: "Hypotheses") -> "Hypotheses":
-        """Returns the sequences of both."""
         return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), self, other)
 
 
@@ -72,33 +64,26 @@ def beam_search(
     beam: int,
     length_penalty: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Writes the best sequence that is found by keeping `beam` beginnings at a time.
+    """Returns the best sequence that a beam search finds.
 
-    The score of a sequence y of n tokens, the last one included, is
+    The score of a sequence y of n tokens, `LAST` included, is
 
         log p(y) / n^length_penalty,
 
-    and the search ends when no beginning can lead to a better one than was found.
-
-    Args:
-      step: the network, for B * beam tokens at a time.
-      cache: before the first token; its leading axes are B * beam, too.
-      number: sequences to write, B.
-      length: tokens of each, at the most: T.
-      beam: beginnings that are kept.
-      length_penalty: 0 or more; the larger, the longer what is written.
+    and the search ends when no hypothesis can lead to a better one. Tokens and cache of
+    `step` have leading axes of `number * beam`.
 
     Returns:
-      The tokens, `[B, T]`, without the first one, behind the last one all are it; and
-      the scores, `[B]`.
+      The tokens, `[number, length]`, without `FIRST`, filled up with `LAST`; and the
+      scores, `[number]`.
     """
 
     def score(log_probs: jax.Array, num_tokens: int | jax.Array) -> jax.Array:
         return log_probs / jnp.asarray(num_tokens, jnp.float32) ** length_penalty
 
-    def going_on(state):
+    def is_unfinished(state):
         index, live, done, _ = state
-        # Probabilities only fall, so that no live one can end with a better score.
+        # Probabilities only fall: no live one can end with a better score.
         hope = score(live.scores.max(axis=1), length)
         return (index < length) & (hope > done.scores.max(axis=1)).any()
 
@@ -109,7 +94,7 @@ def beam_search(
         log_probs = log_probs.reshape(number, beam, -1)
         vocabulary = log_probs.shape[-1]
         scores = (live.scores[..., None] + log_probs).reshape(number, -1)
-        # No more than one continuation of each beginning is its end.
+        # At most one continuation of each hypothesis is its end.
         scores, places = jax.lax.top_k(scores, 2 * beam)
         parents, new = places // vocabulary, places % vocabulary
         tokens = take(live.tokens, parents).at[:, :, index + 1].set(new)
@@ -128,7 +113,7 @@ def beam_search(
     nothing = jnp.full((number, beam), -jnp.inf)
     live = Hypotheses(tokens, nothing.at[:, 0].set(0.0))  # they are all the same
     state = (jnp.int32(0), live, Hypotheses(tokens, nothing), cache)
-    index, live, done, _ = jax.lax.while_loop(going_on, write, state)
+    index, live, done, _ = jax.lax.while_loop(is_unfinished, write, state)
     cut_off = jnp.where(index == length, score(live.scores, length), -jnp.inf)
     best, _ = done.beside(live._replace(scores=cut_off)).best(1)
     return best.tokens[:, 0, 1:], best.scores[:, 0]

@@ -1,29 +1,27 @@
-"""A transformer that reads one sequence and writes another, in the shape of BART.
+"""An encoder-decoder transformer in the shape of BART.
 
-Normalised after every residual sum, as in the first transformer; positions are learned;
-embeddings are scaled by sqrt(features), normalised, and tied to the output. Where both
-sides have one vocabulary the encoder's are the decoder's, too: one tensor.
+Post-norm, with learned positions; embeddings are scaled by sqrt(features), normalised,
+and tied to the output. With one vocabulary, both sides share one embedding. Shapes are
+those of B sequences of S source and T target tokens, F features, H heads and V pieces.
 
 Sources: Vaswani et al., `Attention Is All You Need <https://arxiv.org/abs/1706.03762>`_,
 2017; Lewis et al., `BART <https://arxiv.org/abs/1910.13461>`_, 2019.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-KeysValues = tuple[jax.Array, jax.Array]  # [B, S, H, D] each
+KeysValues = tuple[jax.Array, jax.Array]  # [B, S, H, F / H] each
+Attended = tuple[KeysValues, jax.Array]  # what is attended to, and its mask
 Dropout = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The sizes of a network."""
-
     source_vocabulary: int
     target_vocabulary: int
     shared: bool  # whether the two vocabularies are one, and so their embeddings
@@ -36,21 +34,11 @@ class Shape:
 
 
 def no_dropout(x: jax.Array) -> jax.Array:
-    """Leaves all features in."""
     return x
 
 
 def make_dropout(rate: jax.Array, key: jax.Array) -> Dropout:
-    """Returns what leaves features out, others each time, and divides the rest.
-
-    That of flax compiles the rate into a program; here it may be traced, since it
-    changes in the course of a run.
-
-    Args:
-      rate: the share that is left out, a float32. What is left is divided by
-        1 - `rate`, so that the mean stays.
-      key: determines which.
-    """
+    """Returns dropout whose rate may be traced, as that of flax may not."""
     rngs = nnx.Rngs(dropout=key)
 
     def dropout(x: jax.Array) -> jax.Array:
@@ -61,7 +49,7 @@ def make_dropout(rate: jax.Array, key: jax.Array) -> Dropout:
 
 
 class Attention(nnx.Module):
-    """Softmax(Q K^T / sqrt(D)) V for H heads of D features each, then a projection."""
+    """Softmax(Q K^T / sqrt(F / H)) V for each head, then a projection."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.heads = shape.heads
@@ -72,7 +60,6 @@ class Attention(nnx.Module):
         self.output = nnx.Linear(size, size, rngs=rngs)
 
     def keys_values(self, x: jax.Array) -> KeysValues:
-        """Returns what can be attended to in `x`, `[B, S, F]`."""
         return self._split(self.key(x)), self._split(self.value(x))
 
     def __call__(
@@ -95,67 +82,43 @@ class FeedForward(nnx.Module):
         self.output = nnx.Linear(shape.hidden, shape.features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `[B, T, F]` for `x`, `[B, T, F]`."""
         return self.output(nnx.gelu(self.hidden(x), approximate=False))
 
 
 class Residual(nnx.Module):
-    """norm(x + dropout(y)), for what a part of a layer makes of x."""
+    """norm(x + dropout(y)), with y what a sublayer makes of x."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.norm = nnx.LayerNorm(shape.features, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, x: jax.Array, y: jax.Array, dropout: Dropout) -> jax.Array:
-        """Returns `[B, T, F]`."""
         return self.norm(x + dropout(y))
 
 
-class EncoderLayer(nnx.Module):
-    """Attention of the source to itself, then a network for each position."""
+class Layer(nnx.Module):
+    """Self-attention, in the decoder cross-attention, then a feed-forward network."""
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, crosses: bool, shape: Shape, rngs: nnx.Rngs):
         self.attention = Attention(shape, rngs)
         self.attention_residual = Residual(shape, rngs)
-        self.feed_forward = FeedForward(shape, rngs)
-        self.feed_forward_residual = Residual(shape, rngs)
-
-    def __call__(self, x: jax.Array, mask: jax.Array, dropout: Dropout) -> jax.Array:
-        """Returns `[B, S, F]` for `x`, `[B, S, F]`."""
-        y = self.attention(x, self.attention.keys_values(x), mask)
-        x = self.attention_residual(x, y, dropout)
-        return self.feed_forward_residual(x, self.feed_forward(x), dropout)
-
-
-class DecoderLayer(nnx.Module):
-    """Attention to what is written, then to what was read, then as in the encoder."""
-
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
-        self.attention = Attention(shape, rngs)
-        self.attention_residual = Residual(shape, rngs)
-        self.cross_attention = Attention(shape, rngs)
-        self.cross_attention_residual = Residual(shape, rngs)
+        if crosses:
+            self.cross_attention = Attention(shape, rngs)
+            self.cross_attention_residual = Residual(shape, rngs)
         self.feed_forward = FeedForward(shape, rngs)
         self.feed_forward_residual = Residual(shape, rngs)
 
     def __call__(
-        self,
-        x: jax.Array,
-        written: KeysValues,
-        written_mask: jax.Array,
-        read: KeysValues,
-        read_mask: jax.Array,
-        dropout: Dropout,
+        self, x: jax.Array, dropout: Dropout, own: Attended, read: Attended | None
     ) -> jax.Array:
-        """Returns `[B, T, F]` for `x`, `[B, T, F]`."""
-        y = self.attention(x, written, written_mask)
-        x = self.attention_residual(x, y, dropout)
-        y = self.cross_attention(x, read, read_mask)
-        x = self.cross_attention_residual(x, y, dropout)
+        x = self.attention_residual(x, self.attention(x, *own), dropout)
+        if read is not None:
+            y = self.cross_attention(x, *read)
+            x = self.cross_attention_residual(x, y, dropout)
         return self.feed_forward_residual(x, self.feed_forward(x), dropout)
 
 
 class Positions(nnx.Module):
-    """norm(sqrt(F) * embedding + position), the first layer of either side."""
+    """norm(sqrt(F) * embedding + position), the first layer of each side."""
 
     def __init__(self, number: int, shape: Shape, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(number, shape.features, rngs=rngs)
@@ -170,41 +133,27 @@ class Positions(nnx.Module):
         return dropout(x)
 
 
-def named(layers: Iterable[nnx.Module]) -> nnx.Dict:
-    """Returns layers under names, 00, 01, ..., whose order is that of the layers.
+class Side(nnx.Module):
+    """The positions and layers of the encoder, or of the decoder.
 
-    Params are then dicts of dicts, which files and checkpoints give back as they are.
+    Layers have the names 00, 01, ..., so that params are dicts of dicts.
     """
-    return nnx.Dict({f"{place:02}": layer for place, layer in enumerate(layers)})
 
+    def __init__(self, crosses: bool, number: int, shape: Shape, rngs: nnx.Rngs):
+        self.positions = Positions(number, shape, rngs)
+        self.layers = nnx.Dict(
+            {
+                f"{place:02}": Layer(crosses, shape, rngs)
+                for place in range(shape.layers)
+            }
+        )
 
-def in_order(layers: nnx.Dict) -> list[Any]:
-    """Returns layers by their names' order."""
-    return [layers[name] for name in sorted(layers)]
-
-
-class Encoder(nnx.Module):
-    """The layers that read."""
-
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
-        self.positions = Positions(shape.source_positions, shape, rngs)
-        self.layers = named(EncoderLayer(shape, rngs) for _ in range(shape.layers))
-
-
-class Decoder(nnx.Module):
-    """The layers that write."""
-
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
-        self.positions = Positions(shape.target_positions, shape, rngs)
-        self.layers = named(DecoderLayer(shape, rngs) for _ in range(shape.layers))
+    def in_order(self) -> list[Layer]:
+        return [self.layers[name] for name in sorted(self.layers)]
 
 
 class EncoderDecoder(nnx.Module):
-    """The whole network.
-
-    Where it reads, in `encode`, and learns to write, in `decode`, it takes sequences at
-    once. Where it writes, `step` goes on from the keys and values of what is written.
-    """
+    """The whole network: `encode` and `decode` whole sequences, or `step` by step."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         def embedding(vocabulary: int) -> nnx.Embed:
@@ -214,23 +163,18 @@ class EncoderDecoder(nnx.Module):
         self.source_embedding = (
             self.embedding if shape.shared else embedding(shape.source_vocabulary)
         )
-        self.encoder = Encoder(shape, rngs)
-        self.decoder = Decoder(shape, rngs)
+        self.encoder = Side(False, shape.source_positions, shape, rngs)
+        self.decoder = Side(True, shape.target_positions, shape, rngs)
 
     def encode(
         self, source: jax.Array, mask: jax.Array, dropout: Dropout = no_dropout
     ) -> list[KeysValues]:
-        """Reads `source`, `[B, S]`, where `mask`, `[B, 1, 1, S]`, is true.
-
-        Returns:
-          What the layers of the decoder can attend to, one after the other.
-        """
+        """Returns keys and values of `source`, `[B, S]`, for each decoder layer."""
         x = self.encoder.positions(self.source_embedding(source), 0, dropout)
-        for layer in in_order(self.encoder.layers):
-            x = layer(x, mask, dropout)
+        for layer in self.encoder.in_order():
+            x = layer(x, dropout, (layer.attention.keys_values(x), mask), None)
         return [
-            layer.cross_attention.keys_values(x)
-            for layer in in_order(self.decoder.layers)
+            layer.cross_attention.keys_values(x) for layer in self.decoder.in_order()
         ]
 
     def decode(
@@ -240,23 +184,19 @@ class EncoderDecoder(nnx.Module):
         read_mask: jax.Array,
         dropout: Dropout = no_dropout,
     ) -> jax.Array:
-        """Returns the logits `[B, T, V]` of what follows each token of `target`."""
+        """Returns the logits `[B, T, V]` of the next tokens of `target`, `[B, T]`."""
         length = target.shape[1]
         before = jnp.tril(jnp.ones((1, 1, length, length), bool))
         x = self.decoder.positions(self.embedding(target), 0, dropout)
-        layers = in_order(self.decoder.layers)
-        for layer, keys_values in zip(layers, read, strict=True):
-            written = layer.attention.keys_values(x)
-            x = layer(x, written, before, keys_values, read_mask, dropout)
+        for layer, keys_values in zip(self.decoder.in_order(), read, strict=True):
+            own = layer.attention.keys_values(x), before
+            x = layer(x, dropout, own, (keys_values, read_mask))
         return self._logits(x)
 
     def empty_cache(self, read: list[KeysValues], length: int) -> list[KeysValues]:
-        """Returns room for the keys and values of `length` tokens to be written."""
-
-        def empty(x: jax.Array) -> jax.Array:
-            return jnp.zeros((x.shape[0], length, *x.shape[2:]), x.dtype)
-
-        return [(empty(keys), empty(values)) for keys, values in read]
+        return jax.tree.map(
+            lambda x: jnp.zeros((x.shape[0], length, *x.shape[2:]), x.dtype), read
+        )
 
     def step(
         self,
@@ -266,20 +206,15 @@ class EncoderDecoder(nnx.Module):
         read: list[KeysValues],
         read_mask: jax.Array,
     ) -> tuple[jax.Array, list[KeysValues]]:
-        """Returns the logits `[B, V]` of what follows `tokens`, and a longer cache.
+        """Returns the logits `[B, V]` of the next tokens, and the next cache.
 
-        Args:
-          tokens: `[B]`, those at place `index`.
-          index: a scalar.
-          cache: of the tokens before.
-          read: what `encode` returns.
-          read_mask: `[B, 1, 1, S]`.
+        The `tokens`, `[B]`, are at position `index`, the cache is of those before.
         """
         x = self.decoder.positions(self.embedding(tokens[:, None]), index, no_dropout)
         length = cache[0][0].shape[1]
         written_mask = (jnp.arange(length) <= index)[None, None, None]
         longer = []
-        layers = in_order(self.decoder.layers)
+        layers = self.decoder.in_order()
         for layer, old, keys_values in zip(layers, cache, read, strict=True):
             new = layer.attention.keys_values(x)
             written = tuple(
@@ -287,10 +222,10 @@ class EncoderDecoder(nnx.Module):
                 for was, now in zip(old, new, strict=True)
             )
             longer.append(written)
-            x = layer(x, written, written_mask, keys_values, read_mask, no_dropout)
+            x = layer(x, no_dropout, (written, written_mask), (keys_values, read_mask))
         return self._logits(x)[:, 0], longer
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        """Returns `[B, T, V]` in float32, whatever `x`, `[B, T, F]`, is in."""
+        """Returns `[B, T, V]` in float32 for `x`, `[B, T, F]`, of any dtype."""
         table = self.embedding.embedding[...]
         return jnp.einsum("btf,vf->btv", x, table, preferred_element_type=jnp.float32)

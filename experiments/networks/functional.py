@@ -1,4 +1,4 @@
-"""A flax network in functional form: its arrays apart from what it does with them."""
+"""A flax network in functional form: its arrays apart from its structure."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,45 +10,36 @@ from flax import nnx
 
 
 class Variables(NamedTuple):
-    """A network's arrays."""
-
     params: Any  # a dict
-    statistics: Any  # the running ones of batch norms, a dict; {} where there are none
+    statistics: Any  # running ones of batch norms, a dict; may be empty
 
 
 class Network(NamedTuple):
-    """A flax network without its arrays.
+    """A flax network without its arrays."""
 
-    Attributes:
-      training: its structure in training, where norms use the statistics of the batch.
-      inference: its structure afterwards, where they use running ones.
-      white: value of a white pixel.
-      dtype: what it computes in. Params, gradients and statistics are float32.
-    """
-
-    training: Any
-    inference: Any
-    white: int
-    dtype: Any = jnp.float32
+    training: Any  # graphdef in which norms use the statistics of the batch
+    inference: Any  # graphdef in which they use running ones
+    white: int  # value of a white pixel
+    dtype: Any = jnp.float32  # of its computations; params and gradients are float32
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Returns the logits `[B, K]` of uint8 `images`, `[B, H, W, C]`."""
         params, statistics = variables
-        network = nnx.merge(self.inference, self._cast(params), statistics)
+        network = nnx.merge(
+            self.inference, optax.tree.cast(params, self.dtype), statistics
+        )
         return network(self._scale(images)).astype(jnp.float32)
 
     def loss(
         self, params: Any, statistics: Any, images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, Any]:
         """Returns the mean cross-entropy in training, and new running statistics."""
-        network = nnx.merge(self.training, self._cast(params), statistics, copy=True)
+        params = optax.tree.cast(params, self.dtype)
+        network = nnx.merge(self.training, params, statistics, copy=True)
         logits = network(self._scale(images)).astype(jnp.float32)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         statistics = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
         return loss, statistics
-
-    def _cast(self, params: Any) -> Any:
-        return jax.tree.map(lambda w: w.astype(self.dtype), params)
 
     def _scale(self, images: jax.Array) -> jax.Array:
         return images.astype(self.dtype) / self.white

@@ -3,15 +3,14 @@
 import jax
 from flax import nnx
 
-from experiments.data import NUM_CLASSES
-from experiments.networks import convolution
+from experiments.data.images import NUM_CLASSES
+from experiments.networks.convolution import make_conv
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Halves height and width: the maximum of every 2x2 square of `[B, H, W, C]`.
+    """Returns the maximum of every 2x2 square of `[B, H, W, C]`.
 
-    Written as a reshape because the gradient of a windowed reduction, which is what
-    `nnx.max_pool` compiles to, is slow on a CPU.
+    A reshape, because the gradient of `nnx.max_pool` is slow on CPU.
     """
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
@@ -39,19 +38,8 @@ class LeNet5(nnx.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs):
         height, width, channels = image_shape
-
-        def conv(channels: int, features: int) -> nnx.Conv:
-            return nnx.Conv(
-                channels,
-                features,
-                kernel_size=(5, 5),
-                padding="VALID",
-                conv_general_dilated=convolution.conv,
-                rngs=rngs,
-            )
-
-        self.conv1 = conv(channels, 20)
-        self.conv2 = conv(20, 50)
+        self.conv1 = make_conv(channels, 20, 5, rngs)
+        self.conv2 = make_conv(20, 50, 5, rngs)
         rows, columns = ((size - 4) // 2 for size in (height, width))
         rows, columns = ((size - 4) // 2 for size in (rows, columns))
         self.hidden = nnx.Linear(rows * columns * 50, 500, rngs=rngs)
@@ -59,7 +47,7 @@ class LeNet5(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits `[B, 10]` of `images`, `[B, H, W, C]`."""
-        # ReLU and maximum commute, and the smaller image is the cheaper one to clip.
+        # ReLU and maximum commute, and the smaller image is cheaper to clip.
         x = nnx.relu(max_pool(self.conv1(images)))
         x = nnx.relu(max_pool(self.conv2(x)))
         x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))

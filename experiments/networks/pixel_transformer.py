@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.data import NUM_CLASSES
+from experiments.data.images import NUM_CLASSES
 
 
 class PixelTransformer(nnx.Module):
-    """One block of attention over the pixels, each a token of its place and shade.
+    """One block of attention over pixels, each a token of its place and shade.
 
-    A small network with what the others lack: attention, norms, and an embedding many
-    of whose rows are rare in the data. 43,690 parameters on 8x8 images.
+    Many rows of its embedding are rare in the data. 43,690 parameters on 8x8 images.
     """
 
     SHADES = 17

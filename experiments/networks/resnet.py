@@ -1,4 +1,4 @@
-"""ResNet-32, the network of its inventors for CIFAR: thin, deep, normalised."""
+"""ResNet-32 for CIFAR."""
 
 import itertools
 from typing import Any
@@ -7,41 +7,34 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.data import NUM_CLASSES
-from experiments.networks import convolution
+from experiments.data.images import NUM_CLASSES
+from experiments.networks.convolution import make_conv
 
-MEMORY = 0.9  # of the running statistics of the norms
+MEMORY = 0.9  # momentum of the running statistics of the norms
 
 
 def conv3(channels: int, features: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """Returns a 3x3 convolution of images that are padded by one pixel already."""
-    return nnx.Conv(
-        *(channels, features, (3, 3), stride),
-        padding="VALID",
-        use_bias=False,
-        conv_general_dilated=convolution.conv,
-        rngs=rngs,
-    )
+    """Returns a 3x3 convolution for images that are padded by one pixel."""
+    return make_conv(channels, features, 3, rngs, strides=stride, use_bias=False)
 
 
 class Norm(nnx.BatchNorm):
-    """A batch norm whose output has the dtype of its input, not of its statistics."""
+    """A batch norm whose output has the dtype of its input."""
 
     def __init__(self, features: int, rngs: nnx.Rngs):
         super().__init__(features, momentum=MEMORY, rngs=rngs)
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        """Returns `x`, `[B, H, W, features]`, normalised, scaled and shifted."""
         return super().__call__(x, *args, **kwargs).astype(x.dtype)
 
 
 def pad(x: jax.Array) -> jax.Array:
-    """Puts a black pixel around every image of `[B, H, W, C]`."""
+    """Pads every image of `[B, H, W, C]` by a black pixel."""
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 class Block(nnx.Module):
-    """Two convolutions beside a shortcut; the first of them may halve the image."""
+    """Two convolutions and a shortcut; the first may halve the image."""
 
     def __init__(self, channels: int, features: int, rngs: nnx.Rngs):
         self.more = features - channels
@@ -55,7 +48,7 @@ class Block(nnx.Module):
         """Returns `[B, H / stride, W / stride, features]`."""
         y = nnx.relu(self.norm1(self.conv1(pad(x))))
         y = self.norm2(self.conv2(pad(y)))
-        # The shortcut without parameters, filled up with zeros.
+        # The shortcut has no parameters, and is padded with zeros.
         x = x[:, :: self.stride, :: self.stride]
         return nnx.relu(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.more))) + y)
 

@@ -1,11 +1,14 @@
-"""The encoder-decoder in functional form: what it loses, and what it writes."""
+"""The encoder-decoder in functional form: its loss, and what it writes."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
+from experiments.data.batches import Batch
+from experiments.data.tokenizer import PADDING
 from experiments.networks import decoding
 from experiments.networks.encoder_decoder import (
     EncoderDecoder,
@@ -13,22 +16,14 @@ from experiments.networks.encoder_decoder import (
     make_dropout,
     no_dropout,
 )
-from experiments.text.batches import Batch
-from experiments.text.tokenizer import PADDING
 
 
 class Seq2Seq(NamedTuple):
-    """An encoder-decoder without its arrays.
+    """An encoder-decoder without its arrays."""
 
-    Attributes:
-      structure: what flax makes it from, with params.
-      label_smoothing: of the loss.
-      dtype: what it computes in. Params and gradients are float32.
-    """
-
-    structure: Any
+    structure: Any  # a graphdef of flax
     label_smoothing: float
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of its computations; params and gradients are float32
 
     def loss(
         self,
@@ -36,20 +31,15 @@ class Seq2Seq(NamedTuple):
         batch: Batch,
         dropout: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
-        """Returns the mean over the tokens of a batch of the smoothed cross-entropy.
+        """Returns the mean of the smoothed cross-entropy over the tokens of a batch.
 
-        Tokens of short sequences, which are in batches together, so weigh more.
-
-        With z the logits, y the token that follows, and s the label smoothing,
+        With logits z, the next token y and label smoothing s it is
 
             log sum_v exp(z_v) - (1 - s) z_y - s mean_v z_v.
 
-        Args:
-          params: of the network.
-          batch: what is to be learnt.
-          dropout: its rate and its key, or None for none.
+        `dropout` is its rate and its key.
         """
-        network = self._network(params)
+        network = self.network(params)
         drop = no_dropout if dropout is None else make_dropout(*dropout)
         mask = source_mask(batch.source)
         read = network.encode(batch.source, mask, drop)
@@ -64,53 +54,28 @@ class Seq2Seq(NamedTuple):
         there = labels != PADDING
         return jnp.where(there, losses, 0.0).sum() / there.sum()
 
-    def greedy(self, params: Any, source: jax.Array, length: int) -> jax.Array:
-        """Returns the likeliest tokens `[B, T]`, one by one, for `source`, `[B, S]`."""
-        network = self._network(params)
-        mask = source_mask(source)
-        read = network.encode(source, mask)
-
-        def step(tokens, index, cache):
-            return network.step(tokens, index, cache, read, mask)
-
-        cache = network.empty_cache(read, length)
-        return decoding.greedy(step, cache, len(source), length)
-
-    def beam_search(
-        self,
-        params: Any,
-        source: jax.Array,
-        length: int,
-        *,
-        beam: int,
-        length_penalty: float,
+    def write(
+        self, params: Any, source: jax.Array, length: int, beam: int, penalty: float
     ) -> jax.Array:
-        """Returns the tokens `[B, T]` that beam search finds for `source`, `[B, S]`."""
-        network = self._network(params)
-        # Each beginning is a row of a batch of its own.
-        mask = source_mask(source)
+        """Returns tokens `[B, length]` for `[B, S]`, by beam search or greedily (1)."""
+        network, mask = self.network(params), source_mask(source)
         read = network.encode(source, mask)
         mask, read = jax.tree.map(lambda x: jnp.repeat(x, beam, axis=0), (mask, read))
 
         def step(tokens, index, cache):
             return network.step(tokens, index, cache, read, mask)
 
-        return decoding.beam_search(
-            step,
-            network.empty_cache(read, length),
-            len(source),
-            length,
-            beam=beam,
-            length_penalty=length_penalty,
-        )[0]
+        start = step, network.empty_cache(read, length), len(source), length
+        if beam == 1:
+            return decoding.greedy(*start)
+        return decoding.beam_search(*start, beam=beam, length_penalty=penalty)[0]
 
-    def _network(self, params: Any) -> EncoderDecoder:
-        params = jax.tree.map(lambda w: w.astype(self.dtype), params)
-        return nnx.merge(self.structure, params)
+    def network(self, params: Any) -> EncoderDecoder:
+        return nnx.merge(self.structure, optax.tree.cast(params, self.dtype))
 
 
 def source_mask(source: jax.Array) -> jax.Array:
-    """Returns where `source`, `[B, S]`, can be attended to: `[B, 1, 1, S]`."""
+    """Returns the mask of attention to `source`, `[B, S]`: `[B, 1, 1, S]`."""
     return (source != PADDING)[:, None, None]
 
 
@@ -120,14 +85,7 @@ def init_seq2seq(
     seed: int | jax.Array,
     dtype: Any = jnp.float32,
 ) -> tuple[Seq2Seq, Any]:
-    """Returns a network and its initial params, a dict.
-
-    Args:
-      shape: the sizes of the network.
-      label_smoothing: of the loss.
-      seed: of the initial params.
-      dtype: what it computes in; the params are float32.
-    """
+    """Returns a network and its initial params, a dict."""
     module = EncoderDecoder(shape, nnx.Rngs(jax.random.key(seed)))
     structure, params = nnx.split(module, nnx.Param)
     params = nnx.to_pure_dict(params)

@@ -1,4 +1,4 @@
-"""What the outcome of a run may depend on besides its configuration."""
+"""What the outcome of a run may depend on besides its settings."""
 
 import datetime
 import functools
@@ -13,7 +13,7 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """Returns hardware, versions, commit and date; to be asked before a run starts."""
+    """Returns hardware, versions, commit and date; to be called when a run starts."""
     packages = ("jax", "flax", "optax", "sparse_optax")
     device = jax.devices()[0]
     return {
@@ -26,29 +26,18 @@ def environment() -> dict[str, Any]:
     }
 
 
-@functools.cache  # once, for the files may change while a long program runs
+@functools.cache  # the files may change while a long program runs
 def commit() -> str | None:
-    """Returns the git commit of this code, or None where there is none to ask.
+    """Returns the git commit of this code, or None if there is none.
 
     It ends in -dirty if code was changed or added since; results and texts do not
     count.
     """
-    code = ":/*.py", ":/*.toml"
+    git = ["git", "-C", str(Path(__file__).parent)]
+    run = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL)
     try:
-        head = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--", *code)
+        head = run([*git, "rev-parse", "HEAD"], text=True).strip()
+        changes = run([*git, "status", "--porcelain", "--", ":/*.py", ":/*.toml"])
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + "-dirty" * bool(changes)
-
-
-def git(*arguments: str) -> str:
-    """Returns what git says of this repository."""
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()

@@ -1,106 +1,97 @@
-"""The network of a finished run as a sparse file, and how large that is.
+"""Stores the sparse networks of finished runs as files, and prints their sizes."""
 
-    python -m experiments export RUN ...
-
-A run makes it at its end; this makes it again, or of a run that is older than that.
-"""
-
+import dataclasses
 import gzip
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+import tyro
+from flax import traverse_util
 from rich.console import Console
 
 import sparse_optax
-from experiments.config import ExperimentError
 from experiments.networks.functional import Variables
-from experiments.records import Row, RunFolder
-from experiments.reporting import terminal
-from experiments.running.checkpoint import Checkpoints
+from experiments.records import Row, RunFolder, run_id
+from experiments.running import terminal
+from experiments.running.checkpoint import Checkpoints, named_leaves
 from experiments.running.environment import commit
-from experiments.running.settings import Export
+from experiments.settings import ExperimentError, check
 
 FILE = "network.safetensors"
 
 
-def export(settings: Export) -> None:
-    """Writes the files of finished runs, and tells about them.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Stores the sparse networks of finished runs as files, and prints their sizes.
 
-    Raises:
-      ExperimentError: a folder holds no finished run, or its checkpoint is damaged;
-        then nothing is written at all.
+    A run does so at its end; this does it again.
     """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of finished runs. Each receives the file network.safetensors, for
+    sparse_optax.load_sparse, and its summary the sizes."""
+
+    def validate(self) -> None:
+        check("runs", self.runs, bool(self.runs), "one or more folders")
+
+
+def main(settings: Settings) -> None:
+    """Writes the files of finished runs; none if one of them cannot be written."""
     folders = [RunFolder(path) for path in settings.runs]
-    networks = [networks_of(folder) for folder in folders]  # or an error, before any
+    networks = [networks_of(folder) for folder in folders]
+    summaries = []
     for folder, (summary, _, network) in zip(folders, networks, strict=True):
-        folder.finish({**summary, "bytes": write(folder.path, network)})
-    summaries = [summary for folder in folders if (summary := folder.summary())]
+        summaries.append({**summary, "bytes": write(folder.path, network)})
+        folder.finish(summaries[-1])
     terminal.print_files(Console(highlight=False), summaries)
 
 
 def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:
-    """Returns the summary of a finished run, its dense and its sparse network.
-
-    Raises:
-      ExperimentError: the run is not finished, or its last checkpoint is not there.
-    """
+    """Returns the summary of a finished run, its dense and its sparse network."""
     summary = folder.summary()
     if summary is None:
         raise ExperimentError(f"{folder.path} holds no finished run.")
-    run = f"{summary['config_id']}-seed{summary['seed']}"
-    checkpoints = Checkpoints(folder.checkpoints, run)
-    last = max(checkpoints.numbers(), default=None)
+    checkpoints = Checkpoints(folder.checkpoints, run_id(summary))
+    last = max(checkpoints.files(), default=None)
     if last is None:
         raise ExperimentError(f"there is no checkpoint in {folder.checkpoints}.")
-    if damage := checkpoints.damage(last):
-        raise ExperimentError(
-            f"checkpoint {last} in {folder.checkpoints} cannot be used: {damage}."
-        )
-    rows = folder.digest(last)
-    if rows is None or checkpoints.notes(last).get("metrics", rows) != rows:
-        raise ExperimentError(
-            f"the rows of the metrics in {folder.path} are not those that checkpoint "
-            f"{last} was saved with."
-        )
-    if folder.digest(last + 1) is not None:
+    notes, arrays = checkpoints.read(last)
+    if folder.digest(last) != notes["metrics"] or folder.digest(last + 1):
         raise ExperimentError(
             f"checkpoint {last} in {folder.checkpoints} is not that of the end of the "
-            "run; without summary.json, the run's own command goes on from there."
+            "run; delete summary.json, and the command of the run resumes from there."
         )
-    restored = checkpoints.restore(last)
+    # As a run has them: on a device, and in order.
+    arrays = {name: jnp.asarray(arrays[name]) for name in sorted(arrays)}
+    tree: Any = traverse_util.unflatten_dict(arrays, sep="/")
     dense, sparse = (
-        Variables(found["params"], found.get("statistics") or {})
-        for found in (restored["dense"], restored["pruning"]["best"])
+        Variables(found["params"], found.get("statistics", {}))
+        for found in (tree["dense"], tree["pruning"]["best"])
     )
     return summary, dense, sparse
 
 
 def write(folder: Path, network: Variables) -> Row:
-    """Writes the file of a network; returns its size, and that of others, in bytes.
-
-    The dense file is one of safetensors too, and has the same network, zeros included;
-    so has the gzipped one.
-    """
+    """Writes the file of a network; returns its size, and those of others."""
     for unfinished in folder.glob(".*.tmp"):  # of a run that was killed here
         unfinished.unlink()
-    path = folder / FILE
-    sparse_optax.save_sparse(path, network._asdict())
-    dense = dense_file(network)
+    return {**file_sizes(folder / FILE, network._asdict()), "commit": commit()}
+
+
+def file_sizes(path: Path, tree: Any) -> dict[str, int]:
+    """Writes the sparse file of a tree; returns its size in bytes, and those of others.
+
+    The dense file is one of safetensors of the same arrays, zeros included; gzipped is
+    that file compressed.
+    """
+    sparse_optax.save_sparse(path, tree)
+    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
+    dense = safetensors.numpy.save(arrays)
     return {
         "dense": len(dense),
         "gzipped": len(gzip.compress(dense, mtime=0)),
         "sparse": path.stat().st_size,
-        "commit": commit(),
     }
-
-
-def dense_file(tree: Any) -> bytes:
-    """Returns all arrays of a tree as the content of a file of safetensors."""
-    arrays = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    return safetensors.numpy.save(arrays)

@@ -1,31 +1,162 @@
-"""Completes runs: those that are stored count, the others are made, many at once."""
+"""A sweep: every combination of some settings of one task, many runs at once.
 
+Runs that are stored already are not made again: an interrupted sweep resumes, and a
+larger grid adds to a smaller one. A run is recognised by its settings; remove the
+folder after a change of the code.
+"""
+
+import dataclasses
+import functools
 import itertools
-import tempfile
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.progress import track
 
-from experiments import data
-from experiments.config import ExperimentError, ImageConfig
-from experiments.records import Row, differences, read_json, write_json
-from experiments.reporting import figures, terminal
-from experiments.running.grid import Sweep, by_settings
+from experiments import records
+from experiments.config import Control, ImageConfig, Regularizer
+from experiments.data import images
+from experiments.records import Row, read_json, write_json
+from experiments.running import figures, terminal
 from experiments.running.program import make, without_numbers
+from experiments.settings import (
+    ExperimentError,
+    check_intervals,
+    flag,
+    has_effect,
+    setting,
+)
+from experiments.tasks import IMAGE_TASKS
 from experiments.training.devices import Devices
+
+NUMBERS = "strength", "scale", "fraction"
+GRID = "regularizer", *NUMBERS, "seed"  # settings with several values
 
 
 class Diverged(ExperimentError):
     """Weights of a run are no longer finite."""
 
 
-def batches(configs: list[ImageConfig], size: int) -> Iterator[list[ImageConfig]]:
-    """Divides runs into those that one program makes at once, evenly.
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A grid of runs: every combination of the values given."""
 
-    Ten runs, eight at the most, are five and five: one program to compile, not two.
+    base: tyro.conf.OmitArgPrefixes[ImageConfig]
+    """What the runs have in common. --out is runs/sweep-TASK by default."""
+    regularizers: tuple[Regularizer, ...] = ()
+    """Values of --regularizer."""
+    seeds: tuple[int, ...] = ()
+    """Values of --seed."""
+    strengths: tuple[float, ...] = ()
+    """Values of --strength."""
+    scales: tuple[float, ...] = ()
+    """Values of --scale."""
+    fractions: tuple[float, ...] = ()
+    """Values of --fraction."""
+    controls: tuple[Control, ...] = ()
+    """Values of --control."""
+    at_once: int = setting(8, "[1, inf)")
+    """Maximum number of runs at once. On CPU that saves time with small networks."""
+    test: bool = False
+    """Measure on the test set as well: to report chosen settings, not to choose them.
+    Runs that were stored without are made again."""
+
+    @property
+    def folder(self) -> Path:
+        if self.base.out is not None:
+            return self.base.out
+        return Path("runs") / f"sweep-{self.base.experiment}"
+
+    def validate(self) -> None:
+        check_intervals(self)
+        runs = self.runs()
+        for config in runs:
+            config.validate()
+        default = IMAGE_TASKS[self.base.experiment]
+        for name in set.intersection(*(set(run.without_effect()) for run in runs)):
+            changed = getattr(self.base, name) != getattr(default, name)
+            if changed or vars(self).get(f"{name}s"):
+                raise ExperimentError(f"{flag(name)} has no effect in any of the runs.")
+
+    def runs(self) -> list[ImageConfig]:
+        """Returns the configurations of all runs, each once."""
+        base, default = self.base, IMAGE_TASKS[self.base.experiment]
+        grid = itertools.product(
+            self.controls or (base.form.control,),
+            *(vars(self)[f"{name}s"] or (getattr(base, name),) for name in GRID),
+        )
+        configs = []
+        for control, *values in grid:
+            config = dataclasses.replace(
+                base,
+                form=dataclasses.replace(base.form, control=control),
+                **dict(zip(GRID, values, strict=True)),
+            )
+            # What has no effect is the default, and makes no further run.
+            idle = {name: getattr(default, name) for name in config.without_effect()}
+            configs.append(dataclasses.replace(config, **idle))
+        return list(dict.fromkeys(configs))
+
+
+def main(settings: Sweep) -> None:
+    """Makes the missing runs of a sweep, and reports all of them."""
+    console = Console(highlight=False)
+    folder = settings.folder
+    Devices.choose(settings.base)  # or an error, before anything is loaded
+    load = functools.partial(images.load, settings.base)
+    at_once, test = settings.at_once, settings.test
+    runs = complete(settings.runs(), folder, load, console, at_once=at_once, test=test)
+    groups = by_settings([run for run in runs if not run.get("diverged")])
+    if groups:
+        terminal.print_sweep(console, groups)
+        figures.draw_sweep(groups, folder / "sweep")
+        console.print(f"Runs, figure: {folder}", soft_wrap=True)
+    check_finite(runs)
+
+
+def complete(
+    configs: list[ImageConfig],
+    folder: Path,
+    load: Callable[[], images.Dataset],
+    console: Console,
+    *,
+    at_once: int,
+    test: bool,
+) -> list[Row]:
+    """Returns the summaries of runs, which it makes if they are not stored.
+
+    The data set is loaded only then. With `test`, summaries must have test accuracies.
+    """
+
+    def path(config: ImageConfig) -> Path:
+        return folder / f"{config.run_id}.json"
+
+    def is_stored(config: ImageConfig) -> bool:
+        found = read_json(path(config))
+        if found is None or (test and "test_accuracy" not in found):
+            return False
+        settings = {name: found[name] for name in config.to_dict() if name in found}
+        return not records.differences(settings, config)  # defaults may have changed
+
+    missing = [config for config in configs if not is_stored(config)]
+    console.print(f"Runs: {len(configs)}, missing: {len(missing)}.")
+    if missing:
+        records.check_writable(folder)  # now, rather than when the first runs are made
+        dataset = load()
+        for batch in track(list(batches(missing, at_once)), "sweep", console=console):
+            for config, summary in zip(batch, make(batch, dataset, test), strict=True):
+                write_json(path(config), summary)
+    return [run for config in configs if (run := read_json(path(config)))]
+
+
+def batches(configs: list[ImageConfig], size: int) -> Iterator[list[ImageConfig]]:
+    """Divides runs evenly into those that one program makes at once.
+
+    Ten runs, at most eight at once, are five and five: one program to compile.
     """
     groups: dict[ImageConfig, list[ImageConfig]] = defaultdict(list)
     for config in configs:
@@ -33,99 +164,42 @@ def batches(configs: list[ImageConfig], size: int) -> Iterator[list[ImageConfig]
     for group in groups.values():
         number = -(-len(group) // size)
         ends = [index * len(group) // number for index in range(number + 1)]
-        for start, end in itertools.pairwise(ends):
-            yield group[start:end]
-
-
-def complete(
-    configs: list[ImageConfig],
-    folder: Path,
-    load: Callable[[], data.Dataset],
-    console: Console,
-    *,
-    at_once: int,
-    test: bool,
-) -> list[Row]:
-    """Returns the summaries of runs, those that are stored and those it has to make.
-
-    Args:
-      configs: the runs.
-      folder: where each of them is stored when it is finished.
-      load: returns the data set; called only if a run has to be made.
-      console: where to show the progress.
-      at_once: how many runs to make at once, at the most.
-      test: whether the summaries are to hold test accuracies. A run that is stored
-        without them is made again, as is one of other settings: defaults may change.
-
-    Raises:
-      ExperimentError: the folder or the data set cannot be used.
-    """
-
-    def path(config: ImageConfig) -> Path:
-        return folder / f"{config.config_id}-seed{config.seed}.json"
-
-    def there(config: ImageConfig) -> bool:
-        found = read_json(path(config))
-        if found is None or (test and "test_accuracy" not in found):
-            return False
-        settings = {name: found[name] for name in config.to_dict() if name in found}
-        return not differences(settings, config)
-
-    missing = [config for config in configs if not there(config)]
-    console.print(f"Runs: {len(configs)}, to be made: {len(missing)}.")
-    if missing:
-        dataset = load()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass  # now, rather than when the first runs are made
-        except OSError as error:
-            raise ExperimentError(
-                f"cannot write to {folder}: {error.strerror}"
-            ) from error
-        for batch in track(list(batches(missing, at_once)), "sweep", console=console):
-            for config, summary in zip(batch, make(batch, dataset, test), strict=True):
-                write_json(path(config), summary)
-    return [run for config in configs if (run := read_json(path(config)))]
+        yield from (group[start:end] for start, end in itertools.pairwise(ends))
 
 
 def check_finite(runs: list[Row]) -> None:
     """Raises `Diverged` if runs did, and names them."""
-    names = [
+    found = [
         f"{run['regularizer']} at strength {run['strength']:g}, learning rate "
         f"{run['learning_rate']:g} and seed {run['seed']}"
         for run in runs
         if run.get("diverged")
     ]
-    if names:
-        raise Diverged(f"training diverged: {'; '.join(names)}. Lower may help.")
+    if found:
+        raise Diverged(f"training diverged: {'; '.join(found)}. Lower may help.")
 
 
-def sweep(settings: Sweep, command: str) -> None:
-    """Makes what is missing of a sweep, and reports all of it.
+def by_settings(runs: list[Row]) -> dict[str, list[Row]]:
+    """Groups runs by all settings but the seed, the sparsest group first.
 
-    Args:
-      settings: a valid sweep.
-      command: what the user typed, for messages to repeat.
-
-    Raises:
-      ExperimentError: the output folder or the data set cannot be used.
-      Diverged: runs did; told last, below the report of the others.
+    Each is named by its regularizer and the settings that differ between groups.
     """
-    console = Console(highlight=False)
-    folder = settings.folder
-    Devices.choose(settings.base)  # or an error, before anything is loaded
-    runs = complete(
-        settings.runs(),
-        folder,
-        lambda: data.load(settings.base, command),
-        console,
-        at_once=settings.at_once,
-        test=settings.test,
-    )
-    groups = by_settings([run for run in runs if not run.get("diverged")])
-    if groups:
-        terminal.print_sweep(console, groups)
-        figures.draw_sweep(groups, folder / "frontiers")
-        console.print(f"Runs, figure: {folder}", soft_wrap=True)
-    check_finite(runs)
+
+    def label(run: Row, name: str) -> str:
+        return f"{name} {run[name]:.12g}" if has_effect(ImageConfig, name, run) else ""
+
+    differing = [
+        name for name in NUMBERS if len({label(run, name) for run in runs} - {""}) > 1
+    ]
+
+    def title(run: Row) -> str:
+        control = run["form"]["control"]
+        parts = [run["regularizer"], f"control {control}" if control != "none" else ""]
+        parts += [label(run, name) for name in differing]
+        return ", ".join(filter(None, parts))
+
+    def sparsity(group: list[Row]) -> float:
+        return statistics.fmean(run["sparsity"] for run in group)
+
+    ordered = sorted(records.by_config(runs), key=sparsity, reverse=True)
+    return {title(group[0]): group for group in ordered}

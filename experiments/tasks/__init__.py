@@ -1,5 +1,6 @@
-"""What can be trained and pruned: a file with the settings of each task."""
+"""What can be trained and pruned: one file for the settings of each task."""
 
+from experiments.config import Config, ImageConfig
 from experiments.tasks import (
     digits,
     lenet5_fashion,
@@ -12,12 +13,15 @@ from experiments.tasks import (
     transformer_wmt14,
 )
 
-IMAGE_TASKS = (digits, lenet300_mnist, lenet5_mnist, lenet5_fashion, resnet32_cifar10)
-TEXT_TASKS = (
-    transformer_toy,
-    transformer_multi30k,
-    transformer_taskmaster,
-    transformer_wmt14,
+MODULES = (
+    *(digits, lenet300_mnist, lenet5_mnist, lenet5_fashion, resnet32_cifar10),
+    *(transformer_toy, transformer_multi30k),
+    *(transformer_taskmaster, transformer_wmt14),
 )
-TASKS = *IMAGE_TASKS, *TEXT_TASKS
-DEFAULTS = {task.CONFIG.experiment: task.CONFIG for task in TASKS}
+TASKS: dict[str, Config] = {
+    module.CONFIG.experiment: module.CONFIG for module in MODULES
+}
+IMAGE_TASKS: dict[str, ImageConfig] = {
+    name: config for name, config in TASKS.items() if isinstance(config, ImageConfig)
+}
+HELP = {module.CONFIG.experiment: module.__doc__ or "" for module in MODULES}

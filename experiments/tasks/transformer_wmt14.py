@@ -1,15 +1,9 @@
-"""The base transformer that translates WMT14 English to German, on all devices.
+"""The base transformer that translates WMT14 English to German.
 
-python -m experiments transformer-wmt14 --data-dir DATA
-
-Meant for accelerators, and not yet made on one. The data are plain text files, train,
-val (newstest2013) and test (newstest2014) with the ends .en and .de, in DATA/wmt14; or
-else TFDS prepares them. It goes on after an interruption, so that it can be made in
-pieces. Published runs start from a BLEU of 27.2 and take the bound from there; here it
-is relative to what the dense network reaches.
+For accelerators, all of a host; not yet run in full.
 """
 
-from experiments.text.settings import TextConfig
+from experiments.config import TextConfig
 
 CONFIG = TextConfig(
     experiment="transformer-wmt14",
@@ -24,7 +18,6 @@ CONFIG = TextConfig(
     hidden=2_048,
     heads=8,
     dropout=0.1,
-    beam=4,
     length_penalty=0.6,
     accumulation=3,
     data_parallel=True,
@@ -32,7 +25,6 @@ CONFIG = TextConfig(
     b1=0.85,
     b2=0.997,
     strength=1e-5,
-    scale=1.0,
     fraction=0.1,
     bound=0.5,
     relative_bound=True,
@@ -45,6 +37,5 @@ CONFIG = TextConfig(
     learning_rate=3e-4,
     epochs=10,
     finetune_epochs=2,
-    finetune_learning_rate=3e-4,
     finetune_schedule="cosine",
 )

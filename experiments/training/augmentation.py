@@ -1,4 +1,4 @@
-"""Augmentation: images are moved and mirrored at random, each by itself, in `jit`."""
+"""Augmentation: each image is shifted and mirrored at random, inside `jit`."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,10 @@ import jax.numpy as jnp
 def augment(
     images: jax.Array, key: jax.Array, *, shift: int, mirror: bool
 ) -> jax.Array:
-    """Returns the images, each moved by up to `shift` pixels and perhaps mirrored.
+    """Returns `images`, `[B, H, W, C]`, shifted by up to `shift` pixels each way.
 
-    What is moved in is zero, as it is in the usual crop of a padded image.
-
-    Args:
-      images: `[B, H, W, C]`, of any dtype.
-      key: determines how each is moved; the key is consumed.
-      shift: how many rows and columns at the most, either way.
-      mirror: whether half of them are mirrored, left to right.
+    Zeros fill the border, as in a random crop of a padded image. With `mirror`, half of
+    the images are mirrored left to right.
     """
     if shift == 0 and not mirror:
         return images
@@ -29,7 +24,7 @@ def augment(
         moves = jax.random.randint(axis_key, each, 0, 2 * shift + 1)
         widths = [(shift, shift) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(images, widths)
-        # By choosing among all moves: single images are slow to slice on a CPU.
+        # Chosen among all shifts: slicing single images is slow on CPU.
         for move in range(2 * shift + 1):
             moved = jax.lax.slice_in_dim(padded, move, move + size, axis=axis)
             images = jnp.where(moves == move, moved, images)

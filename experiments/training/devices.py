@@ -1,52 +1,39 @@
-"""Where a run computes: on one device, or on all there are, each a part of a batch."""
+"""The devices of a run: one, or all with a part of every batch each."""
 
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from experiments.config import Config, ExperimentError
+from experiments.config import Config
+from experiments.settings import check
 
 AXIS = "data"
 
 
 class Devices(NamedTuple):
-    """The devices of a run.
-
-    Attributes:
-      mesh: of all devices in a row, or None for the one that JAX takes by default.
-    """
-
-    mesh: Mesh | None
+    mesh: Mesh | None  # of all devices in a row, or None for the default device
 
     @classmethod
     def choose(cls, config: Config) -> "Devices":
-        """Returns all devices there are, or one, as the run wants it.
-
-        Raises:
-          ExperimentError: a batch cannot be divided among them.
-        """
+        """Returns all devices, or one, as the run asks for."""
         if not config.data_parallel:
             return ONE
         number = jax.device_count()
-        if config.batch_size % number:
-            raise ExperimentError(
-                f"--batch-size must be a multiple of {number}, the number of devices; "
-                f"got {config.batch_size}."
-            )
+        wanted = f"a multiple of {number}, the number of devices"
+        check("batch_size", config.batch_size, config.batch_size % number == 0, wanted)
         return cls(jax.make_mesh((number,), (AXIS,), axis_types=(AxisType.Auto,)))
 
     @property
     def number(self) -> int:
-        """How many they are."""
         return 1 if self.mesh is None else self.mesh.size
 
     def split(self, batch: Any) -> Any:
-        """Divides arrays `[B, ...]` of a batch evenly: to be called within `jit`."""
+        """Divides arrays `[B, ...]` of a batch evenly; to be called inside `jit`."""
         return self._lay(batch, P(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Gives every device the whole of a tree."""
+        """Puts the whole of a tree on every device."""
         return self._lay(tree, P())
 
     def _lay(self, tree: Any, spec: P) -> Any:

@@ -1,19 +1,20 @@
-"""Pruning at initialisation: the rails below what training and pruning can reach.
+"""Scores for pruning at initialisation, the baselines of pruning in training.
 
-All weights but a share go at once, before any training. A score for each tells which:
-the smallest go, over the whole network. Norms are spared, as in the code of SNIP's
-authors: a scale that is gone takes a whole channel with it.
+The weights of the lowest scores are removed before any training. Norms are spared, as
+in the code of the authors of SNIP: a scale of zero removes a whole channel.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.tree_util import keystr
 
-from experiments.data import Split
+from experiments.data.images import Split
 from experiments.networks.functional import Network, Variables
 
-FOLD = 2**29  # into a seed that has other uses
+FOLD = 2**29  # into the seed
 
 
 def snip_scores(
@@ -23,11 +24,10 @@ def snip_scores(
     batch_size: int,
     seed: int | jax.Array,
 ) -> Any:
-    """Returns |g * w|, with g the gradient of the loss of a batch drawn at random.
+    """Returns |g * w|, with g the gradient of the loss of a random batch.
 
-    How much the loss would change at first, were the weight to lose its connection. The
-    paper divides by the sum of all, which changes no order. Biases start at zero, so
-    score zero and are the first to go, as in the authors' code. Norms score infinity.
+    Biases start at zero, so they score zero and are removed first, as in the authors'
+    code. Norms score infinity.
 
     Source: Lee, Ajanthan and Torr, `SNIP: Single-shot Network Pruning based on
     Connection Sensitivity <https://arxiv.org/abs/1810.02340>`_, 2019, equations 5, 6.
@@ -36,32 +36,21 @@ def snip_scores(
     batch = jax.random.permutation(key, len(data.labels))[:batch_size]
     images, labels = (jnp.asarray(x)[batch] for x in data)
     grads, _ = jax.grad(network.loss, has_aux=True)(*variables, images, labels)
-    return sensitivity(grads, variables.params)
-
-
-def sensitivity(grads: Any, params: Any) -> Any:
-    """Returns |g * w|, of norms infinity."""
-    return spare_norms(jax.tree.map(lambda g, w: jnp.abs(g * w), grads, params))
+    scores = jax.tree.map(lambda g, w: jnp.abs(g * w), grads, variables.params)
+    return spare_norms(scores)
 
 
 def random_scores(params: Any, seed: int | jax.Array) -> Any:
-    """Returns numbers drawn at random from (0, 1], of norms infinity, for `params`."""
+    """Returns random numbers in (0, 1] for `params`, infinity for norms."""
     key = jax.random.fold_in(jax.random.key(seed), FOLD + 1)
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    # Not 0, and all of them different with hardly an exception.
-    scores = [
-        1 - jax.random.uniform(key, w.shape)
-        for key, w in zip(keys, leaves, strict=True)
-    ]
-    return spare_norms(jax.tree.unflatten(structure, scores))
+    numbers = optax.tree.random_like(key, params, jax.random.uniform)
+    return spare_norms(jax.tree.map(lambda x: 1 - x, numbers))
 
 
 def spare_norms(scores: Any) -> Any:
-    """Returns the scores with those of norms, known by their names, infinite."""
+    """Returns the scores, infinity for norms, which their names show."""
 
     def spare(path: Any, score: jax.Array) -> jax.Array:
-        is_norm = "norm" in jax.tree_util.keystr(path)
-        return jnp.full_like(score, jnp.inf) if is_norm else score
+        return jnp.full_like(score, jnp.inf) if "norm" in keystr(path) else score
 
     return jax.tree.map_with_path(spare, scores)

@@ -2,106 +2,82 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
 import sparse_optax
 from experiments.config import Config
+from experiments.training import Optimizer
 from experiments.training.regularizers import make_regularizer
 
-RAMP = 0.75
+RAMP = 0.75  # of the updates, in which gradual pruning reaches its target
 
 
-def dense_optimizer(
-    config: Config, num_steps: int
-) -> optax.GradientTransformationExtraArgs:
-    """Returns a plain optimizer, its learning rate falling to zero over `num_steps`."""
+def dense_optimizer(config: Config, num_steps: int) -> Optimizer:
+    rate, warmup = config.dense_learning_rate, config.warmup_steps
+    schedule = learning_rate(rate, "cosine", num_steps)
+    if warmup:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warmup, num_steps)
     return optax.chain(
         optax.add_decayed_weights(2 * config.dense_strength),
         preconditioner(config, config.dense_optimizer),
-        optax.scale_by_learning_rate(
-            course(config.dense_learning_rate, "cosine", num_steps, config.warmup_steps)
-        ),
+        optax.scale_by_learning_rate(schedule),
     )
 
 
 def pruning_optimizer(
     config: Config, num_steps: int, steps_per_epoch: int
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the chain of the method, for `num_steps` at the most."""
+) -> Optimizer:
+    """Returns regularizer, optimizer and pruning for `num_steps`."""
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
-    return method(
-        config,
-        make_regularizer(config, config.strength, decay_steps),
-        course(config.learning_rate, config.schedule, num_steps),
-        num_steps,
-    )
+    regularizer = make_regularizer(config, config.strength, decay_steps)
+    rate = learning_rate(config.learning_rate, config.schedule, num_steps)
+    return method(config, regularizer, rate, num_steps)
 
 
 def finetuning_optimizer(
     config: Config, num_steps: int, num_pruning_steps: int
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the same chain without a penalty, which can go on from its state.
+) -> Optimizer:
+    """Returns the same chain with a strength of zero, which resumes from its state.
 
-    That of the learning rate counts its own `num_steps`.
+    Its learning rate counts from the start of fine-tuning: see `restart_schedule`.
     """
-    return method(
-        config,
-        make_regularizer(config, 0.0, 0),
-        course(config.finetune_learning_rate, config.finetune_schedule, num_steps),
-        num_pruning_steps,
-    )
+    schedule = config.finetune_schedule
+    rate = learning_rate(config.finetune_learning_rate, schedule, num_steps)
+    return method(config, make_regularizer(config, 0.0, 0), rate, num_pruning_steps)
 
 
-def preconditioner(config: Config, name: str) -> optax.GradientTransformationExtraArgs:
+def preconditioner(config: Config, name: str) -> Optimizer:
     """Returns Adam or momentum, without a learning rate."""
     adam = optax.scale_by_adam(config.b1, config.b2)
-    link = adam if name == "adam" else optax.trace(0.9)
-    return optax.with_extra_args_support(link)
+    return optax.with_extra_args_support(adam if name == "adam" else optax.trace(0.9))
 
 
-def course(
-    learning_rate: float, schedule: str, num_steps: int, warmup_steps: int = 0
-) -> optax.Schedule:
-    """Returns a learning rate that is constant, or falls to zero along a cosine.
-
-    Before it falls, it may rise from zero along a line.
-    """
-    if warmup_steps:
-        return optax.warmup_cosine_decay_schedule(
-            0.0, learning_rate, warmup_steps, num_steps
-        )
+def learning_rate(value: float, schedule: str, num_steps: int) -> optax.Schedule:
     if schedule == "cosine":
-        return optax.cosine_decay_schedule(learning_rate, max(num_steps, 1))
-    return optax.constant_schedule(learning_rate)
+        return optax.cosine_decay_schedule(value, max(num_steps, 1))
+    return optax.constant_schedule(value)
 
 
 def method(
-    config: Config,
-    regularizer: optax.GradientTransformationExtraArgs,
-    learning_rate: optax.Schedule,
-    num_pruning_steps: int,
-) -> optax.GradientTransformationExtraArgs:
-    """Returns penalty, optimizer and prune in the order that the method needs."""
+    config: Config, regularizer: Optimizer, rate: optax.Schedule, num_pruning_steps: int
+) -> Optimizer:
+    """Returns the chain of a method, its parts in the order that it needs."""
     optimizer = preconditioner(config, config.optimizer)
-    links = [regularizer, optimizer, optax.scale_by_learning_rate(learning_rate)]
+    scale = optax.scale_by_learning_rate(rate)
+    chain = regularizer, optimizer, scale
     if config.decoupled:
-        links = [optimizer, regularizer, links[2]]
+        chain = optimizer, regularizer, scale
     if config.regularizer == "lobster":
-        links = [optimizer, links[2], regularizer]
-    return optax.chain(*links, pruning_link(config, num_pruning_steps))
+        chain = optimizer, scale, regularizer
+    return optax.chain(*chain, pruning(config, num_pruning_steps))
 
 
-def pruning_link(
-    config: Config, num_steps: int
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the last link, which prunes by itself only where that is gradual.
+def pruning(config: Config, num_steps: int) -> Optimizer:
+    """Returns the pruning transformation, which prunes by itself only if gradual.
 
-    Then it does so at the end of every round, and is done before the training is, after
-    `RAMP` of its updates: what goes last has to be recovered from, too. Weights are
-    ranked over the whole network, as by all that is compared here; the paper brings
-    each layer to the sparsity.
+    Gradual pruning has a step at the end of every round, and ranks weights over the
+    whole network; the paper brings each layer to the sparsity.
 
     Source: Zhu and Gupta, `To prune, or not to prune: exploring the efficacy of pruning
     for model compression <https://arxiv.org/abs/1710.01878>`_, 2017, equation 1.
@@ -119,17 +95,10 @@ def pruning_link(
 
 
 def restart_schedule(opt_state: Any) -> Any:
-    """Returns a state from which the course of the learning rate begins anew."""
-
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    return jax.tree.map(
-        lambda node: (
-            node._replace(count=jnp.zeros_like(node.count))
-            if is_schedule(node)
-            else node
-        ),
+    """Returns the state with the count of the learning rate schedule at zero."""
+    name = optax.ScaleByScheduleState.__name__
+    return optax.tree.set(
         opt_state,
-        is_leaf=is_schedule,
+        lambda path, _: getattr(path[-1], "tuple_name", None) == name,
+        count=jnp.zeros([], jnp.int32),
     )

@@ -1,9 +1,7 @@
-"""The phases of a run: what is trained, and how, in each of them.
+"""The phases of a run: dense training, iterative pruning and fine-tuning.
 
-A run is dense training, iterative pruning and fine-tuning. `Phases` has the parts of
-all three, for whatever problem, and leaves it to others to drive them: `running.run`
-round by round from Python, with checkpoints between; `running.program` as one compiled
-program.
+`Phases` has their parts, for any problem. `running.run` calls them round by round, with
+checkpoints between; `running.program` compiles a whole run into one program.
 """
 
 from typing import Any, NamedTuple
@@ -12,18 +10,18 @@ import jax
 import jax.numpy as jnp
 
 import sparse_optax
-from experiments import forms
-from experiments.config import AT_INIT, Config, check
+from experiments.config import AT_INIT, Config
 from experiments.networks.functional import Variables
-from experiments.training import loop, optimizers
+from experiments.settings import check
+from experiments.training import forms, loop, optimizers
 from experiments.training.masks_at_init import random_scores
 from experiments.training.problem import Problem
 
-NO_BOUND = -1.0  # which every metric is above
+NO_BOUND = -1.0  # below every metric
 
 
 class NumRounds(NamedTuple):
-    """How many rounds of `interval` updates each phase has."""
+    """Number of rounds of `interval` updates in each phase."""
 
     dense: int
     pruning: int
@@ -33,69 +31,53 @@ class NumRounds(NamedTuple):
 class Phases:
     """The parts of the run that a configuration describes.
 
-    Its states lie on the devices that the run is to use. The seed and the strength,
-    scale, fraction, bound and target sparsity may be traced.
+    Seed, strength, scale, fraction, bound and target sparsity may be traced.
     """
 
     def __init__(self, config: Config, problem: Problem):
         self.config = config
         self.problem = problem
         updates = problem.updates_per_epoch
-        # At least one round of any epochs at all.
+        # At least one round, if there are any epochs.
+        epochs = config.dense_epochs, config.epochs, config.finetune_epochs
         self.num_rounds = NumRounds(
-            *(
-                max(epochs * updates // config.interval, min(epochs, 1))
-                for epochs in (
-                    config.dense_epochs,
-                    config.epochs,
-                    config.finetune_epochs,
-                )
-            )
+            *(max(n * updates // config.interval, min(n, 1)) for n in epochs)
         )
-        dense, pruning, finetuning = (
-            rounds * config.interval for rounds in self.num_rounds
-        )
+        dense, pruning, finetuning = (n * config.interval for n in self.num_rounds)
         warmup = config.warmup_steps
         wanted = f"less than {dense}, the updates of dense training"
         check("warmup_steps", warmup, warmup < dense, wanted)
-        self.dense_optimizer = problem.adapt(
-            optimizers.dense_optimizer(config, num_steps=dense)
-        )
+        self.dense_optimizer = problem.adapt(optimizers.dense_optimizer(config, dense))
         self.pruning_optimizer = problem.adapt(
             optimizers.pruning_optimizer(config, pruning, updates)
         )
-        finetuning_optimizer = optimizers.finetuning_optimizer(
-            config, num_steps=finetuning, num_pruning_steps=pruning
+        finetuning_optimizer = problem.adapt(
+            optimizers.finetuning_optimizer(config, finetuning, pruning)
         )
-        per_example = config.form.measure == "per-example"
-        make_train = problem.make_train
-        self.train_dense = make_train(self.dense_optimizer, per_example=False)
-        self.train_sparse = make_train(self.pruning_optimizer, per_example=per_example)
-        self.finetune = make_train(
-            problem.adapt(finetuning_optimizer), per_example=per_example
+        single = config.form.measure == "per-example"
+        self.train_dense = problem.make_train(self.dense_optimizer, per_example=False)
+        self.train_sparse = problem.make_train(
+            self.pruning_optimizer, per_example=single
         )
+        self.finetune = problem.make_train(finetuning_optimizer, per_example=single)
 
     def start_dense(self) -> loop.TrainState:
-        """Returns the state before the first update."""
-        return self.problem.devices.replicate(
-            loop.init_state(
-                self.problem.variables, self.dense_optimizer, jnp.zeros([], jnp.int32)
-            )
-        )
+        state = loop.init_state(self.problem.variables, self.dense_optimizer)
+        return self.problem.devices.replicate(state)
 
     def start_pruning(
         self, dense: loop.TrainState
     ) -> sparse_optax.IterativePruningState:
-        """Returns the state before the first round of the iterative algorithm."""
+        """Returns the state before the first round of pruning."""
         config, variables = self.config, dense.variables
-        if config.prune in AT_INIT:  # not what dense training has made
+        if config.prune in AT_INIT:  # the untrained network
             variables = self.problem.variables
         state = loop.init_state(variables, self.pruning_optimizer, dense.step)
-        if config.prune == "snip":
-            scores = self.problem.saliency(variables)
-            state = self.drop(state, scores, config.target_sparsity)
-        elif config.prune == "random":
-            scores = random_scores(variables.params, config.seed)
+        if config.prune in AT_INIT:
+            if config.prune == "snip":
+                scores = self.problem.saliency(variables)
+            else:
+                scores = random_scores(variables.params, config.seed)
             state = self.drop(state, scores, config.target_sparsity)
         return self.problem.devices.replicate(
             sparse_optax.IterativePruningState.start(state)
@@ -110,10 +92,7 @@ class Phases:
         return state._replace(current=state.current._replace(opt_state=opt_state))
 
     def bound(self, dense: Variables) -> jax.Array:
-        """Returns the validation metric above which a network may be the result.
-
-        And above which it is pruned, if that is what prunes.
-        """
+        """Returns the validation metric that a network must exceed to be the result."""
         bound = jnp.asarray(self.config.bound, jnp.float32)
         if self.config.prune != "gated":
             return jnp.full_like(bound, NO_BOUND)
@@ -122,26 +101,23 @@ class Phases:
         return bound
 
     def prune(self, state: loop.TrainState) -> loop.TrainState:
-        """Drops a share of the remaining weights, between two rounds of training."""
+        """Makes a pruning step, if pruning is gated."""
         if self.config.prune != "gated":
             return state
-        ranked = state.params
+        scores = state.params
         if self.config.form.acts_on != "decay":
-            ranked = forms.ranking_scores(state.params, state.opt_state)
-        return self.drop(state, ranked, self.config.fraction)
+            scores = forms.ranking_scores(state.params, state.opt_state)
+        return self.drop(state, scores, self.config.fraction)
 
     def drop(
-        self, state: loop.TrainState, ranked: Any, fraction: float | jax.Array
+        self, state: loop.TrainState, scores: Any, fraction: float | jax.Array
     ) -> loop.TrainState:
-        """Drops the share of the remaining weights that is smallest by `ranked`."""
-        # A pruning step is given zeros where weights are pruned already.
-        ranked = sparse_optax.apply_masks(
-            ranked, sparse_optax.get_masks(state.opt_state)
-        )
+        # `prune` needs zeros where weights are pruned.
+        masks = sparse_optax.get_masks(state.opt_state)
+        scores = sparse_optax.apply_masks(scores, masks)
         _, opt_state = sparse_optax.prune(
-            ranked, state.opt_state, fraction, scope=self.config.scope
+            scores, state.opt_state, fraction, scope=self.config.scope
         )
-        params = sparse_optax.apply_masks(
-            state.params, sparse_optax.get_masks(opt_state)
-        )
+        masks = sparse_optax.get_masks(opt_state)
+        params = sparse_optax.apply_masks(state.params, masks)
         return state._replace(params=params, opt_state=opt_state)

@@ -1,59 +1,45 @@
-"""What a run is about: a network, the data it learns, and how good it is."""
+"""What a run is about: a network, its data, and its metric."""
 
+import abc
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import optax
 
 from experiments.networks.functional import Variables
 from experiments.records import Row
+from experiments.training import Optimizer
 from experiments.training.devices import Devices
 from experiments.training.loop import TrainState
 
-Train = Callable[[TrainState], TrainState]
+Train = Callable[[TrainState], TrainState]  # makes the updates of a round
 
 
-class Problem(Protocol):
-    """What the phases of a run need to know about the data and the network.
+class Problem(abc.ABC):
+    """What the phases of a run need to know about the data and the network."""
 
-    Attributes:
-      variables: the network's initial arrays.
-      devices: where it computes.
-      updates_per_epoch: how many it takes to go once through the training set.
-      digest: of what is learnt from, or None where that is not verified.
-    """
-
-    variables: Variables
+    variables: Variables  # the initial ones
     devices: Devices
     updates_per_epoch: int
-    digest: str | None
+    digest: str | None = None  # of the training texts
+    files: dict[str, bytes]  # that a network needs besides its arrays
 
-    def adapt(
-        self, optimizer: optax.GradientTransformationExtraArgs
-    ) -> optax.GradientTransformationExtraArgs:
-        """Returns the optimizer as `make_train` makes updates with it."""
-        ...
+    def adapt(self, optimizer: Optimizer) -> Optimizer:
+        """Returns the optimizer that `make_train` calls."""
+        return optimizer
 
-    def make_train(
-        self, optimizer: optax.GradientTransformationExtraArgs, *, per_example: bool
-    ) -> Train:
+    @abc.abstractmethod
+    def make_train(self, optimizer: Optimizer, *, per_example: bool) -> Train:
         """Returns the function that makes the updates of a round."""
-        ...
 
     def saliency(self, variables: Variables) -> Any:
         """Returns |g * w| for the loss of one batch, infinity for norms."""
-        ...
+        raise NotImplementedError  # the settings do not allow it
 
+    @abc.abstractmethod
     def metric(self, variables: Variables) -> float | jax.Array:
         """Returns the validation metric."""
-        ...
 
-    def save(self, folder: Path) -> None:
-        """Writes what belongs to a network, besides its arrays, into a folder."""
-        ...
-
+    @abc.abstractmethod
     def test(self, dense: Variables, sparse: Variables) -> Row:
-        """Measures both networks, also on the test set, which is read here alone."""
-        ...
+        """Measures both networks; only this reads the test set."""

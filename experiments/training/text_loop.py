@@ -1,7 +1,6 @@
-"""Training on text: an update a call, because batches differ in shape.
+"""The training loop on text: an update per call, because batches differ in shape.
 
-Gradients are compiled for each shape, once for all phases of a run; the update that is
-made with them once for each phase.
+Gradients are compiled once for each shape, updates once for each phase.
 """
 
 from collections.abc import Callable
@@ -11,27 +10,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.forms import latest_irrelevance
+from experiments.config import TextConfig
+from experiments.data.batches import Batch, Batches
 from experiments.networks.seq2seq import Seq2Seq
-from experiments.text.batches import Batch, Batches
+from experiments.training import Optimizer
 from experiments.training.devices import Devices
+from experiments.training.forms import latest_irrelevance
 from experiments.training.loop import Progress, TrainState, relevant_shares
 
-DROPOUT = 2**28  # folded into the seed, which has other uses
+DROPOUT = 2**28  # folded into the seed
 
 Rate = jax.Array | None
 Gradients = Callable[[Any, Batch, jax.Array, Rate], tuple[jax.Array, Any]]
 
 
 def make_gradients(network: Seq2Seq, seed: int, devices: Devices) -> Gradients:
-    """Returns the function to loss and gradients.
+    """Returns the function from params, batch, its number and the dropout rate.
 
-    It is from params, a batch, its number, and the rate of dropout or None for none.
-
-    Args:
-      network: whose loss it is.
-      seed: dropout depends on it and on the number of the batch, and nothing else.
-      devices: among which every batch is divided.
+    It returns loss and gradients. Dropout depends on the seed and that number alone; a
+    rate of None is none. Every batch is divided among the devices.
     """
     key = jax.random.fold_in(jax.random.key(seed), DROPOUT)
 
@@ -45,30 +42,19 @@ def make_gradients(network: Seq2Seq, seed: int, devices: Devices) -> Gradients:
 
 
 def make_train(
+    config: TextConfig,
     gradients: Gradients,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: Optimizer,
     batches: Batches,
-    *,
-    num_steps: int,
-    accumulation: int,
-    scale: float,
     dropout: Callable[[optax.OptState], Rate],
 ) -> Callable[[TrainState], TrainState]:
-    """Returns the function that makes `num_steps` updates.
+    """Returns the function that makes the updates of a round.
 
-    Args:
-      gradients: of the loss of a batch.
-      optimizer: what is called for every batch.
-      batches: all there are; the state's step says which are next.
-      num_steps: updates a call.
-      accumulation: batches an update.
-      scale: relevance is reported for this scale, and the gradient of one batch, if no
-        other form of it is in use.
-      dropout: the function from the optimizer's state to the rate of dropout, until the
-        next call.
+    The optimizer is called for every batch; its state determines the dropout rate.
     """
+    num_steps, accumulation = config.interval, config.accumulation
 
-    # The old arrays make room for the new, or all would be there twice.
+    # Donated: all arrays would be in memory twice.
     @jax.jit(donate_argnums=(1, 2))
     def update(grads, opt_state, params):
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -76,13 +62,13 @@ def make_train(
 
     @jax.jit
     def progress(losses, params, opt_state, grads):
-        irrelevance = latest_irrelevance(opt_state, grads, scale)
+        irrelevance = latest_irrelevance(opt_state, grads, config.scale)
         return Progress(losses.mean(), *relevant_shares(params, irrelevance))
 
     def train(state: TrainState) -> TrainState:
         first, losses = int(state.step), []
         rate = dropout(state.opt_state)
-        # The state that was given is to stay.
+        # Copied, for they are donated.
         params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
         following = (first + num_steps) * accumulation
         for number in range(first * accumulation, following):
@@ -100,29 +86,20 @@ def make_train(
     return train
 
 
-def accumulated(
-    optimizer: optax.GradientTransformationExtraArgs, num_batches: int
-) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer that makes an update of the mean gradient of some batches.
+def accumulated(optimizer: Optimizer, num_batches: int) -> Optimizer:
+    """Returns an optimizer that updates with the mean gradient of some batches.
 
-    Args:
-      optimizer: what makes the update. It is told the sizes of that gradient, too, as
-        `abs_grads`.
-      num_batches: how many; the updates of all but the last of them are zero.
+    It receives |g| of that mean as `abs_grads`. The updates of all batches but the last
+    are zero.
     """
 
     def update_fn(updates, state, params=None, **extra_args):
-        return optimizer.update(
-            updates,
-            state,
-            params,
-            abs_grads=jax.tree.map(jnp.abs, updates),
-            **extra_args,
-        )
+        extra_args["abs_grads"] = jax.tree.map(jnp.abs, updates)
+        return optimizer.update(updates, state, params, **extra_args)
 
-    told = optax.GradientTransformationExtraArgs(optimizer.init, update_fn)
+    inner = Optimizer(optimizer.init, update_fn)
     if num_batches == 1:
-        return told
+        return inner
     return optax.with_extra_args_support(
-        optax.MultiSteps(told, num_batches).gradient_transformation()
+        optax.MultiSteps(inner, num_batches).gradient_transformation()
     )

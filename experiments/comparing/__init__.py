@@ -1,0 +1,1 @@
+"""Comparisons of ways to sparse networks: the relevance study, and other methods."""

@@ -1,0 +1,71 @@
+"""What all measurements share: settings, ratios of times, and where they are stored."""
+
+import dataclasses
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.pages.tables import markdown, short
+from experiments.records import RESULTS, Row, check_writable, write_json
+from experiments.settings import check_intervals
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The settings of a measurement."""
+
+    out: Path | None = None
+    """Folder of what is measured; by default one in experiments/results, which `pages`
+    shows."""
+
+    def validate(self) -> None:
+        check_intervals(self)
+
+    def store(self, name: str, measure: Callable[[], Row]) -> None:
+        """Measures, and stores the outcome in a file for its backend."""
+        folder = self.out or RESULTS / name
+        check_writable(folder)  # before anything is measured in vain
+        found = measure()
+        path = folder / f"{found['backend']}.json"
+        write_json(path, found)
+        print(f"Written: {path}")
+
+
+def table(found: Row, rows: list[Row]) -> str:
+    """Returns rows of a measurement as a table, after hardware, versions and commit."""
+    versions = [f"{name} {number}" for name, number in found["versions"].items()]
+    where = [found["hardware"], *versions, f"commit {short(found['commit'])}"]
+    return f"On {', '.join(where)}:\n\n{markdown(rows)}"
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Returns how long a call takes, until all that it returns is computed."""
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def ratios(
+    functions: dict[str, Callable[[], Any]], reference: Callable[[], Any], turns: int
+) -> dict[str, float]:
+    """Returns the times of functions, relative to `reference`: medians over turns.
+
+    Times are measured alternately, so that a busy machine slows all down. A first call
+    compiles. Each turn has another order, for what the caches hold.
+    """
+    every = [reference, *functions.values()]
+    for function in every:
+        seconds(function)
+    order = random.Random(0)
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(turns):
+        places = order.sample(range(len(every)), len(every))
+        times = {place: seconds(every[place]) for place in places}
+        for place, name in enumerate(functions, start=1):
+            found[name].append(times[place] / times[0])
+    return {name: statistics.median(each) for name, each in found.items()}

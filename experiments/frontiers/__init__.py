@@ -1,1 +1,0 @@
-"""Frontiers: how sparse each method makes a network, at how much accuracy."""

@@ -1,0 +1,72 @@
+"""Writes all pages of docs/results again, from what is stored alone."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.cost import benchmark, footprint, latency, storage
+from experiments.pages import methods, runs, study, text
+from experiments.records import RESULTS, Row, write_whole
+
+FOLDER = Path(__file__).parents[2] / "docs" / "results"
+DRAWN = (
+    "digits-relevance-3e85c80c-seed0",
+    "lenet5-mnist-relevance-5ff06742-seed0",
+    "transformer-multi30k-relevance-3dac3245-seed0",
+    "transformer-taskmaster-relevance-b1d3e983-seed0",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Writes all pages of docs/results again, from what is stored alone."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of finished runs, to be stored in experiments/results first."""
+
+    def validate(self) -> None:
+        """Accepts any folders."""
+
+
+def main(settings: Settings) -> None:
+    """Stores runs and writes the pages."""
+    for folder in settings.runs:
+        print(f"Stored: {runs.store(folder)}")
+    write(FOLDER)
+    print(f"Written: {FOLDER}")
+
+
+def write(folder: Path) -> None:
+    """Writes all pages and figures into a folder.
+
+    A page is its template, NAME.md beside this file, with the contents put in.
+    """
+    figures = folder / "figures"
+    for name in DRAWN:
+        runs.draw(name, figures)
+    for name, contents in {
+        "images": runs.images(),
+        "methods": methods.methods(figures),
+        "study": study.study(figures) | text.controls(),
+        "text": text.text(),
+        "cost": {
+            "benchmark": measured("benchmark", benchmark.show),
+            "footprint": measured("footprint", footprint.show),
+        },
+        "storage": {
+            "files": runs.files(),
+            "random": measured("storage", storage.show),
+        },
+        "latency": {"latency": measured("latency", latency.show)},
+    }.items():
+        template = Path(__file__).with_name(f"{name}.md").read_text()
+        write_whole(folder / f"{name}.md", template.format(**contents).encode())
+
+
+def measured(name: str, show: Callable[[Row], str]) -> str:
+    paths: Any = sorted((RESULTS / name).glob("*.json"))
+    return "\n".join(show(json.loads(path.read_text())) for path in paths)

@@ -1,1 +1,0 @@
-"""Reporting: what runs came to, in the terminal, in figures and in the README."""

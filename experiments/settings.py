@@ -1,0 +1,78 @@
+"""What a setting is: a field of a dataclass, and what is known of its values."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+
+class ExperimentError(Exception):
+    """A user error, reported in one line; any function of this package may raise it."""
+
+
+def setting(
+    default: Any,
+    interval: str | None = None,
+    *,
+    only: Mapping[str, tuple[str, ...]] | None = None,
+    dense: bool = True,
+    place: bool = False,
+) -> Any:
+    """Returns the field of a dataclass.
+
+    Its numbers must lie in `interval`, such as "[0, 1)". It has an effect `only` if
+    each of these settings has one of these values. `dense` says whether the dense
+    network of a run depends on it; a `place` says where a run computes, finds and
+    leaves things, and changes its results by no more than rounding.
+    """
+    known = {"interval": interval, "only": only or {}, "place": place}
+    known["dense"] = dense and not place
+    if dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: default, metadata=known)
+    return dataclasses.field(default=default, metadata=known)
+
+
+after_dense = functools.partial(setting, dense=False)
+place = functools.partial(setting, place=True)
+
+
+def names(settings: Any, **known: Any) -> set[str]:
+    """Returns the names of the fields of which all of this is known."""
+    return {
+        field.name
+        for field in dataclasses.fields(settings)
+        if all(field.metadata.get(key) == value for key, value in known.items())
+    }
+
+
+def check_intervals(settings: Any) -> None:
+    """Checks all numbers except None, and those in tuples, which must not be empty."""
+    for field in dataclasses.fields(settings):
+        value, interval = getattr(settings, field.name), field.metadata.get("interval")
+        if dataclasses.is_dataclass(value):
+            check_intervals(value)
+        elif interval and value is not None:
+            numbers = value if isinstance(value, tuple) else (value,)
+            low, high = map(float, interval[1:-1].split(","))
+            sound = bool(numbers) and all(
+                (low <= x if interval[0] == "[" else low < x)
+                and (x <= high if interval[-1] == "]" else x < high)
+                for x in numbers
+            )
+            check(field.name, value, sound, f"in {interval}")
+
+
+def has_effect(kind: type, name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting changes a run with these values of the others."""
+    only = kind.__dataclass_fields__[name].metadata.get("only", {})
+    return all(values[other] in some for other, some in only.items())
+
+
+def check(name: str, value: object, condition: bool, wanted: str) -> None:
+    """Raises an error that names the flag unless `condition` holds."""
+    if not condition:
+        raise ExperimentError(f"{flag(name)} must be {wanted}; got {value!r}.")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

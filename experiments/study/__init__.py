@@ -1,1 +1,0 @@
-"""The control study: does sparing relevant weights help?"""

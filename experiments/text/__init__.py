@@ -1,1 +1,0 @@
-"""Text as the experiments use it: corpora, tokenizers, batches and scores."""

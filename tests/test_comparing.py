@@ -1,0 +1,323 @@
+"""Comparisons: which runs are made of an arm, and from these to rows and pages."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from runs import Small, error_line, quick_compilation, read_lines
+
+from experiments import networks
+from experiments.__main__ import main
+from experiments.comparing import compare, engine, methods, study, tuning
+from experiments.comparing.engine import FIRST_SEED, Task
+from experiments.config import AT_INIT
+from experiments.data import images
+from experiments.settings import ExperimentError
+from experiments.tasks import digits
+
+CONFIG = dataclasses.replace(
+    digits.CONFIG,
+    **{"dense_epochs": 2, "epochs": 4, "interval": 16, "finetune_epochs": 0},
+    **{"batch_size": 64, "relative_bound": False, "fraction": 0.3, "bound": 0.05},
+)
+SMALL = {
+    "study": Task(CONFIG, "A task.", ("none", "l2", "relevance"), 2, at_once=2),
+    "methods": Task(
+        CONFIG,
+        **{"arms": ("l2", "gradual-l2"), "num_seeds": 2, "at_once": 2},
+        **{"bounds": (0.05, 0.1), "sparsities": (0.5, 0.8), "errors": (60.0,)},
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def stored(tmp_path, monkeypatch):
+    """Comparisons of small tasks, which store their rows elsewhere."""
+    monkeypatch.setattr(engine, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(networks.NETWORKS, "lenet300", Small)
+    for name, task in SMALL.items():
+        plan = dataclasses.replace(compare.COMPARISONS[name], tasks={"small": task})
+        monkeypatch.setitem(compare.COMPARISONS, name, plan)
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Makes up the outcome of runs; returns a list of all that are asked for."""
+    asked = []
+
+    def complete(configs, *_, test, **__):
+        asked.extend(configs)
+        return [outcome(config, test) for config in configs]
+
+    monkeypatch.setattr(compare, "complete", complete)
+    return asked
+
+
+def log_kept(run):
+    return math.log(max(run["kept"], 1))
+
+
+def outcome(config, test=True, kept=None):
+    """Returns a run that keeps fewest weights at a strength of 0.01."""
+    if kept is None:
+        kept = round(100 * math.cosh(math.log(max(config.strength, 1e-9) / 0.01)))
+    tested = {"test_accuracy": 0.9, "dense_test_accuracy": 0.95}
+    return {
+        **config.to_dict(),
+        **{"config_id": config.config_id, "kept": kept, "total": 10_000},
+        **{"validation_accuracy": 0.9, "dense_validation_accuracy": 0.95},
+        **{"sparsity": 1 - kept / 10_000, "validation_bound": config.bound},
+        **{"hardware": "none", "commit": None, "at_once": 1, "wall_seconds": 1.0},
+        **(tested if test else {}),
+    }
+
+
+# ------------------------------------------------------------------------------ tuning
+
+
+def test_the_best_setting_keeps_least_and_is_the_most_accurate_of_equals():
+    runs = [
+        {"strength": strength, "kept": kept, "validation_accuracy": right}
+        for strength, pair, right in (
+            (0.1, (10, 1000), 0.9),
+            (0.2, (110, 110), 0.9),
+            (0.3, (50, 150), 0.9),
+            (0.4, (75, 100), 0.91),
+        )
+        for kept in pair
+    ]
+
+    def best():
+        settings = [(0.1,), (0.2,), (0.3,), (0.4,)]
+        found = tuning.best_of(settings, runs, ["strength"], log_kept)
+        return [strength for (strength,) in found]
+
+    assert best() == [0.4, 0.3, 0.1, 0.2]
+    runs[-1]["diverged"] = True
+    assert best() == [0.3, 0.1, 0.2, 0.4]
+
+
+def tuned(arm, *peak):
+    """Returns the best setting of an arm, and those of each round of tuning.
+
+    The setting nearest to the peak is the best; without a peak, all are equal.
+    """
+    _, names, first, *_ = study.ARMS[arm]
+    config = study.ARMS[arm].configure(study.DIGITS)
+    asked = []
+
+    def make(configs):
+        rows = []
+        for config in configs:
+            off = np.log([config.strength, config.scale]) - np.log(peak or 1.0)
+            kept = 100 + 50 * np.abs(off).sum() if peak else 0
+            rows.append(outcome(config, kept=kept))
+        asked.append({(config.strength, config.scale) for config in configs})
+        return rows
+
+    rounds = study.STUDY.rounds
+    best = tuning.tune(config, names, first(config), rounds, log_kept, make)
+    return best, asked
+
+
+@pytest.mark.parametrize(
+    ("arm", "peak", "beyond"),
+    [
+        # Of 1e-4 to 1e-2, each 10 ** 0.25 times the one before.
+        ("l2", (0.03, 1), [{(s, 1)} for s in (0.0178, 0.0317, 0.0565)]),
+        ("l2", (0.9e-4, 1), [{(5.62e-05, 1)}]),
+        # Of 0.001 to 0.01 and 0.3 to 3.
+        (
+            *("leaf", (0.003, 0.1)),
+            [{(s, x) for s in (0.001, 0.003, 0.01)} for x in (0.09, 0.027)],
+        ),
+        (
+            *("leaf", (0.03, 9)),
+            [
+                {(0.0333, 1), (0.0333, 3), (0.0333, 9), (0.003, 9), (0.01, 9)},
+                {(0.111, 3), (0.111, 9), (0.111, 27), (0.01, 27), (0.0333, 27)},
+            ],
+        ),
+        # Of 0.01 to 0.2, shares, which cannot be more than 1.
+        ("top", (0.001, 5), [{(s, 0.8) for s in (0.0003, 0.001, 0.003)}]),
+    ],
+)
+def test_tuning_ends_when_the_best_is_tried_on_all_sides(arm, peak, beyond):
+    best, asked = tuned(arm, *peak)
+    assert asked[2:] == beyond
+
+    def distance(setting):
+        return np.abs(np.log(setting) - np.log(peak)).sum()
+
+    assert best == min(set().union(*asked), key=distance)
+
+
+def test_tuning_ends_where_nothing_makes_a_difference():
+    # The first of equals, at a corner of the grid, has five neighbours beyond it.
+    best, asked = tuned("leaf")
+    assert best == (0.001, 0.3)
+    assert [len(settings) for settings in asked] == [9, 3, 5]
+
+
+# ------------------------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize(
+    ("plan", "task"),
+    [
+        (study.STUDY, "digits"),
+        (study.STUDY, "digits-batches-of-8"),
+        (methods.METHODS, "lenet300-mnist"),
+    ],
+)
+def test_arms_are_tuned_alike_and_compared_on_other_seeds(plan, task):
+    for arm in plan.arms_of(task):
+        asked = {"tuning": [], "comparison": []}
+
+        def make(stage, configs, asked=asked):
+            asked[stage] += configs
+            return [outcome(config) for config in configs]
+
+        plan.make_arm(task, arm, make)
+        base = plan.tasks[task].config
+        for config in asked["tuning"] + asked["comparison"]:
+            config.validate()
+            epochs = base.dense_epochs + base.epochs
+            assert config.dense_epochs + config.epochs == epochs
+            assert config.prune in AT_INIT or config.epochs == base.epochs
+            for name in ("finetune_epochs", "batch_size", "interval"):
+                assert getattr(config, name) == getattr(base, name)
+        seeds = {config.seed for config in asked["comparison"]}
+        number = plan.tasks[task].num_seeds
+        assert seeds == set(range(FIRST_SEED, FIRST_SEED + number))
+        assert all(config.seed < FIRST_SEED for config in asked["tuning"])
+        names = plan.arms[arm].names
+        (best,) = {tuple(getattr(x, n) for n in names) for x in asked["comparison"]}
+        if len(plan.arms[arm].first(base)) > 1:
+            tried = {tuple(getattr(x, n) for n in names) for x in asked["tuning"]}
+            assert best in tried and len(tried) >= 3
+        controls = {config.form.control for config in asked["comparison"]}
+        has_controls = plan is study.STUDY and config.regularizer == "relevance"
+        assert controls == ({"none", "permuted", "mean"} if has_controls else {"none"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[1:],
+        lambda rows: rows[:-1],
+        lambda rows: [*rows, rows[0]],
+        lambda rows: [rows[1], rows[0], *rows[2:]],
+        lambda rows: [*rows[:-1], {**rows[-1], "config_id": "0"}],
+        # Another setting is now the best, and its further runs are missing.
+        lambda rows: [
+            {**row, "kept": 1 if place < 2 else row["kept"]}
+            for place, row in enumerate(rows)
+        ],
+    ],
+)
+def test_rows_of_another_plan_are_noticed(change, made, stored):
+    main(["compare", "study", "--arms", "l2"])
+    rows = read_lines(stored / "study" / "small.jsonl")
+    plan = compare.COMPARISONS["study"]
+    assert plan.is_current("small", "l2", rows)
+    assert not plan.is_current("small", "l2", change(rows))
+
+
+# -------------------------------------------------------------------- from plan to rows
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_comparison_stores_the_rows_of_its_plan(name, made, stored):
+    first, *others = SMALL[name].arms
+    main(["compare", name, "--arms", first])
+    path = stored / name / "small.jsonl"
+    before, number = read_lines(path), len(made)
+    assert len(before) == number and {row["arm"] for row in before} == {first}
+    main(["compare", name, "--arms", *others])
+    rows = read_lines(path)
+    assert rows[: len(before)] == before and len(rows) == len(made)
+    assert [*dict.fromkeys(row["arm"] for row in rows)] == [first, *others]
+    for row in rows:  # what is chosen is chosen without the test set
+        assert ("test_accuracy" in row) == (row["stage"] == "comparison")
+    compared = [row for row in rows if row["stage"] == "comparison"]
+    assert len(compared) == 2 * ((1 + 1 + 3) if name == "study" else 2 * 2)
+    compare.COMPARISONS[name].check_stored()
+    # Rows of other settings are an error before any run is made.
+    changed = SMALL[name]._replace(config=dataclasses.replace(CONFIG, epochs=5))
+    compare.COMPARISONS[name].tasks["small"] = changed
+    message = error_line(["compare", name, "--arms", first])
+    assert f"the rows of {others[0]} in {path} are not those of the present" in message
+    assert len(made) == len(rows)
+
+
+def test_a_task_may_be_tuned_on_another(made):
+    tasks = compare.COMPARISONS["methods"].tasks
+    tasks["large"] = SMALL["methods"]._replace(tuned_on="small")
+    message = error_line(["compare", "methods", "--tasks", "large"])
+    assert "l2 is tuned on small, which has not been made" in message and not made
+    main(["compare", "methods", "--tasks", "large", "small", "--arms", "l2"])
+    rows = compare.COMPARISONS["methods"].rows("large")
+    (strength,) = {row["strength"] for row in rows}
+    assert {row["stage"] for row in rows} == {"comparison"}
+    small = compare.COMPARISONS["methods"].rows("small")
+    assert strength in {row["strength"] for row in small if row["stage"] == "tuning"}
+
+
+def test_an_arm_that_diverged_is_left_out(stored, monkeypatch):
+    def complete(configs, *_, test, **__):
+        diverged = [config.regularizer == "l2" and test for config in configs]
+        return [
+            {**outcome(config, test), "diverged": value}
+            for config, value in zip(configs, diverged, strict=True)
+        ]
+
+    monkeypatch.setattr(compare, "complete", complete)
+    message = error_line(["compare", "study", "--arms", "l2", "none"])
+    assert "small, l2: training diverged: l2 at" in message
+    rows = read_lines(stored / "study" / "small.jsonl")
+    assert {row["arm"] for row in rows} == {"none"}
+
+
+def test_user_errors_come_before_any_run(made, stored, monkeypatch, tmp_path):
+    for flag in ("--tasks", "--arms"):
+        message = error_line(["compare", "study", flag, "huge"])
+        assert f"{flag} must be of '" in message and "got 'huge'" in message
+
+    def builder(name, *_):
+        raise ExperimentError(f"no {name}")
+
+    monkeypatch.setattr(images, "prepared_builder", builder)
+    config = dataclasses.replace(CONFIG, dataset="mnist")
+    tasks = compare.COMPARISONS["study"].tasks
+    tasks["large"] = SMALL["study"]._replace(config=config)
+    assert "no mnist" in error_line(["compare", "study"])
+    stored.joinpath("study").mkdir(parents=True)
+    (stored / "study" / "small.jsonl").write_text("{bad\n")
+    assert "small.jsonl is damaged" in error_line(["compare", "study"])
+    assert not made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_comparison_makes_its_runs_once(name, tmp_path, stored):
+    """With real runs: they are made once, and one that is lost is made again."""
+    command = ["compare", name, "--out", str(tmp_path / "runs")]
+    with quick_compilation(tmp_path / "xla"):
+        main(command)
+        path = stored / name / "small.jsonl"
+        rows = read_lines(path)
+        files = sorted((tmp_path / "runs" / "small").glob("*.json"))
+        # Some settings of the comparison may be tuned with the same seeds.
+        assert len(files) == len({(row["config_id"], row["seed"]) for row in rows})
+        lost = json.loads(files[0].read_text())
+        files[0].unlink()
+        before = {file: file.stat().st_mtime_ns for file in files[1:]}
+        main(command)
+    assert {file: file.stat().st_mtime_ns for file in files[1:]} == before
+    assert json.loads(files[0].read_text())["kept"] == lost["kept"]
+    # How many are made at once, and how long they take, is that of the second time.
+    assert [row["kept"] for row in read_lines(path)] == [row["kept"] for row in rows]

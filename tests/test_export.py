@@ -1,0 +1,165 @@
+"""The files of finished runs, and how fast their networks are."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import (
+    ROOT,
+    checkpoints,
+    digits,
+    error_line,
+    quickly,  # noqa: F401
+    read_summary,
+)
+from safetensors import numpy as safetensors
+
+import sparse_optax
+from experiments.__main__ import main
+from experiments.cost import latency
+from experiments.networks import NETWORKS
+from experiments.networks.functional import init_network
+from experiments.pages import runs as stored_runs
+from experiments.running.checkpoint import named_leaves
+from experiments.settings import ExperimentError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the digits."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    main(digits(out))
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_a_run_ends_with_its_sparse_file(finished):
+    summary, path = read_summary(finished), finished / "network.safetensors"
+    sizes = summary["bytes"]
+    assert path.stat().st_size == sizes["sparse"]
+    network = sparse_optax.load_sparse(path)
+    kept = sum(int(jnp.count_nonzero(w)) for w in jax.tree.leaves(network["params"]))
+    assert kept == summary["kept"]
+    arrays = {name: np.asarray(x) for name, x in named_leaves(network).items()}
+    dense = safetensors.save(arrays)
+    assert len(dense) == sizes["dense"]
+    assert len(gzip.compress(dense, mtime=0)) == sizes["gzipped"]
+
+
+def test_export_writes_the_same_file_again(finished, run, capsys):
+    before = json.loads((run / "summary.json").read_text())
+    (run / "network.safetensors").unlink()
+    del before["bytes"]
+    (run / "summary.json").write_text(json.dumps(before))
+    main(["export", str(run)])
+    assert read_summary(run) == read_summary(finished)
+    name = "network.safetensors"
+    assert (run / name).read_bytes() == (finished / name).read_bytes()
+    assert f"{before['kept']:,}" in capsys.readouterr().out
+
+
+def test_runs_that_cannot_be_exported_are_named(run, tmp_path):
+    assert "holds no finished run" in error_line(["export", tmp_path])
+    (run / "network.safetensors").unlink()
+    (run / "network.safetensors").mkdir()
+    assert "network.safetensors" in error_line(["export", run])
+    before = (run / "summary.json").read_bytes()
+    first, last = checkpoints(run)
+    content = last.read_bytes()
+    last.write_bytes(b"damaged")
+    assert f"{last} is damaged" in error_line(["export", run])
+    last.unlink()
+    assert "is not that of the end of the run" in error_line(["export", run])
+    first.unlink()
+    assert (run / "summary.json").read_bytes() == before and content
+    # One line, to the end of the process.
+    command = [sys.executable, "-m", "experiments", "export", str(run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: there is no checkpoint in") and done.returncode == 1
+
+
+def test_warnings_are_shown_with_a_finished_run(finished, run, capsys):
+    assert read_summary(finished)["warnings"] == []
+    dead = {**read_summary(run), "warnings": ["a warning"], "wall_seconds": 1}
+    (run / "summary.json").write_text(json.dumps(dead))
+    main(digits(run))
+    assert "warning: a warning" in capsys.readouterr().out
+
+
+def test_a_run_is_stored_for_the_pages(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_runs, "RESULTS", tmp_path)
+    path = stored_runs.store(finished)
+    summary = json.loads((finished / "summary.json").read_text())
+    name = f"digits-relevance-{summary['config_id']}-seed0"
+    assert path == tmp_path / "runs" / f"{name}.json"
+    assert json.loads(path.read_text()) == summary
+    rounds = json.loads((tmp_path / "rounds" / f"{name}.json").read_text())
+    assert rounds["phase"] == ["prune"] * 8 + ["finetune"] * 2
+    assert rounds["kept_by_leaf"].keys() == summary["layers"].keys()
+    stored_runs.draw(name, tmp_path)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    with pytest.raises(ExperimentError, match="holds no finished run"):
+        stored_runs.store(tmp_path)
+
+
+# ---------------------------------------------------------------------------- latency
+
+
+@pytest.mark.parametrize(
+    "name", ["lenet300", pytest.param("lenet5", marks=pytest.mark.slow)]
+)
+def test_all_ways_to_multiply_compute_the_same_network(name):
+    functional, variables = init_network(NETWORKS[name], (28, 28, 1), 255, seed=0)
+    biases = np.random.default_rng(1)
+    variables = variables._replace(
+        params={
+            layer: {**leaves, "bias": jnp.asarray(biases.random(leaves["bias"].shape))}
+            for layer, leaves in variables.params.items()
+        }
+    )
+    variables = latency.pruned(variables, 0.9)
+    total = sum(w.size for w in jax.tree.leaves(variables.params))
+    kept = sum(int(jnp.count_nonzero(w)) for w in jax.tree.leaves(variables.params))
+    assert kept == total - round(float(np.float32(0.9)) * total)
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    wanted = functional.logits(variables, jnp.asarray(images))
+    for variant, function in latency.variants(name, variables, images).items():
+        found = function()
+        np.testing.assert_allclose(found, wanted, 1e-4, 1e-4, err_msg=variant)
+
+
+def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
+    monkeypatch.setattr(latency, "BATCHES", (2,))
+    _, variables = init_network(NETWORKS["lenet300"], (28, 28, 1), 255, seed=0)
+    wrong = latency.Layer(np.ones((10, 784), np.float32), np.zeros((10, 1)), None)
+    monkeypatch.setattr(latency, "layers_of", lambda params: [wrong])
+    with pytest.raises(ExperimentError, match="computes another network"):
+        latency.measure_network("lenet300", "mnist", variables, turns=1)
+
+
+@pytest.mark.slow
+def test_latency_measures_runs_and_stores(finished, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "BATCHES", (2,))
+    out = ["--out", str(tmp_path / "out")]
+    main(["latency", str(finished), "--turns", "1", *out])
+    found = json.loads((tmp_path / "out" / "cpu.json").read_text())
+    sparsity = read_summary(finished)["sparsity"]
+    sparsities = [*latency.PRUNED_AT_ONCE, sparsity]
+    assert [one["sparsity"] for one in found["runs"]] == sparsities
+    table = latency.show(found)
+    assert f"| lenet300 | in training | {100 * sparsity:.2f} | 2 |" in table
+    assert "holds no finished run" in error_line(["latency", tmp_path, *out])
+    summary = {**read_summary(run), "network": "resnet32"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "holds no LeNet" in error_line(["latency", run, *out])

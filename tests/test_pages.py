@@ -1,0 +1,213 @@
+"""What is stored, and the conclusions and pages that are made of it."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import ROOT
+from scipy import stats
+
+from experiments.comparing import methods, statistics, study
+from experiments.config import Form
+from experiments.pages import methods as methods_page, pages, study as study_page
+from experiments.records import RESULTS
+from experiments.settings import names
+from experiments.tasks import TASKS
+
+STORED = sorted((RESULTS / "runs").glob("*.json"))
+
+
+# ------------------------------------------------------------------------- stored rows
+
+
+def test_every_stored_run_is_found_from_its_settings():
+    """From the settings of its task, its identity is the stored one."""
+    assert len(STORED) > 90
+    for path in STORED:
+        row = json.loads(path.read_text())
+        task = TASKS[row["experiment"]]
+        values = {}
+        for field in dataclasses.fields(task):
+            if field.name == "form":
+                values["form"] = Form(**row.get("form", {}))
+            elif field.name in row:
+                values[field.name] = row[field.name]
+            elif field.name not in names(task, place=True):  # newer than the run
+                values[field.name] = field.default
+        config = dataclasses.replace(task, **values)
+        config.validate()
+        config.check_effects(task)
+        name = f"{task.experiment}-{config.regularizer}-{config.config_id}"
+        assert path.name == f"{name}-seed{config.seed}.json"
+        assert row["config_id"] == config.config_id
+
+
+@pytest.mark.parametrize("plan", [study.STUDY, methods.METHODS])
+def test_every_stored_row_is_found_from_the_settings_of_its_task(plan):
+    plan.check_stored()
+    folder = RESULTS / plan.name
+    stored = {path.stem for path in folder.glob("*.jsonl")}
+    assert stored and stored <= plan.tasks.keys()
+    for task in stored:
+        assert all(row["kept"] <= row["total"] for row in plan.rows(task))
+
+
+def test_rounds_are_those_of_stored_runs():
+    rounds = {path.name for path in (RESULTS / "rounds").glob("*.json")}
+    assert {f"{name}.json" for name in pages.DRAWN} <= rounds
+    assert rounds <= {path.name for path in STORED}
+
+
+def test_pages_are_made_of_what_is_stored(tmp_path, monkeypatch):
+    """And so are their figures."""
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
+    pages.main(pages.Settings())
+    folder = ROOT / "docs" / "results"
+    for own, there in ((tmp_path, folder), (tmp_path / "figures", folder / "figures")):
+        made, stored = ({path.name for path in x.iterdir()} for x in (own, there))
+        assert made == stored
+    for path in tmp_path.glob("*.md"):
+        assert path.read_text() == (folder / path.name).read_text(), path.name
+        for link in path.read_text().split("](figures/")[1:]:
+            assert (tmp_path / "figures" / link.split(")")[0]).is_file()
+
+
+# -------------------------------------------------------------------- statistics
+
+FORM, OTHER = [50, 80, 20, 40, 60, 33, 47], [70, 90, 35, 50, 66, 31, 52]
+BETTER, BEST = [40, 70, 15, 33, 50, 30, 40], [39, 69, 14, 32, 49, 29, 39]
+
+
+def rows(kept, arm="leaf", control="none", task="digits", bound=0.9):
+    """Returns rows of a comparison, seed by seed."""
+    return pd.DataFrame(
+        {
+            **{"task": task, "arm": arm, "stage": "comparison", "control": control},
+            **{"seed": range(len(kept)), "log_kept": np.log(kept)},
+            **{"validation_bound": bound, "test_accuracy": 0.9},
+        }
+    )
+
+
+def test_comparisons_are_paired_and_on_logarithms():
+    found = statistics.compare(rows(FORM), rows(OTHER)[::-1])
+    differences = np.log(FORM) - np.log(OTHER)
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert found.ratio == pytest.approx(stats.gmean(FORM) / stats.gmean(OTHER))
+    assert found.low == pytest.approx(math.exp(interval.low))
+    assert found.high == pytest.approx(math.exp(interval.high))
+    means = [
+        np.mean(signs * differences)
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
+    no_larger = [mean <= differences.mean() + 1e-12 for mean in means]
+    assert found.p_value == pytest.approx(np.mean(no_larger))
+    assert statistics.compare(rows(OTHER), rows(FORM)).p_value > 0.5
+    same = statistics.compare(rows(FORM), rows(FORM))
+    assert (same.ratio, same.p_value) == (1.0, 1.0)
+
+
+def test_many_pairs_are_tested_by_random_signs():
+    logs = np.random.default_rng(0).normal(-0.1, 1, 20)
+    found = statistics.compare(rows(1e6 * np.exp(logs)), rows([1e6] * 20))
+    # The sum of so many random signs is nearly normal.
+    normal = stats.norm.cdf(logs.sum() / math.sqrt(np.sum(logs**2)))
+    assert found.p_value == pytest.approx(normal, abs=0.02)
+
+
+def test_equal_pairs_say_nothing_about_who_wins():
+    better = [0.5 * kept for kept in FORM]
+    for number in range(8):
+        some = statistics.compare(rows(better[:number] + FORM[number:]), rows(FORM))
+        result = statistics.Result("leaf", rows(FORM), {"l2": some})
+        assert result.can_win == result.wins == (number == 7)
+        assert some.p_value == pytest.approx(0.5**number)
+    assert str(some) == "0.50, p = 0.008"  # equal differences have no interval
+    found = statistics.Ratio(0.94, 0.881, 0.997, 0.02, 9)
+    assert str(found) == "0.94 (0.88 to 0.997), p = 0.020"
+
+
+def test_every_task_has_the_same_weight():
+    few, many = np.log([0.5, 0.6, 0.9]), np.log([1.1, 1.0, 0.9, 1.3, 0.8, 1.2])
+    pairs = (("digits", few), ("mnist", many))
+    own = pd.concat([rows(1e6 * np.exp(logs), task=task) for task, logs in pairs])
+    other = pd.concat([rows([1e6] * len(logs), task=task) for task, logs in pairs])
+    found = statistics.compare(own, other)
+    means = few.mean(), many.mean()  # the tasks are the pairs, two of them
+    assert math.log(found.ratio) == pytest.approx(np.mean(means))
+    interval = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert math.log(found.high) == pytest.approx(interval.high)
+    assert found.p_value == 0.5  # the signs ++ and -+ have larger means
+
+
+def test_runs_that_make_no_pairs_are_refused():
+    with pytest.raises(ValueError, match="no pairs"):
+        statistics.compare(rows(FORM), rows(OTHER[:4]))
+    with pytest.raises(ValueError, match=r"no pairs: .* different bounds"):
+        statistics.compare(rows(FORM), rows(OTHER, bound=0.91))
+
+
+@pytest.mark.parametrize("best", [None, "l2", "alike", "permuted", "mean"])
+def test_a_form_wins_only_over_all_of_its_opponents(best):
+    def other(name):
+        return BEST if name == best else FORM
+
+    name, alike = "relevance, decoupled", "l2, decoupled"
+    found = pd.concat(
+        [
+            rows(other("l2"), "l2"),
+            rows(other("alike"), alike),
+            rows(BETTER, name),
+            rows(other("permuted"), name, "permuted"),
+            rows(other("mean"), name, "mean"),
+        ]
+    )
+    results = {result.name: result for result in statistics.results_of(found)}
+    for opponent in ("l2", "alike", "permuted", "mean"):
+        ratio = stats.gmean(BETTER) / stats.gmean(other(opponent))
+        assert results[name].ratios[opponent].ratio == pytest.approx(ratio)
+    assert results[name].wins == (best is None)
+    assert results["l2"].ratios == {} and [*results[alike].ratios] == ["l2"]
+    said = study_page.verdict([*results.values()])
+    assert ("winners: none" in said) == (best is not None)
+    # Six pairs cannot reach the level, whatever they say.
+    few = statistics.results_of(found[found.seed < 6])
+    assert not any(result.wins for result in few if result.name == name)
+
+
+# --------------------------------------------------------------------------- frontiers
+
+
+def test_frontiers_by_hand():
+    # Kept are 4 %, 2 % and 1 %: each half of the one before.
+    points = [(99, 4), (96, 1), (98, 2)]
+    middle = 100 - 2**0.5  # between 2 % and 1 %, by the logarithm
+    for sparsity, sign, error in [
+        *[(96, "", 1), (98, "", 2), (middle, "", 3), (99, "", 4)],
+        *[(90, "≤ ", 1), (95.996, "", 1), (99.004, "", 4)],
+    ]:
+        found = methods_page.error_at(points, sparsity)
+        assert found == (sign, pytest.approx(error, rel=1e-6))
+    assert math.isnan(methods_page.error_at(points, 99.1)[1])
+    for error, sign, sparsity in [
+        *[(1, "", 96), (2, "", 98), (3, "", middle), (5, "≥ ", 99), (4, "≥ ", 99)]
+    ]:
+        found = methods_page.sparsity_at(points, error + 1e-9)
+        assert found == (sign, pytest.approx(sparsity, abs=0.01))
+    assert math.isnan(methods_page.sparsity_at(points, 0.9)[1])
+    # Where the error falls again, the higher sparsity counts.
+    points = [(90, 1), (96, 3), (98, 2)]
+    assert methods_page.sparsity_at(points, 2.0) == ("≥ ", 98)
+    sign, sparsity = methods_page.sparsity_at(points, 1.5)
+    assert not sign and 90 < sparsity < 96
+
+
+def test_cells_are_means_over_seeds_with_their_spread():
+    assert methods_page.cell([("", 2.0), ("", 3.0)]) == "2.50 ± 0.71"
+    assert methods_page.cell([("", 2.0), ("≤ ", 3.0)]) == "≤ 2.50 ± 0.71"
+    # A mean over the seeds that have a value would flatter.
+    assert methods_page.cell([("", 1.0), ("", math.nan)]) == "-"

@@ -1,0 +1,382 @@
+"""Runs of images: what they do, what they leave, and what they refuse."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from runs import (
+    Small,
+    Stopped,
+    assert_same_run,
+    digits,
+    error_line,
+    folder_of,
+    quickly,  # noqa: F401
+    read_rows,
+    read_state,
+    read_summary,
+)
+
+from experiments import networks
+from experiments.__main__ import main
+from experiments.data import images
+from experiments.records import RunFolder
+from experiments.running import environment
+from experiments.tasks import IMAGE_TASKS
+from experiments.tasks.digits import CONFIG
+
+HEAVY = "--fraction", "0.6"  # soon more than the bound allows
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the digits: its folder, and when it read the test set."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    reads = []
+    load = images.load
+
+    def counting_load(config):
+        dataset = load(config)
+
+        def read_test():
+            reads.append(len(read_rows(out)))
+            return dataset.read_test()
+
+        return dataset._replace(read_test=read_test)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "load", counting_load)
+        main(digits(out, *HEAVY))
+    return out, reads
+
+
+# ------------------------------------------------------------------------ whole runs
+
+
+def test_a_run_leaves_summary_metrics_checkpoint_and_figures(finished):
+    out, _ = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["total"] == 50_610
+    assert summary["sparsity"] == pytest.approx(1 - summary["kept"] / 50_610)
+    layers = summary["layers"]
+    assert sum(layer["kept"] for layer in layers.values()) == summary["kept"]
+    assert sum(summary["magnitudes"]["sparse"]) == summary["kept"]
+    for split in ("test", "validation"):
+        assert 0.5 < summary[f"dense_{split}_accuracy"] <= 1
+        assert 0.5 < summary[f"{split}_accuracy"] <= 1
+    assert summary["hardware"] and summary["versions"] and summary["date"]
+    masks = [
+        x for name, x in read_state(out).items() if "best" in name and "masks" in name
+    ]
+    assert sum(mask.sum() for mask in masks) == summary["kept"]
+    row = read_rows(out)[-1]
+    assert row["relevant_by_leaf"].keys() == row["kept_by_leaf"].keys() == layers.keys()
+    with Image.open(out / "run.png") as image:
+        assert image.width > 1000
+    assert (out / "run.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_rounds_follow_the_algorithm(finished):
+    """A round prunes the fraction of what is left if its metric exceeds the bound.
+
+    The result is the last network that was measured above the bound.
+    """
+    out, _ = finished
+    summary, rows = read_summary(out), read_rows(out)
+    assert [row["phase"] for row in rows] == (
+        ["dense"] * 3 + ["prune"] * 8 + ["finetune"] * 2
+    )
+    assert [row["step"] for row in rows[:11]] == [16 * n for n in range(1, 12)]
+    total = kept = best = summary["total"]
+    bound, fraction = summary["validation_bound"], float(np.float32(0.6))
+    assert bound == pytest.approx(rows[2]["metric"] - CONFIG.bound)
+    for row in rows[3:11]:
+        assert row["sparsity"] == pytest.approx(1 - kept / total, abs=1e-6)
+        assert row["pruned"] == (row["metric"] > bound)
+        if row["pruned"]:
+            best = kept
+            kept -= round(fraction * kept)
+        assert sum(row["kept_by_leaf"].values()) == pytest.approx(kept, abs=5)
+    assert {row["pruned"] for row in rows[3:]} == {True, False}
+    for row in rows[11:]:
+        assert not row["pruned"]
+        assert sum(row["kept_by_leaf"].values()) == pytest.approx(best, abs=5)
+    assert summary["kept"] == best < total
+
+
+def test_the_test_set_is_read_once_after_all_rounds(finished):
+    out, reads = finished
+    assert reads == [len(read_rows(out))]
+
+
+def test_a_finished_run_is_shown_again(finished, capsys, monkeypatch):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.setattr(images, "load", None)
+    main(digits(out, *HEAVY))
+    shown = capsys.readouterr().out
+    assert "finished" in shown and "hidden1/kernel" in shown
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_patience_ends_pruning_and_scope_prunes_leaf_by_leaf(tmp_path):
+    flags = "--patience", "1", "--scope", "leaf", "--fraction", "0.75"
+    main(digits(tmp_path, *flags))
+    rows = read_rows(tmp_path, "prune")
+    pruned = [row["pruned"] for row in rows]
+    assert pruned.index(False) == len(rows) - 1 < 7
+    steps = len(rows) - 2  # the last one went too far, and is not in the result
+    assert steps > 0
+    for layer in read_summary(tmp_path)["layers"].values():
+        assert layer["kept"] == pytest.approx(layer["size"] / 4**steps, abs=1), layer
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
+    """With all that has a state: statistics, momentum, augmentation, schedules."""
+    monkeypatch.setitem(networks.NETWORKS, "lenet300", Small)
+    flags = ["--prune", "gradual", "--mirror", "--optimizer", "sgd"]
+    flags += ["--schedule", "cosine", "--finetune-schedule", "cosine"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    main(digits(whole, *flags))
+    append = RunFolder.append
+
+    def stop(self, row):
+        if len(self.rows) == 7:
+            raise Stopped
+        append(self, row)
+
+    monkeypatch.setattr(RunFolder, "append", stop)
+    with pytest.raises(Stopped):
+        main(digits(stopped, *flags))
+    monkeypatch.setattr(RunFolder, "append", append)
+    main(digits(stopped, *flags))
+    assert_same_run(stopped, whole)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--regularizer", "lobster", "--strength", "1e-5"),
+        ("--prune", "gradual", "--regularizer", "none"),
+        ("--prune", "snip", "--regularizer", "none"),
+        ("--prune", "random", "--regularizer", "none"),
+    ],
+    ids=lambda flags: flags[1],
+)
+@pytest.mark.slow
+def test_every_way_to_prune_reaches_its_sparsity(flags, tmp_path):
+    main(digits(tmp_path, *flags))
+    summary, rows = read_summary(tmp_path), read_rows(tmp_path, "prune")
+    sparsities = [row["sparsity"] for row in rows]
+    assert sparsities == sorted(sparsities)
+    if "--prune" not in flags:
+        assert 0 < summary["sparsity"] < 1
+        return
+    total = summary["total"]
+    assert summary["kept"] == total - round(float(np.float32(0.9)) * total)
+    assert summary["validation_bound"] == -1
+    assert not any(row["pruned"] for row in rows)
+    assert (sparsities[0] == sparsities[-1]) == ("gradual" not in flags)
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGE_TASKS if name != "digits"])
+@pytest.mark.slow
+def test_every_image_task_runs_on_its_data(name, tmp_path, monkeypatch):
+    config, load = IMAGE_TASKS[name], images.load
+
+    def short_load(config):
+        dataset = load(config)
+        sizes = len(dataset.train.labels), len(dataset.validation.labels)
+        assert sizes == (45_000 if "cifar10" in name else 55_000, 5_000)
+        return dataset._replace(
+            train=images.take(dataset.train, np.arange(300)),
+            validation=images.take(dataset.validation, np.arange(100)),
+        )
+
+    monkeypatch.setattr(images, "load", short_load)
+    monkeypatch.setitem(networks.NETWORKS, "resnet32", Small)
+    data = folder_of("SPARSE_OPTAX_DATA_DIR")
+    main(
+        [
+            *(name, "--out", str(tmp_path), "--data-dir", str(data)),
+            *("--dense-epochs", "1", "--epochs", "2", "--interval", "3"),
+            *("--bound", "0.01", "--batch-size", "100", "--finetune-epochs", "1"),
+            "--no-relative-bound",
+        ]
+    )
+    summary = read_summary(tmp_path)
+    total, fraction = summary["total"], float(np.float32(config.fraction))
+    assert summary["kept"] == total - round(fraction * total)  # of the one step
+    # 10,000 test images, and no other set, give accuracies in such steps.
+    right = summary["test_accuracy"] * 10_000
+    assert right == pytest.approx(round(right))
+
+
+def test_commits_are_those_that_made_the_rounds(tmp_path, monkeypatch, capsys):
+    """The code may change while a run is made, and before it is resumed."""
+    command = digits(tmp_path, "--epochs", "1", "--finetune-epochs", "0")
+    append = RunFolder.append
+
+    def change(self, row):
+        if len(self.rows) == 2:
+            monkeypatch.setattr(environment, "commit", lambda: "later")
+        if len(self.rows) == change.end:
+            raise Stopped
+        append(self, row)
+
+    monkeypatch.setattr(RunFolder, "append", change)
+    monkeypatch.setattr(environment, "commit", lambda: "first")
+    change.end = 3
+    with pytest.raises(Stopped):
+        main(command)
+    monkeypatch.setattr(environment, "commit", lambda: "second")
+    change.end = None
+    main(command)
+    assert "produced by a different commit" in capsys.readouterr().out
+    summary = read_summary(tmp_path)
+    assert summary["commit"] == "second" and summary["earlier_commits"] == ["first"]
+
+
+def test_a_commit_is_dirty_if_code_changed_and_no_text(tmp_path, monkeypatch):
+    code, text = tmp_path / "code.py", tmp_path / "README.md"
+    monkeypatch.setattr(environment, "__file__", str(code))
+    commit = environment.commit.__wrapped__
+    code.write_text("one")
+    text.write_text("one")
+    assert commit() is None
+    identity = "-c", "user.name=Test", "-c", "user.email=test@example.com"
+    for arguments in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "x")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    clean = commit()
+    assert clean is not None and len(clean) == 40
+    text.write_text("two")
+    assert commit() == clean
+    code.write_text("two")
+    assert commit() == clean + "-dirty"
+    code.write_text("one")
+    (tmp_path / "more.py").write_text("one")
+    assert commit() == clean + "-dirty"
+
+
+def test_training_that_diverges_is_an_error(tmp_path):
+    message = error_line(digits(tmp_path, "--dense-learning-rate", "1e30"))
+    assert "the training diverged: at update" in message
+    assert not (tmp_path / "summary.json").exists()
+
+
+# ----------------------------------------------------------------------- user errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--fraction 1.5", r"--fraction must be in \(0, 1\); got 1.5"),
+        ("--fraction nan", "--fraction must be .*; got nan"),
+        ("--bound 1", r"--bound must be in \[0, 1\); got 1.0"),
+        ("--strength -0.1", "--strength must be .*; got -0.1"),
+        ("--learning-rate inf", "--learning-rate must be .*; got inf"),
+        ("--interval 0", "--interval must be .*; got 0"),
+        ("--batch-size 2000", "--batch-size must be 1078 or less"),
+        ("--num-train 5000", "--num-train must be 1078 or less.*; got 5000"),
+        ("--memory 1.0", r"--memory must be in \[0, 1\); got 1.0"),
+        ("--unit quantile --scale 1.5", "--scale must be below 1.*; got 1.5"),
+        ("--warmup-steps 48", "--warmup-steps must be less than 48"),
+        ("--prune gradual --patience 3", "--patience .* gradual; got 3"),
+        ("--regularizer l2 --scale 5", "--scale has no effect .* l2 .*; got 5"),
+        ("--regularizer l2 --control mean", "--form has no effect .* l2"),
+        ("--regularizer lobster --decoupled", "--decoupled .* lobster"),
+        ("--prune gradual --acts-on both", "--acts-on both .* gradual"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(flags, message, tmp_path):
+    assert re.search(message, error_line(digits(tmp_path / "run", *flags.split())))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_refused(finished):
+    out, _ = finished
+    message = error_line(digits(out, "--fraction", "0.2"))
+    assert "fraction 0.6 there, 0.2 here" in message and "strength" not in message
+    assert "seed 0 there, 1 here" in error_line(digits(out, *HEAVY, "--seed", "1"))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot write" in error_line(digits(tmp_path / "file" / "run"))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "run")
+    assert "cannot write" in error_line(digits(tmp_path / "link"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "exists without config.json"),
+        ("config.json", b"null", r"config\.json is damaged: 'null' has no names"),
+        ("config.json", b"\xff", r"cannot read .*config\.json: .*utf-8"),
+        ("config.json", b"{}", r"another configuration \(.*there, .* here"),
+        ("summary.json", b"", r"summary\.json is damaged: "),
+        ("metrics.jsonl", b"\xff\n", r"cannot read .*metrics\.jsonl"),
+        ("metrics.jsonl", b"3\n", r"metrics\.jsonl has not the rows"),
+        ("metrics.jsonl", None, r"metrics\.jsonl has not the rows"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(finished, name, content, message, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    if name == "metrics.jsonl":  # which a finished run does not read
+        (folder / "summary.json").unlink()
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert re.search(message, error_line(digits(folder, *HEAVY)))
+
+
+def test_a_missing_data_set_names_the_command_that_prepares_it(tmp_path, monkeypatch):
+    importlib.import_module("tensorflow_datasets")  # which looks for modules, too
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    arguments = ["lenet300-mnist", "--out", tmp_path / "run", "--data-dir", tmp_path]
+    message = error_line(arguments)
+    assert f"no data set mnist in {tmp_path}" in message
+    assert "pip install -e '.[prepare]'" in message
+
+
+@pytest.mark.slow
+def test_a_damaged_data_set_is_named(tmp_path):
+    data = folder_of("SPARSE_OPTAX_DATA_DIR")
+    arguments = ["lenet300-mnist", "--out", tmp_path / "run", "--data-dir", tmp_path]
+    for pattern in ("mnist-train*", "dataset_info.json"):
+        for share in (0, 0.5):
+            shutil.rmtree(tmp_path / "mnist", ignore_errors=True)
+            shutil.copytree(data / "mnist", tmp_path / "mnist")
+            (broken,) = tmp_path.rglob(pattern)
+            content = broken.read_bytes()
+            broken.unlink()
+            if share:
+                broken.write_bytes(content[: int(share * len(content))])
+            message = error_line(arguments)
+            assert str(tmp_path) in message and "mnist" in message
+
+
+# ------------------------------------------------------------------------ image sets
+
+
+def test_reduced_and_noisy_training_sets_leave_the_rest():
+    whole = images.load(CONFIG)
+    assert [len(x.labels) for x in (*whole[:2], whole.read_test())] == [1078, 359, 360]
+    few = images.load(dataclasses.replace(CONFIG, num_train=100))
+    assert len(few.train.labels) == 100
+    jax.tree.map(np.testing.assert_array_equal, whole.validation, few.validation)
+    noisy = images.load(dataclasses.replace(CONFIG, label_noise=0.5))
+    np.testing.assert_array_equal(noisy.train.images, whole.train.images)
+    np.testing.assert_array_equal(noisy.validation.labels, whole.validation.labels)
+    changed = np.mean(noisy.train.labels != whole.train.labels)
+    assert abs(changed - 0.5 * 0.9) < 0.05
+    again = images.load(dataclasses.replace(CONFIG, label_noise=0.5, seed=3))
+    np.testing.assert_array_equal(noisy.train.labels, again.train.labels)

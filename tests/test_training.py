@@ -1,0 +1,341 @@
+"""Training: regularizers, optimizers, masks at initialisation, data and phases."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import exact_share, find_states, numpy_drop
+from runs import Small, quickly  # noqa: F401
+
+import sparse_optax
+from experiments import networks
+from experiments.data import images
+from experiments.networks.functional import Variables, init_network
+from experiments.running import program
+from experiments.tasks.digits import CONFIG
+from experiments.training import loop, masks_at_init, optimizers, regularizers
+from experiments.training.augmentation import augment
+from experiments.training.image_problem import ImageProblem
+from experiments.training.phases import Phases
+
+
+def changed(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def small_split(number=50, size=4):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 17, (number, size, size, 1), np.uint8)
+    return images.Split(pixels, rng.integers(0, 10, number, np.int32))
+
+
+# ------------------------------------------------------------------------ regularizers
+
+
+@pytest.mark.parametrize("name", ["relevance", "l2", "l1", "none"])
+def test_regularizers_by_hand(name):
+    """Their strength decays in four updates, and starts again at a pruning step."""
+    strength, scale, steps = 0.3, 0.5, 4
+    w = np.array([1.5, -2.0, 0.0, 0.25], np.float32)
+    g = np.array([0.1, -0.7, 0.3, 0.0], np.float32)
+    penalty = {
+        "relevance": 2 * strength * np.exp(-np.abs(g) / scale) * w,
+        "l2": 2 * strength * w,
+        "l1": strength * np.sign(w),
+        "none": 0 * w,
+    }[name]
+    params, grads = {"w": jnp.asarray(w)}, {"w": jnp.asarray(g)}
+    config = changed(regularizer=name, scale=scale)
+    tx = optax.chain(
+        regularizers.make_regularizer(config, strength, steps),
+        sparse_optax.prune_by_magnitude(0.5, mask=None),
+    )
+    update = jax.jit(tx.update)
+
+    def check(state, factor):
+        abs_grads = jax.tree.map(jnp.abs, grads)
+        updates, state = update(grads, state, params, abs_grads=abs_grads)
+        np.testing.assert_allclose(updates["w"], g + factor * penalty, rtol=1e-5)
+        return state
+
+    state = tx.init(params)
+    for factor in (1, 0.75, 0.5):
+        state = check(state, factor)
+    _, state = sparse_optax.prune(params, state, fraction=0.0)
+    for factor in (1, 0.75, 0.5, 0.25, 0, 0):
+        state = check(state, factor)
+    constant = regularizers.make_regularizer(config, strength, 0)
+    state = constant.init(params)
+    for _ in range(2):
+        updates, state = constant.update(
+            grads, state, params, abs_grads=jax.tree.map(jnp.abs, grads)
+        )
+    np.testing.assert_allclose(updates["w"], g + penalty, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learning_rate", [0.5, 0.25])
+def test_lobster_by_hand(learning_rate):
+    """w - eta * (momentum) - lambda * w * max(0, 1 - |g|)."""
+    config = changed(
+        **{"regularizer": "lobster", "strength": 0.1, "optimizer": "sgd"},
+        learning_rate=learning_rate,
+    )
+    tx = optimizers.pruning_optimizer(config, 100, 10)
+    w = np.array([2.0, -4.0, 1.0, 0.0], np.float32)
+    g = np.array([0.0, 0.25, -3.0, 0.5], np.float32)
+    updates, _ = tx.update(
+        jnp.asarray(g), tx.init(jnp.asarray(w)), jnp.asarray(w), abs_grads=jnp.abs(g)
+    )
+    shrinkage = np.array([0.1 * 2 * 1, 0.1 * -4 * 0.75, 0, 0])
+    by_hand = learning_rate * np.array([0, -0.25, 3, -0.5]) - shrinkage
+    np.testing.assert_allclose(updates, by_hand, rtol=1e-6)
+
+
+# -------------------------------------------------------------------------- optimizers
+
+
+def test_dense_training_by_hand():
+    """v <- 0.9 v + g + 2 s w and w <- w - eta (1 + cos(pi t / n)) / 2 v."""
+    config = changed(
+        **{"dense_optimizer": "sgd", "dense_strength": 0.1, "dense_learning_rate": 0.5}
+    )
+    tx = optimizers.dense_optimizer(config, num_steps=4)
+    w, v = np.array([2.0, -1.0]), np.zeros(2)
+    params = jnp.asarray(w, jnp.float32)
+    state = tx.init(params)
+    for step, g in enumerate(np.array([[1.0, 0.5], [-1.0, 0.25], [0.0, 2.0]])):
+        updates, state = tx.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        v = 0.9 * v + g + 2 * 0.1 * w
+        w = w - 0.5 * (1 + np.cos(np.pi * step / 4)) / 2 * v
+        np.testing.assert_allclose(params, w, rtol=1e-6)
+
+
+def test_gradual_pruning_follows_the_cubic_schedule():
+    """s * (1 - (1 - t/n)^3) at every interval, up to three quarters of the updates."""
+    config = changed(prune="gradual", target_sparsity=0.8, interval=10)
+    tx = optimizers.pruning_optimizer(config, 80, 10)
+    params = {"w": jnp.arange(1.0, 1001.0)}
+    state = tx.init(params)
+    step = jax.jit(lambda s: tx.update({"w": jnp.zeros(1000)}, s, params)[1])
+    kept = []
+    for _ in range(80):
+        state = step(state)
+        kept.append(int(sparse_optax.get_masks(state)["w"].sum()))
+    updates = np.minimum(np.arange(10, 81, 10), 60)
+    sparsity = 0.8 * (1 - (1 - updates / 60) ** 3)
+    assert kept[9::10] == [1000 - round(1000 * s) for s in sparsity]
+    assert kept[:9] == [1000] * 9 and kept[10:19] == kept[9:10] * 9
+    assert not sparse_optax.get_masks(state)["w"][:800].any()
+
+
+def test_fine_tuning_starts_its_own_schedule():
+    """It is shorter than that of pruning, which is at its end."""
+    config = changed(
+        **{"finetune_schedule": "cosine", "finetune_learning_rate": 0.5},
+        **{"finetune_epochs": 2, "epochs": 4, "interval": 1, "batch_size": 1000},
+        **{"optimizer": "sgd", "regularizer": "none", "schedule": "cosine"},
+    )
+    phases = Phases(config, ImageProblem(config, images.load_digits()))
+    assert phases.num_rounds[1:] == (4, 2)
+    state = phases.start_pruning(phases.start_dense())
+    for _ in range(4):
+        state = state._replace(current=phases.train_sparse(state.current))
+    before = phases.start_finetuning(state._replace(best=state.current)).current
+    for rate in (0.5, 0.25):
+        after = phases.finetune(before)
+        (trace,) = find_states(after.opt_state, optax.TraceState)
+        for w, then, momentum in zip(
+            *map(jax.tree.leaves, (before.params, after.params, trace.trace)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(then, w - rate * momentum, rtol=1e-5, atol=1e-6)
+        before = after
+
+
+def test_relevant_shares():
+    params = {"a": jnp.array([1.0, 0.0, 2.0, 3.0]), "b": jnp.zeros(2)}
+    irrelevance = {"a": jnp.array([0.0, 0.0, 1.0, 0.49]), "b": jnp.zeros(2)}
+    total, by_leaf = loop.relevant_shares(params, irrelevance)
+    assert total == by_leaf["a"] == pytest.approx(2 / 3)
+    assert jnp.isnan(by_leaf["b"])
+
+
+# ------------------------------------------------------------- masks at initialisation
+
+
+def test_snip_scores_are_sensitivities_of_the_loss():
+    """|g * w|, by finite differences of the loss along weights."""
+    split = small_split(6)
+    network, variables = init_network(networks.LeNet300, (4, 4, 1), 16, 0)
+    scores = masks_at_init.snip_scores(network, variables, split, 6, seed=0)
+    params = variables.params
+    w = params["output"]["kernel"]
+
+    @jax.jit
+    def loss(i, j, factor):
+        output = {**params["output"], "kernel": w.at[i, j].multiply(factor)}
+        params_there = {**params, "output": output}
+        return network.loss(params_there, {}, *map(jnp.asarray, split))[0]
+
+    for i, j in ((0, 0), (3, 7), (99, 9)):
+        slope = (loss(i, j, 1.01) - loss(i, j, 0.99)) / 0.02
+        found = scores["output"]["kernel"][i, j]
+        np.testing.assert_allclose(found, abs(slope), rtol=2e-2, atol=2e-5)
+
+
+def test_scores_at_initialisation_spare_norms():
+    network, variables = init_network(Small, (4, 4, 1), 16, 0)
+    for scores in (
+        masks_at_init.snip_scores(network, variables, small_split(4), 4, seed=0),
+        masks_at_init.random_scores(variables.params, seed=0),
+    ):
+        norms = jax.tree.leaves(scores.pop("norm"))
+        assert len(norms) == 2 and all(jnp.all(x == jnp.inf) for x in norms)
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(scores))
+
+
+@pytest.mark.parametrize("prune", ["snip", "random"])
+def test_masks_at_initialisation_are_those_of_the_untrained_network(prune):
+    dataset = images.load_digits()
+    config = changed(prune=prune, target_sparsity=0.7, batch_size=100, seed=3)
+    phases = Phases(config, ImageProblem(config, dataset))
+    start, problem = phases.start_dense(), phases.problem
+    dense = start._replace(params=jax.tree.map(lambda w: w + 1, start.params))
+    state = phases.start_pruning(dense).current
+    if prune == "snip":
+        scores = problem.saliency(problem.variables)
+    else:
+        scores = masks_at_init.random_scores(start.params, config.seed)
+    masks = sparse_optax.get_masks(state.opt_state)
+    total = sum(mask.size for mask in jax.tree.leaves(masks))
+    everything = jax.tree.map(np.ones_like, masks)
+    expected = numpy_drop(scores, everything, exact_share(0.7, total))
+    for mask, wanted, w, initial in zip(
+        *map(jax.tree.leaves, (masks, expected, state.params, start.params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mask, wanted)
+        np.testing.assert_array_equal(w, jnp.where(mask, initial, 0))
+
+
+# --------------------------------------------------------------------- data of training
+
+
+def test_rounds_of_any_length_make_the_same_updates():
+    """The step of a state says where in the data it is, through several epochs."""
+    network, variables = init_network(networks.LeNet300, (4, 4, 1), 16, 0)
+    optimizer = optimizers.pruning_optimizer(CONFIG, 40, 7)
+
+    def train(num_steps, num_rounds, seed=0):
+        state = loop.init_state(variables, optimizer)
+        config = changed(batch_size=7, interval=num_steps, seed=seed)
+        round_of = loop.make_train(config, network, optimizer, small_split())
+        for _ in range(num_rounds):
+            state = round_of(state)
+        return state
+
+    long, short = train(20, 1), train(5, 4)
+    jax.tree.map(np.testing.assert_array_equal, long[:3], short[:3])
+    other = train(20, 1, seed=1)
+    assert jnp.any(other.params["output"]["kernel"] != long.params["output"]["kernel"])
+
+
+def test_every_epoch_visits_each_example_once():
+    # Image i is all i, so that the gradient shows which images there were.
+    pixels = np.arange(12, dtype=np.uint8)[:, None, None, None]
+
+    class Spy:
+        def loss(self, params, statistics, images, labels):
+            seen = jnp.zeros(12).at[images.ravel()].add(1.0)
+            return jnp.vdot(params, seen), statistics
+
+    optimizer = optax.sgd(1.0)
+    split = images.Split(pixels, np.zeros(12, np.int32))
+    config = changed(batch_size=4, interval=1)
+    train = loop.make_train(config, Spy(), optimizer, split)
+    variables = Variables(jnp.zeros(12), {})
+    state = loop.init_state(variables, optimizer)
+    seen = []
+    for _ in range(6):
+        before, state = state, train(state)
+        seen.append(np.flatnonzero(before.params - state.params))
+    for epoch in (seen[:3], seen[3:]):
+        assert sorted(np.concatenate(epoch)) == list(range(12))
+    assert not all(np.array_equal(*pair) for pair in zip(seen, seen[3:], strict=False))
+
+
+def test_images_are_shifted_and_mirrored():
+    image = np.zeros((7, 9, 2), np.uint8)
+    image[3, 2] = [5, 6]
+    batch = jnp.asarray(np.stack([image] * 400))
+    result = np.asarray(augment(batch, jax.random.key(0), shift=2, mirror=True))
+    assert result.dtype == np.uint8
+    places = set()
+    for moved in result:
+        ((row, column),) = np.argwhere(moved.any(-1))
+        assert moved[row, column].tolist() == [5, 6]
+        places.add((row - 3, column - 2))
+    moves = range(-2, 3)
+    # The mirrored pixel is at 6, four further to the right.
+    assert places == {(i, j + k) for i in moves for j in moves for k in (0, 4)}
+    white = jnp.full((50, 4, 4, 1), 9, jnp.uint8)
+    moved = np.asarray(augment(white, jax.random.key(1), shift=1, mirror=False))
+    areas = {int((image == 9).sum()) for image in moved}
+    assert areas == {16, 12, 9} and set(np.unique(moved)) == {0, 9}
+    assert augment(white, jax.random.key(0), shift=0, mirror=False) is white
+
+
+# ------------------------------------------------------------ whole runs as one program
+
+
+@pytest.mark.filterwarnings("ignore:round .* removed all weights")
+@pytest.mark.parametrize(
+    "prune", ["gated", pytest.param("gradual", marks=pytest.mark.slow)]
+)
+def test_one_program_does_what_rounds_one_by_one_do(prune, monkeypatch):
+    """Scanned or called from Python: the same masks, and weights up to rounding."""
+    monkeypatch.setitem(networks.NETWORKS, "lenet300", Small)
+    config = changed(
+        **{"dense_epochs": 2, "epochs": 8, "finetune_epochs": 2, "interval": 16},
+        **{"batch_size": 64, "fraction": 0.7, "prune": prune, "target_sparsity": 0.7},
+    )
+    dataset = images.load_digits()
+    numbers = [getattr(config, name) for name in program.Numbers._fields]
+    whole = jax.jit(program.whole_run, static_argnums=(0, 4))(
+        config, program.Numbers(*numbers), *dataset[:2], dataset.white
+    )
+    phases = Phases(config, ImageProblem(config, dataset))
+    dense = phases.start_dense()
+    for _ in range(phases.num_rounds.dense):
+        dense = phases.train_dense(dense)
+    settings = dict(
+        train=phases.train_sparse,
+        evaluate=lambda state: phases.problem.metric(state.variables),
+        prune=phases.prune,
+        bound=phases.bound(dense.variables),
+        max_rounds=phases.num_rounds.pruning,
+    )
+    rounds = [*sparse_optax.iterative_pruning(phases.start_pruning(dense), **settings)]
+    assert {x.pruned for x in rounds} == {prune == "gated", False}
+    *_, last = sparse_optax.iterative_pruning(
+        phases.start_finetuning(rounds[-1].state),
+        **settings,
+        finetune=phases.finetune,
+        finetune_rounds=phases.num_rounds.finetuning,
+    )
+    best = last.state.best
+    np.testing.assert_allclose(whole.bound, settings["bound"])
+    assert abs(whole.best_correct / 359 - settings["evaluate"](best)) < 0.01
+    masks, others = (
+        sparse_optax.get_masks(state.opt_state) for state in (best, whole.best)
+    )
+    differing = [
+        int(jnp.sum(a != b))
+        for a, b in zip(jax.tree.leaves(masks), jax.tree.leaves(others), strict=True)
+    ]
+    assert sum(differing) <= 2  # rounding may swap neighbours in size
+    assert not all(mask.all() for mask in jax.tree.leaves(masks))
