@@ -4,6 +4,7 @@ import os
 
 import hypothesis
 import jax
+import pytest
 
 # Before anything asks for a device: the backend starts with as many as are set then.
 jax.config.update("jax_platforms", "cpu")
@@ -12,6 +13,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_programs_of_other_modules():
+    """Compiled programs stay in memory otherwise: some gigabytes in the end."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_configure(config):

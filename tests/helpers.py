@@ -1,4 +1,4 @@
-"""Small networks, and an independent NumPy version of choosing weights."""
+"""Small networks, every transformation, and choosing weights independently in NumPy."""
 
 from fractions import Fraction
 
@@ -6,8 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+
+import sparse_optax
 
 SHAPES = {"dense": {"bias": (4,), "kernel": (6, 6)}}  # 40 weights
+
+# Every transformation, with given arguments.
+TRANSFORMATIONS = {
+    "add_relevance_decay": lambda **k: sparse_optax.add_relevance_decay(0.1, **k),
+    "prune_by_magnitude": lambda **k: sparse_optax.prune_by_magnitude(0.5, **k),
+    "prune_to_sparsity": lambda **k: sparse_optax.prune_to_sparsity(0.5, **k),
+    "relevance_pruning": lambda **k: sparse_optax.relevance_pruning(
+        **{"optimizer": optax.sgd(0.1), "strength": 0.1, "fraction": 0.5} | k
+    ),
+}
+PRUNING = [name for name in TRANSFORMATIONS if name != "add_relevance_decay"]
 
 
 def random_tree(seed, dtype=jnp.float32, shapes=None):
@@ -36,17 +50,20 @@ def exact_share(fraction, n):
 
 
 def numpy_drop(weights, masks, k):
-    """`masks` without the k smallest kept weights, by a stable sort in NumPy."""
+    """`masks` without the k smallest kept weights, by a stable sort in NumPy.
+
+    Zeros of either sign are equal; NaNs are, too, and larger than infinities.
+    """
     leaves, structure = jax.tree.flatten(weights)
     kept = np.concatenate([np.ravel(m) for m in jax.tree.leaves(masks)])
     size = np.concatenate([np.abs(np.ravel(w).astype(np.float64)) for w in leaves])
-    order = np.argsort(size, kind="stable")  # NaN is last, as it should be
+    order = np.argsort(size, kind="stable")  # which puts NaNs last
     order = order[kept[order]]
     kept[order[:k]] = False
-    ends = np.cumsum([w.size for w in leaves])[:-1]
+    ends = np.cumsum([np.size(w) for w in leaves])[:-1]
     split = np.split(kept, ends)
     return structure.unflatten(
-        [m.reshape(w.shape) for m, w in zip(split, leaves, strict=True)]
+        [m.reshape(np.shape(w)) for m, w in zip(split, leaves, strict=True)]
     )
 
 
@@ -62,3 +79,10 @@ def find_states(opt_state, kind):
     """All states of one class, wherever they are."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def first_unmarked(*cases, quick=1):
+    """Cases for `parametrize`: all after the first `quick` are marked as slow."""
+    rest = [case if isinstance(case, tuple) else (case,) for case in cases[quick:]]
+    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in rest]
+    return [*cases[:quick], *slow]

@@ -1,7 +1,7 @@
 """A transformer laid out over eight devices as it is in practice.
 
-Given the same weights and gradients, a step and a prune do what they do on one device,
-bit for bit, and what devices tell one another does not grow with the network.
+Given the same weights and gradients, a step and `prune` do what they do on one device,
+bit for bit, and what devices exchange does not grow with the network.
 """
 
 import contextlib
@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers import find_states, make_step, num_kept
+from helpers import make_step, num_kept
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from transformer import (
-    LAYOUTS,
     NUM_LEAVES,
     TX,
     on_host,
@@ -29,11 +28,7 @@ import sparse_optax
 from experiments.cost import footprint
 from sparse_optax import PruneState
 
-MESHES = pytest.mark.parametrize(
-    ("kind", "within_mesh"),
-    [(AxisType.Auto, True), (AxisType.Auto, False), (AxisType.Explicit, True)],
-    ids=["auto", "auto without set_mesh", "explicit"],
-)
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 
 
 def mesh_of(kind):
@@ -45,9 +40,17 @@ def on_one_device():
     return on_host(train(transformer(0), transformer(1)))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@MESHES
-def test_a_step_and_a_prune_are_those_of_one_device(kind, layout, within_mesh):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "kind", "within_mesh"),
+    [
+        ("fsdp", EXPLICIT, True),
+        ("fsdp", AUTO, False),
+        ("data-parallel", EXPLICIT, True),
+        ("tensor-parallel", AUTO, True),
+    ],
+)
+def test_a_step_and_prune_are_those_of_one_device(layout, kind, within_mesh):
     mesh = mesh_of(kind)
     params, grads = (
         jax.device_put(transformer(seed), shardings(layout, mesh)) for seed in range(2)
@@ -55,51 +58,55 @@ def test_a_step_and_a_prune_are_those_of_one_device(kind, layout, within_mesh):
     with jax.set_mesh(mesh) if within_mesh else contextlib.nullcontext():
         result = train(params, grads)
     chex.assert_trees_all_equal(on_host(result), on_one_device())
-
-    (pruning,) = find_states(result[1], PruneState)
-    assert (
-        0
-        < num_kept(pruning.masks)
-        < 0.43 * sum(w.size for w in jax.tree.leaves(params))
-    )
-    for mask, weight in zip(
-        jax.tree.leaves(pruning.masks), jax.tree.leaves(result[0]), strict=True
-    ):
+    masks = sparse_optax.get_masks(result[1])
+    assert 0 < num_kept(masks) < 0.43 * sum(w.size for w in jax.tree.leaves(params))
+    for mask, weight in zip(*map(jax.tree.leaves, (masks, result[0])), strict=True):
         assert mask.sharding.is_equivalent_to(weight.sharding, weight.ndim)
 
 
-@MESHES
-@pytest.mark.parametrize(
-    ("layout", "what"), [("fsdp", "prune"), ("tensor-parallel", "step")]
-)
-def test_what_devices_exchange_does_not_grow_with_the_network(
-    kind, within_mesh, layout, what
-):
-    mesh = mesh_of(kind)
-
-    def exchanged(width):
-        params = jax.device_put(transformer(0, width), shardings(layout, mesh))
-        with jax.set_mesh(mesh) if within_mesh else contextlib.nullcontext():
-            state = TX.init(params)
-            if what == "prune":
-                lowered = jax.jit(sparse_optax.prune).lower(params, state, 0.3)
-            else:
-                lowered = jax.jit(make_step(TX)).lower(
-                    params, state, params, prune=jnp.array(True)
-                )
-            return footprint.exchanged(lowered.compile().as_text())
-
-    small, large = exchanged(16), exchanged(64)
+def assert_exchange_does_not_grow(compiled):
+    """`compiled` makes the program for a width of the network."""
+    small, large = (footprint.exchanged(compiled(n).as_text()) for n in (16, 64))
     assert small == large
     assert set(small) == {"all-reduce"}
     assert 0 < small["all-reduce"] <= 80 * NUM_LEAVES  # bytes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "kind", "within_mesh"),
+    [
+        ("fsdp", AUTO, False),
+        ("fsdp", EXPLICIT, True),
+        ("tensor-parallel", AUTO, True),
+    ],
+)
+def test_what_devices_exchange_does_not_grow_with_the_network(
+    layout, kind, within_mesh
+):
+    mesh = mesh_of(kind)
+
+    def compiled(width):
+        params = jax.device_put(transformer(0, width), shardings(layout, mesh))
+        with jax.set_mesh(mesh) if within_mesh else contextlib.nullcontext():
+            state = TX.init(params)
+            if layout == "fsdp":
+                lowered = jax.jit(sparse_optax.prune).lower(params, state, 0.3)
+            else:
+                lowered = jax.jit(make_step(TX)).lower(
+                    params, state, params, prune=jnp.array(True)
+                )
+            return lowered.compile()
+
+    assert_exchange_does_not_grow(compiled)
+
+
+@pytest.mark.slow
 def test_arrays_without_a_sharding_of_their_own_are_not_gathered_either():
     """Where only `jit` says how arguments lie, and the mesh is that of the context."""
-    mesh = mesh_of(AxisType.Auto)
+    mesh = mesh_of(AUTO)
 
-    def exchanged(width):
+    def compiled(width):
         params = transformer(0, width)
         state = TX.init(params)
         of_params = shardings("fsdp", mesh)
@@ -116,29 +123,25 @@ def test_arrays_without_a_sharding_of_their_own_are_not_gathered_either():
                 in_shardings=(of_params, of_state, None),
                 out_shardings=(of_params, of_state),
             )
-            compiled = program.lower(*abstract, 0.3).compile()
-        return footprint.exchanged(compiled.as_text())
+            return program.lower(*abstract, 0.3).compile()
 
-    small, large = exchanged(16), exchanged(64)
-    assert small == large
-    assert set(small) == {"all-reduce"}
+    assert_exchange_does_not_grow(compiled)
 
 
-def test_masks_can_be_told_to_lie_like_weights():
-    """On an automatic mesh, `jit` of `init` decides by itself unless it is told."""
-    mesh = mesh_of(AxisType.Auto)
+def test_masks_can_be_sharded_like_weights():
+    """On an automatic mesh `jit` of `init` decides alone without `out_shardings`."""
+    mesh = mesh_of(AUTO)
     with jax.set_mesh(mesh):
         params = jax.device_put(transformer(0), shardings("fsdp", mesh))
         tx = sparse_optax.prune_by_magnitude(0.1, mask=None)
         everywhere = NamedSharding(mesh, P())
         like = PruneState(shardings("fsdp", mesh), everywhere, everywhere)
         state = jax.jit(tx.init, out_shardings=like)(params)
-    for mask, weight in zip(
-        jax.tree.leaves(state.masks), jax.tree.leaves(params), strict=True
-    ):
+    for mask, weight in zip(*map(jax.tree.leaves, (state.masks, params)), strict=True):
         assert mask.sharding.is_equivalent_to(weight.sharding, weight.ndim)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_devices(tmp_path):
     """From a checkpoint of eight devices on two, and from that on one."""
     step = jax.jit(make_step(TX))

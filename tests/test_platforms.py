@@ -1,4 +1,4 @@
-"""What CPU, GPU and TPU are each given, and what it costs on a CPU by XLA's count."""
+"""Programs for CPU, GPU and TPU, and what they cost on a CPU by XLA's count."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ import pytest
 from helpers import make_step
 
 import sparse_optax
-from sparse_optax import _exponential
 
 PARAMS = {
     "embedding": jax.ShapeDtypeStruct((60, 40), jnp.bfloat16),
@@ -20,49 +19,40 @@ CHAIN = optax.chain(
     optax.adam(1e-3),
     sparse_optax.prune_by_magnitude(0.1, mask=None),
 )
-TRANSFORMATIONS = {
-    "chain": CHAIN,
-    "relevance_pruning": sparse_optax.relevance_pruning(
-        optax.adam(1e-3), 1e-4, mask=None
-    ),
-    "prune_to_sparsity": sparse_optax.prune_to_sparsity(lambda t: t / 100, mask=None),
-}
+GRADUAL = sparse_optax.prune_to_sparsity(lambda t: t / 100, mask=None)
+WHOLE = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
 
 
 def exported(function, *args):
     """The program of each platform; none of them has to be there."""
+    function = jax.jit(function)
     return {
-        platform: jax.export.export(jax.jit(function), platforms=[platform])(
-            *args
-        ).mlir_module()
+        platform: jax.export.export(function, platforms=[platform])(*args).mlir_module()
         for platform in ("cpu", "cuda", "tpu")
     }
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_a_step_lowers_for_every_platform(name):
-    tx = TRANSFORMATIONS[name]
+def pruning_step(tx):
+    extra = {} if tx is GRADUAL else {"prune": True}
+    return lambda params, state, grads: make_step(tx)(params, state, grads, **extra)
+
+
+@pytest.mark.parametrize("tx", [CHAIN, WHOLE, GRADUAL], ids=["chain", "whole", "alone"])
+def test_a_step_lowers_for_every_platform(tx):
     state = jax.eval_shape(tx.init, PARAMS)
-    flag = {} if name == "prune_to_sparsity" else {"prune": True}
-    step = make_step(tx)
-    modules = exported(
-        lambda params, state, grads: step(params, state, grads, **flag),
-        *(PARAMS, state, PARAMS),
-    )
+    modules = exported(pruning_step(tx), PARAMS, state, PARAMS)
     for platform, module in modules.items():
         # There an `exp` costs nothing, and to sort or to scatter is slow.
         assert ("stablehlo.exponential" in module) == (
-            platform != "cpu" and name != "prune_to_sparsity"
+            platform != "cpu" and tx is not GRADUAL
         )
         assert "stablehlo.sort" not in module and "stablehlo.scatter" not in module
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
-def test_a_prune_lowers_for_every_platform(dtype):
+def test_prune_lowers_for_every_platform(dtype):
     with jax.enable_x64(dtype == jnp.float64):
-        params = {
-            name: jax.ShapeDtypeStruct(w.shape, dtype) for name, w in PARAMS.items()
-        }
+        params = [jax.ShapeDtypeStruct(w.shape, dtype) for w in PARAMS.values()]
         state = jax.eval_shape(CHAIN.init, params)
         modules = exported(sparse_optax.prune, params, state, 0.1)
     for module in modules.values():
@@ -73,50 +63,37 @@ def test_a_prune_lowers_for_every_platform(dtype):
 def test_a_step_on_many_devices_lowers_for_every_platform():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
-        rows, everywhere = (jax.NamedSharding(mesh, jax.P(*a)) for a in (("data",), ()))
-        params = {
-            "kernel": jax.ShapeDtypeStruct((40, 30), jnp.float32, sharding=rows),
-            "bias": jax.ShapeDtypeStruct((30,), jnp.float32, sharding=everywhere),
-        }
+        rows = jax.NamedSharding(mesh, jax.P("data"))
+        params = [jax.ShapeDtypeStruct((40, 30), jnp.float32, sharding=rows)]
         state = jax.eval_shape(CHAIN.init, params)
-        step = make_step(CHAIN)
-        modules = exported(
-            lambda params, state, grads: step(params, state, grads, prune=True),
-            *(params, state, params),
-        )
+        modules = exported(pruning_step(CHAIN), params, state, params)
     for module in modules.values():
         assert "num_partitions = 8" in module
 
 
+@pytest.mark.slow
 def test_one_program_lowers_for_all_platforms_at_once():
-    step = make_step(CHAIN)
-
-    def prune(params, state, grads):
-        return step(params, state, grads, prune=True)
-
+    step = jax.jit(pruning_step(CHAIN))
     state = jax.eval_shape(CHAIN.init, PARAMS)
-    exported = jax.export.export(
-        jax.jit(prune), platforms=["cpu", "cuda", "rocm", "tpu"]
-    )(PARAMS, state, PARAMS)
+    export = jax.export.export(step, platforms=["cpu", "cuda", "rocm", "tpu"])
     rng = np.random.default_rng(0)
     params, grads = (
         jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), PARAMS)
         for _ in range(2)
     )
-    result = exported.call(params, CHAIN.init(params), grads)
-    expected = jax.jit(prune)(params, CHAIN.init(params), grads)
+    state_now = CHAIN.init(params)
+    result = export(PARAMS, state, PARAMS).call(params, state_now, grads)
+    expected = step(params, state_now, grads)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
-def test_the_polynomial_is_the_exponential_to_the_last_bits():
+def test_irrelevance_is_the_exponential_to_the_last_bits():
     # Every 511th of all float32 from 0 to infinity.
     x = np.arange(0, 0x7F800001, 511, np.uint32).view(np.float32)
     x = np.append(x, np.float32(np.inf))
-    result = jax.jit(_exponential._by_polynomial)(x)
-    exact = np.exp(-x.astype(np.float64))
-    np.testing.assert_allclose(result, exact, rtol=0, atol=2e-7)
+    result = sparse_optax.irrelevance(x)
+    np.testing.assert_allclose(result, np.exp(-np.float64(x)), rtol=0, atol=2e-7)
     assert result[0] == 1 and result.min() >= 0 and result.max() <= 1
-    assert np.isnan(_exponential._by_polynomial(jnp.float32(np.nan)))
 
 
 def costs(tx):

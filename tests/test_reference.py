@@ -1,6 +1,5 @@
 """The whole method written again in NumPy float64, and followed step by step."""
 
-import fractions
 from typing import NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import exact_share, make_step, num_kept, numpy_drop
 
 import sparse_optax
 
@@ -15,30 +15,22 @@ LEARNING_RATE, B1, B2, EPS = 0.02, 0.9, 0.999, 1e-8
 STRENGTH, SCALE, DECAY_STEPS = 0.05, 0.3, 6
 NUM_STEPS = 24
 SHAPES = {"bias": (7,), "conv": (2, 3, 4), "kernel": (6, 7)}
+every_scope = pytest.mark.parametrize("scope", ["global", "leaf"])
 
 
-def share(fraction, n):
-    """float32(fraction) * n, rounded half to even."""
-    return round(fractions.Fraction(float(np.float32(fraction))) * n)
-
-
-def linear_strength(step):
-    return STRENGTH * max(0.0, 1 - step / DECAY_STEPS)
-
-
-def smallest_dropped(weights, masks, amount, scope):
+def drop(weights, masks, amount, scope):
     """Masks without `amount(remaining, total)` of the smallest, by a stable sort."""
     groups = [list(masks)] if scope == "global" else [[name] for name in masks]
     result = {}
     for names in groups:
-        kept = np.concatenate([masks[name].ravel() for name in names])
-        size = np.concatenate([np.abs(weights[name]).ravel() for name in names])
-        order = np.argsort(np.where(kept, size, np.inf), kind="stable")
-        kept[order[: amount(int(kept.sum()), kept.size)]] = False
-        ends = np.cumsum([masks[name].size for name in names])[:-1]
-        for name, part in zip(names, np.split(kept, ends), strict=True):
-            result[name] = part.reshape(masks[name].shape)
+        of_group = {name: masks[name] for name in names}
+        k = amount(num_kept(of_group), sum(mask.size for mask in of_group.values()))
+        result |= numpy_drop({name: weights[name] for name in names}, of_group, k)
     return result
+
+
+def to_sparsity(sparsity):
+    return lambda kept, n: max(exact_share(sparsity, n) - (n - kept), 0)
 
 
 class Reference:
@@ -53,9 +45,9 @@ class Reference:
         self.count = self.steps_since_prune = self.num_prunes = 0
 
     def step(self, grads, amount=None, masks=None):
-        """One step, that drops `amount` of weights, or goes over to `masks`."""
+        """One step, that drops `amount` of weights, or takes `masks`."""
         self.count += 1
-        strength = linear_strength(self.steps_since_prune)
+        strength = STRENGTH * max(0.0, 1 - self.steps_since_prune / DECAY_STEPS)
         stored = {}
         for name, w in self.params.items():
             g = np.asarray(grads[name], np.float64)
@@ -75,7 +67,7 @@ class Reference:
         self.steps_since_prune += 1
         if amount is not None or masks is not None:
             if masks is None:
-                masks = smallest_dropped(stored, self.masks, amount, self.scope)
+                masks = drop(stored, self.masks, amount, self.scope)
             self.masks = masks
             self.steps_since_prune = 0
             self.num_prunes += 1
@@ -124,7 +116,16 @@ FORMS = {
         lambda *args: make_whole(*args, decoupled=True), whole=True, decoupled=True
     ),
 }
-PRUNES = {5: 0, 6: 1, 13: 2, 20: 3}  # at which step which prune is made
+every_form = pytest.mark.parametrize(
+    ("form", "scope"),
+    [
+        ("chain", "leaf"),
+        ("coupled", "global"),
+        ("decoupled", "leaf"),
+    ],
+)
+PRUNES = {5: 0, 6: 1, 13: 2, 20: 3}  # at which step which pruning step is made
+FADING = optax.linear_schedule(STRENGTH, 0.0, DECAY_STEPS)
 
 
 def problem(dtype):
@@ -139,20 +140,11 @@ def problem(dtype):
 
     def gradient(params, step):
         return {
-            name: (np.asarray(p, np.float64) - target[name] + noise[step][name])
-            for name, p in params.items()
+            n: np.asarray(p - target[n] + noise[step][n], dtype)
+            for n, p in jax.tree.map(np.float64, params).items()
         }
 
     return params, gradient
-
-
-def compiled_step(tx):
-    @jax.jit
-    def step(params, state, grads, prune):
-        updates, state = tx.update(grads, state, params, prune=prune)
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 def assert_close(actual, desired, **tolerance):
@@ -161,34 +153,24 @@ def assert_close(actual, desired, **tolerance):
 
 
 def assert_same_masks(masks, expected):
-    for name in SHAPES:
-        np.testing.assert_array_equal(masks[name], expected[name])
+    jax.tree.map(np.testing.assert_array_equal, masks, expected)
 
 
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_the_method_through_adam_in_float64(form, scope):
     form = FORMS[form]
     shares = [0.5, 0.1, 0.25, 0.37]
     with jax.enable_x64(True):
-        tx = form.make(
-            optax.linear_schedule(STRENGTH, 0.0, DECAY_STEPS),
-            lambda num_prunes: jnp.array(shares)[num_prunes],
-            scope,
-        )
+        tx = form.make(FADING, lambda n: jnp.array(shares)[n], scope)
         params, gradient = problem(np.float64)
-        params = jax.tree.map(jnp.asarray, params)
         reference = Reference(params, scope, form.whole, form.decoupled)
-        state, step = tx.init(params), compiled_step(tx)
+        state, step = tx.init(params), jax.jit(make_step(tx))
         for i in range(NUM_STEPS):
             amount = None
             if i in PRUNES:
-                fraction = shares[PRUNES[i]]
-                amount = lambda n, _, f=fraction: share(f, n)  # noqa: E731
+                amount = lambda n, _, f=shares[PRUNES[i]]: exact_share(f, n)  # noqa: E731
             reference.step(gradient(reference.params, i), amount)
-            grads = gradient(params, i)
-            params, state = step(params, state, grads, i in PRUNES)
-
+            params, state = step(params, state, gradient(params, i), prune=i in PRUNES)
             decay, adam, pruning = form.parts(state)
             assert_same_masks(pruning.masks, reference.masks)
             # Relevance and strength are float32 by design; all else is float64.
@@ -201,37 +183,35 @@ def test_the_method_through_adam_in_float64(form, scope):
                 assert params[name].dtype == np.float64
                 assert not np.any(np.asarray(params[name])[~mask])
         assert reference.num_prunes == 4
-        # The reference would not notice a decay that is too small to matter.
-        plain = Reference(problem(np.float64)[0], scope, form.whole, form.decoupled)
-        decayed = Reference(problem(np.float64)[0], scope, form.whole, form.decoupled)
-        for i in range(DECAY_STEPS):
-            plain.steps_since_prune = DECAY_STEPS
-            plain.step(gradient(plain.params, i))
-            decayed.step(gradient(decayed.params, i))
-        difference = max(
-            np.abs(plain.params[n] - decayed.params[n]).max() for n in SHAPES
-        )
-        assert difference > 1e-3
 
 
-@pytest.mark.parametrize("form", FORMS)
+def test_the_reference_would_notice_a_decay_that_is_missing():
+    params, gradient = problem(np.float64)
+    plain, decayed = Reference(params, "global"), Reference(params, "global")
+    for i in range(DECAY_STEPS):
+        plain.steps_since_prune = DECAY_STEPS
+        plain.step(gradient(plain.params, i))
+        decayed.step(gradient(decayed.params, i))
+    moved = [np.abs(plain.params[n] - decayed.params[n]).max() for n in SHAPES]
+    assert max(moved) > 1e-3
+
+
+@pytest.mark.parametrize("form", ["decoupled"])
 def test_the_method_through_adam_in_float32_given_its_masks(form):
     form = FORMS[form]
-    tx = form.make(optax.linear_schedule(STRENGTH, 0.0, DECAY_STEPS), 0.3, "global")
+    tx = form.make(FADING, 0.3, "global")
     params, gradient = problem(np.float32)
-    params = jax.tree.map(jnp.asarray, params)
     reference = Reference(params, "global", form.whole, form.decoupled)
-    state, step = tx.init(params), compiled_step(tx)
+    state, step = tx.init(params), jax.jit(make_step(tx))
     remaining = sum(np.size(p) for p in params.values())
     for i in range(NUM_STEPS):
-        grads = {n: np.float32(g) for n, g in gradient(params, i).items()}
-        params, state = step(params, state, grads, i in PRUNES)
+        grads = gradient(params, i)
+        params, state = step(params, state, grads, prune=i in PRUNES)
         _, adam, pruning = form.parts(state)
         masks = {n: np.asarray(m) for n, m in pruning.masks.items()}
         reference.step(grads, masks=masks if i in PRUNES else None)
-        if i in PRUNES:
-            remaining -= share(0.3, remaining)
-        assert sum(m.sum() for m in masks.values()) == remaining
+        remaining -= exact_share(0.3, remaining) if i in PRUNES else 0
+        assert num_kept(masks) == remaining
         assert_close(params, reference.params, rtol=1e-4, atol=2e-5)
         assert_close(adam.mu, reference.mu, rtol=1e-4, atol=1e-6)
         assert_close(adam.nu, reference.nu, rtol=1e-4, atol=1e-6)
@@ -242,63 +222,34 @@ def falling(step):
     return jnp.array([0.0, 0.3, 0.1, 0.6, 0.5, 0.4, 0.9, 0.2])[step % 8]
 
 
-SPARSITIES = {
-    "linear": optax.linear_schedule(0.1, 0.9, NUM_STEPS),
-    "falling": falling,
-    "constant": 0.7,
-    "zero": 0.0,
-    "one": 1.0,
-    "half of odd": 0.5,
-}
-
-
-@pytest.mark.parametrize("scope", ["global", "leaf"])
 @pytest.mark.parametrize(
-    ("schedule", "every"),
+    ("schedule", "every", "scope"),
     [
-        ("linear", 1),
-        ("linear", 7),
-        ("falling", 1),
-        ("falling", 3),
-        ("constant", 1),
-        ("constant", 7),
-        ("zero", 3),
-        ("one", 3),
-        ("half of odd", 1),
+        (optax.linear_schedule(0.1, 0.9, NUM_STEPS), 7, "global"),
+        (falling, 1, "leaf"),
+        (falling, 3, "global"),
+        (0.7, 7, "leaf"),
+        (0.0, 3, "global"),
+        (1.0, 3, "leaf"),
+        (0.5, 1, "global"),  # of an odd number
     ],
 )
 def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
-    schedule = SPARSITIES[schedule]
     tx = optax.chain(
-        optax.sgd(0.1),
+        optax.sgd(0.125),  # exact, however it is compiled
         sparse_optax.prune_to_sparsity(schedule, every=every, scope=scope, mask=None),
     )
     params, gradient = problem(np.float32)
-    params = jax.tree.map(jnp.asarray, params)
-    state = tx.init(params)
-
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        # The same program with nothing pruned: what is stored where weights are kept.
-        free, _ = optax.sgd(0.1).update(grads, optax.sgd(0.1).init(params))
-        return optax.apply_updates(params, updates), state, free
-
+    state, step = tx.init(params), jax.jit(make_step(tx))
     masks = {name: np.ones(p.shape, bool) for name, p in params.items()}
     num_prunes = 0
     for i in range(NUM_STEPS):
-        grads = {n: np.float32(g) for n, g in gradient(params, i).items()}
-        before = params
-        params, state, free = step(params, state, grads)
+        grads = gradient(params, i)
+        stored = {n: np.asarray(params[n]) - grads[n] / 8 for n in SHAPES}
+        params, state = step(params, state, grads)
         target = float(schedule(i + 1) if callable(schedule) else schedule)
         if (i + 1) % every == 0:
-            stored = {n: np.asarray(before[n]) + np.asarray(free[n]) for n in SHAPES}
-            following = smallest_dropped(
-                stored,
-                masks,
-                lambda kept, n, f=target: max(share(f, n) - (n - kept), 0),
-                scope,
-            )
+            following = drop(stored, masks, to_sparsity(target), scope)
             num_prunes += any(np.any(following[n] != masks[n]) for n in SHAPES)
             masks = following
         pruning = state[-1]
@@ -312,25 +263,20 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
         assert num_prunes == (schedule > 0)
 
 
-FRACTIONS = [0.0, 0.1, 0.37, 0.5, 0.98, 1.0]
-
-
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-@pytest.mark.parametrize("form", FORMS)
+@every_form
 def test_update_and_then_prune_is_an_update_that_prunes(form, scope):
     form = FORMS[form]
 
     @jax.jit
     def step(params, state, grads, fraction, prune):
         tx = form.make(STRENGTH, fraction, scope)
-        updates, state = tx.update(grads, state, params, prune=prune)
-        return optax.apply_updates(params, updates), state
+        return make_step(tx)(params, state, grads, prune=prune)
 
-    for fraction in FRACTIONS:
+    for fraction in (0.0, 0.1, 0.37, 0.5, 0.98, 1.0):
         params, gradient = problem(np.float32)
         state = form.make(STRENGTH, fraction, scope).init(params)
         for i in range(3):
-            grads = {n: np.float32(g) for n, g in gradient(params, i).items()}
+            grads = gradient(params, i)
             inside = step(params, state, grads, fraction, True)
             outside = sparse_optax.prune(
                 *step(params, state, grads, fraction, False), fraction, scope=scope
@@ -338,21 +284,20 @@ def test_update_and_then_prune_is_an_update_that_prunes(form, scope):
             assert jax.tree.structure(inside) == jax.tree.structure(outside)
             jax.tree.map(np.testing.assert_array_equal, inside, outside)
             params, state = inside
-        kept = sum(int(m.sum()) for m in jax.tree.leaves(form.parts(state)[2].masks))
-        assert (kept == 73) == (fraction == 0)
+        assert (num_kept(form.parts(state)[2].masks) == 73) == (fraction == 0)
 
 
-@pytest.mark.parametrize("scope", ["global", "leaf"])
-@pytest.mark.parametrize("sparsity", [0.0, 0.2, 0.5, 0.9, 1.0])
-def test_pruning_to_a_sparsity_outside_of_a_step(sparsity, scope):
+@every_scope
+def test_pruning_to_a_sparsity_outside_of_a_step(scope):
     params, _ = problem(np.float32)
     tx = make_chain(STRENGTH, 0.1, scope)
-    start, state = sparse_optax.prune(params, tx.init(params), 0.3)
-    masks = {n: np.asarray(m) for n, m in sparse_optax.get_masks(state).items()}
-    result, state = sparse_optax.prune(start, state, sparsity=sparsity, scope=scope)
-    expected = smallest_dropped(
-        params, masks, lambda k, n: max(share(sparsity, n) - (n - k), 0), scope
-    )
-    assert_same_masks(sparse_optax.get_masks(state), expected)
-    assert_close(result, {n: np.where(expected[n], params[n], 0) for n in SHAPES})
-    assert state[-1].num_prunes == 2
+    start, start_state = sparse_optax.prune(params, tx.init(params), 0.3)
+    masks = jax.tree.map(np.asarray, sparse_optax.get_masks(start_state))
+    for sparsity in (0.0, 0.2, 0.5, 0.9, 1.0):
+        result, state = sparse_optax.prune(
+            start, start_state, sparsity=sparsity, scope=scope
+        )
+        expected = drop(params, masks, to_sparsity(sparsity), scope)
+        assert_same_masks(sparse_optax.get_masks(state), expected)
+        assert_close(result, {n: np.where(expected[n], params[n], 0) for n in SHAPES})
+        assert state[-1].num_prunes == 2

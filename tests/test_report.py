@@ -56,7 +56,7 @@ def network(blocks):
     } | {"head": {"kernel": jnp.ones((4, 2))}}
 
 
-@pytest.mark.parametrize("blocks", [12, 40, 300])
+@pytest.mark.parametrize("blocks", [12, 40])
 def test_many_leaves_are_grouped(blocks):
     params = network(blocks)
     report = sparse_optax.sparsity_report(params)
@@ -113,3 +113,8 @@ def test_gradual_pruning_of_the_documentation_reaches_its_target():
     # Where `every` does not divide the length: at the first pruning step after it.
     uneven = sparsities(30, 100)
     assert uneven[99] < np.float32(0.8) == uneven[119]
+
+
+def test_leaves_of_one_name_are_reported_apart():
+    report = sparse_optax.sparsity_report({"a/b": jnp.ones(3), "a": {"b": jnp.ones(5)}})
+    assert len(report.leaves) == 2 and report.total == (8, 8)
