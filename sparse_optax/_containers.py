@@ -1,7 +1,7 @@
 """Containers of a tree as JSON, from which they are made again.
 
-A node is `[kind, about, children]`, an array `{}`, all else is itself. Nothing can be
-made but the classes below and nnx's types of variables; other nodes are only named.
+A node is `[kind, about, children]`, an array `{}`, all else is itself. Only the
+classes below and nnx's types of variables can be made; other nodes are only named.
 """
 
 import importlib
@@ -18,9 +18,14 @@ Json = Any
 
 SCALARS = (bool, int, float, str)
 _MODULES = {
-    **{"dict": "builtins", "OrderedDict": "collections", "FrozenDict": "flax.core"},
-    **{"list": "builtins", "tuple": "builtins", "State": "flax.nnx"},
-    **{"MaskedNode": "optax", "PartitionSpec": "jax.sharding"},
+    "dict": "builtins",
+    "list": "builtins",
+    "tuple": "builtins",
+    "OrderedDict": "collections",
+    "FrozenDict": "flax.core",
+    "State": "flax.nnx",
+    "MaskedNode": "optax",
+    "PartitionSpec": "jax.sharding",
 }
 
 
@@ -62,7 +67,9 @@ def from_json(data: Json, arrays: Iterator[Any]) -> PyTree:
     if kind.startswith("nnx.") and kind in (known := _variable_types()):
         return known[kind].from_metadata(*children, from_json(about, arrays))
     if kind not in _MODULES:
-        raise ValueError(f"the file has a {kind}: pass `like`, a tree to be filled.")
+        raise ValueError(
+            f"the file has a {kind}: pass `like`, a tree of the same structure."
+        )
     container = getattr(importlib.import_module(_MODULES[kind]), kind)
     if about is not None:
         return container(zip(about, children, strict=True))

@@ -1,13 +1,13 @@
 """Sparse files: trees of arrays without their zeros, in a safetensors container.
 
-Everything is stored as bytes. Tensor `i` is the code of the i-th leaf (`_sparse_code`).
-`about` is compressed JSON: the containers of the tree (`_containers`) and a description
-of each leaf. The last 32 bytes are the SHA-256 of all bytes before.
+The container has three tensors of bytes. `about` is compressed JSON: the containers of
+the tree (`_containers`) and a description of each leaf. `codes` has the codes of the
+arrays (`_sparse_code`) one after another. The last 32 bytes are the SHA-256 of all
+bytes before.
 """
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -35,9 +35,9 @@ def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
 
     If n of N elements are not zero, at random positions, they take n times the size of
     one element and about N H(n / N) / 8 bytes, where H is the binary entropy. They take
-    less if values or positions compress. The file is at most 512 bytes larger than that
-    of `np.savez_compressed(file, values, np.packbits(mask))`. All bits are kept, those
-    of negative zeros and of NaNs too.
+    less if values or positions compress. The file of one array is at most 512 bytes
+    larger than that of `np.savez_compressed(file, values, np.packbits(mask))`. All bits
+    are kept, those of negative zeros and of NaNs too.
 
     Args:
         path: The file; `~` is the home folder. A file of this name is replaced once the
@@ -48,7 +48,7 @@ def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
 
     Raises:
         TypeError: If `tree` has any other leaf.
-        ValueError: If parts of an array are on devices of other processes.
+        ValueError: If an array is deleted, or partly on devices of other processes.
         OSError: If the file cannot be written.
         ImportError: Without safetensors: `pip install 'sparse-optax[files]'`.
 
@@ -66,16 +66,19 @@ def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
     from safetensors import numpy as safetensors
 
     path = Path(path).expanduser().resolve()  # a symbolic link stays one
-    leaves, tensors = [], {_LAST: bytes(_DIGEST)}
-    for i, (form, leaf) in enumerate(_named_leaves(tree)):
+    leaves, codes = [], []
+    for form, leaf in _named_leaves(tree):
         about, array = _to_host(leaf, form)
         if array is not None:
-            kind, tensors[f"{i}"] = _sparse_code.encode(array)
-            about |= {"kind": kind, "shape": array.shape, "dtype": array.dtype.name}
+            kind, code = _sparse_code.encode(array)
+            about |= {"shape": array.shape, "dtype": array.dtype.name}
+            about |= {"kind": kind, "bytes": len(code)}
+            codes.append(code)
         leaves.append({"form": form, **about})
     containers = _containers.to_json(tree)
     about = {"version": _VERSION, "containers": containers, "leaves": leaves}
-    tensors["about"] = zlib.compress(json.dumps(about).encode())
+    tensors = {"about": zlib.compress(json.dumps(about).encode())}
+    tensors |= {"codes": b"".join(codes), _LAST: bytes(_DIGEST)}
     arrays = {name: np.frombuffer(x, np.uint8) for name, x in tensors.items()}
     data = safetensors.save(arrays, {"sparse_optax": "save_sparse"})
     data = data[:-_DIGEST] + hashlib.sha256(data[:-_DIGEST]).digest()
@@ -103,9 +106,10 @@ def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyT
 
     Args:
         path: The file; `~` is the home folder.
-        like: A tree of the same structure, with arrays or `jax.ShapeDtypeStruct`. Not
-            needed for trees of dicts, `OrderedDict`, lists, tuples, `None`,
-            `optax.MaskedNode`, flax's `FrozenDict`, nnx's `State` and variables.
+        like: A tree with the same names of leaves, and arrays or
+            `jax.ShapeDtypeStruct` of the same shapes and dtypes. Not needed for trees
+            of dicts, `OrderedDict`, lists, tuples, `None`, `optax.MaskedNode`, flax's
+            `FrozenDict`, nnx's `State` and variables.
 
     Returns:
         The tree, with the same shapes, dtypes and bits. JAX arrays are on the default
@@ -113,9 +117,9 @@ def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyT
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, incomplete, of another version or not of
-            `save_sparse`; if `like` is needed, or differs in a name, shape or dtype;
-            or if JAX needs `jax_enable_x64` for a dtype.
+        ValueError: If the file is corrupted, incomplete, of another version or not
+            written by `save_sparse`; if `like` is needed, or differs in a name, shape
+            or dtype; or if JAX needs `jax_enable_x64` for a dtype.
         ImportError: Without safetensors, or without flax if the file needs it.
 
     Examples:
@@ -137,7 +141,9 @@ def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyT
     if data[8:].startswith(_VERSION_1):  # after the length of the header
         raise ValueError(f"{path} has version 1 of the format, not {_VERSION}.")
     if hashlib.sha256(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
-        raise ValueError(f"{path} is damaged, incomplete or not of save_sparse.")
+        raise ValueError(
+            f"{path} is corrupted, incomplete or not written by save_sparse."
+        )
     tensors = safetensors.load(data)
     about = json.loads(zlib.decompress(tensors["about"].tobytes()))
     if (version := about["version"]) != _VERSION:
@@ -145,13 +151,17 @@ def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyT
     forms = [leaf["form"] for leaf in about["leaves"]]
     wanted = [] if like is None else _named_leaves(like)
     others = forms if like is None else [form for form, _ in wanted]
-    for form, other in itertools.zip_longest(forms, others):
-        if form != other:
-            raise ValueError(f"{path} has {form} where `like` has {other}.")
-    leaves = (
-        _from_host(leaf, tensors.pop(f"{i}", None))
-        for i, leaf in enumerate(about["leaves"])
-    )
+    if forms != others:
+        here = [form for form in forms if form not in others][:3]
+        there = [form for form in others if form not in forms][:3]
+        raise ValueError(
+            f"{path} and `like` differ: the file has {here}, `like` has {there}."
+        )
+    leaves, codes = [], memoryview(tensors["codes"].data)
+    for leaf in about["leaves"]:
+        length = leaf.get("bytes", 0)
+        leaves.append(_from_host(leaf, codes[:length]))
+        codes = codes[length:]
     if like is None:
         arrays = (leaf for leaf in leaves if hasattr(leaf, "dtype"))
         return _containers.from_json(about["containers"], arrays)
@@ -181,10 +191,14 @@ def _to_host(leaf: Any, form: str) -> tuple[dict[str, Any], np.ndarray | None]:
         native = leaf.dtype.newbyteorder("=")
         return {"numpy": True}, np.asarray(leaf, native, order="C")
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
-        raise TypeError(f"tree has {form}, no concrete array of numbers: {leaf!r:.80}.")
+        raise TypeError(
+            f"tree has {form}, which is not a concrete numeric array: {leaf!r:.80}."
+        )
+    if leaf.is_deleted():
+        raise ValueError(f"tree has {form}, which is deleted: it was donated.")
     if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         raise ValueError(
-            f"tree has {form}, parts of which are on devices of other processes: "
+            f"tree has {form}, which is partly on devices of other processes: "
             "`jax.experimental.multihost_utils.process_allgather` collects all parts."
         )
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -193,12 +207,12 @@ def _to_host(leaf: Any, form: str) -> tuple[dict[str, Any], np.ndarray | None]:
     return {}, np.asarray(leaf, order="C")
 
 
-def _from_host(about: dict[str, Any], code: np.ndarray | None) -> Any:
+def _from_host(about: dict[str, Any], code: memoryview) -> Any:
     """The leaf that has this description and code."""
-    if code is None:
+    if "kind" not in about:
         return about["value"]
     dtype = jnp.dtype(about["dtype"])
-    array = _sparse_code.decode(about["kind"], code.tobytes(), about["shape"], dtype)
+    array = _sparse_code.decode(about["kind"], code, about["shape"], dtype)
     if "numpy" in about:
         return array
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
