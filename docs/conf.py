@@ -20,7 +20,6 @@ extensions = [
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 templates_path = ["_templates"]
-suppress_warnings = ["toc.empty_glob"]  # there may be no pages of results yet
 
 html_theme = "furo"
 html_title = "sparse_optax"

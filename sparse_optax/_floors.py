@@ -2,7 +2,7 @@
 
 One threshold for a whole network may empty the small layers of it. A floor is given as
 a number of weights or as a sparsity, for all leaves or for some, and kept by the state
-of a pruning link as a number for each leaf.
+of a pruning transformation as a number for each leaf.
 """
 
 from fractions import Fraction
@@ -47,7 +47,7 @@ def floors_of(
         min_kept: a number of weights, of which a leaf may have less.
         max_sparsity: of a leaf; where both are given, the higher floor counts.
         params: the weights, or what has their shapes.
-        masks: of the pruning link, which say what is prunable.
+        masks: of the pruning transformation, which say what is prunable.
 
     Returns:
         A vector of `uint32`, in the order of the leaves of `masks`; of one element
@@ -66,7 +66,7 @@ def floors_of(
         if _trees.is_leaf(mask):
             return None
         size = int(np.prod(jnp.shape(leaf), dtype=np.int64))
-        # In the arithmetic of a prune to that sparsity, exactly.
+        # In the arithmetic of a pruning step to that sparsity, exactly.
         at_most = round(Fraction(float(np.float32(sparsest))) * size)
         return max(min(int(fewest), size), size - at_most)
 

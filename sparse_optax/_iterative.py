@@ -155,7 +155,7 @@ def iterative_pruning(
     References:
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
         <https://arxiv.org/abs/2204.04977>`_, 2022, the pruning algorithm. There the
-        number of rounds without a prune could not stop a run.
+        number of rounds without a pruning step could not stop a run.
     """
     _arguments.check_integer("max_rounds", max_rounds, low=1)
     _arguments.check_integer("finetune_rounds", finetune_rounds, low=0)

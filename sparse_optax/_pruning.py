@@ -1,8 +1,8 @@
-"""The links that prune: masks in the optimizer state, and zeros that stay zero.
+"""Transformations that prune: masks in the optimizer state, and zeros that stay zero.
 
-A pruning link is the last of a chain. It turns the update of every pruned weight into
--w, so that `optax.apply_updates` makes it exactly zero in any dtype, and now and then
-it drops more weights, in a pruning step (`_pruning_step`).
+A pruning transformation is the last of a chain. It turns the update of every pruned
+weight into -w, so that `optax.apply_updates` makes it exactly zero in any dtype. In a
+pruning step (`_pruning_step`) it removes more weights.
 """
 
 import functools
@@ -28,75 +28,68 @@ def prune_by_magnitude(
     max_sparsity: Floors | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the smallest weights for good, whenever it is told to.
+    r"""Removes the smallest weights for good, whenever you ask for it.
 
-    `update(updates, state, params, prune=True)` drops, of the n weights still kept, the
-    k of smallest magnitude after this update,
+    `update(updates, state, params, prune=True)` removes, of the n weights still kept,
+    the k of smallest magnitude after this update,
 
     .. math:: k = \mathrm{round}(\mathrm{fraction} \cdot n)
         \quad\text{(half to even, exactly)}
 
-    and every update, of whatever size, leaves dropped weights exactly zero. It must be
-    the last link of a chain: what comes after it may move them again (see
-    `check_sparsity`). Only a weight that is itself NaN or infinite when it is dropped,
-    when hardly any are left, cannot be made zero by adding to it; `sparse_optax.prune`
-    and `apply_masks` do.
+    and every update leaves pruned weights exactly zero. It must be the last
+    transformation of a chain: a later one may move them again (see `check_sparsity`).
 
-    `prune` may be a Python boolean or a traced one. For a traced one, every update is
-    written out for the prune that might follow, which on CPU takes some three times as
-    long; in steps with `prune=False` (static, for `jit`), or with none and
-    `sparse_optax.prune` between them, the link reads a byte of mask for each weight.
+    `prune` may be a Python boolean or a traced one. With a traced one, every update
+    takes about three times as long on CPU. With False or none, nothing of the selection
+    is compiled, and an update reads one byte of mask for each weight.
 
     Args:
         fraction: of the remaining weights, in [0, 1], or an optax schedule of the
-            number of prunes so far. Used as a `float32`.
-        scope: "global" ranks the weights of all leaves together, "leaf" takes the
+            number of pruning steps so far. Used as a `float32`.
+        scope: "global" ranks the weights of all leaves together, "leaf" removes the
             fraction of each leaf.
-        min_kept: how many weights of a leaf are kept in any case; of a smaller leaf,
-            all. A number for every leaf; a dict of numbers by regular expressions, of
-            which the first counts that matches the leaf's name (such as
-            `"layer/kernel"`) or the beginning of it, up to a slash; or a tree of
-            numbers, or a prefix of one. By default a leaf may lose all its weights.
-        max_sparsity: in [0, 1], the same as a sparsity: of N weights of a leaf
-            round(max_sparsity * N) may go. Given like `min_kept`, and where both are,
-            the one counts that keeps more.
+        min_kept: the least number of weights to keep of each leaf. Smaller leaves are
+            left intact. A number for every leaf; a dict from regular expressions to
+            numbers, where the first match wins, and a pattern matches the name of a
+            leaf (such as `"layer/kernel"`) or of a part of the tree that it is in; or a
+            tree of numbers, or a prefix of one. By default a leaf may lose all weights.
+        max_sparsity: in [0, 1], the same as a sparsity: round(max_sparsity * N) of the
+            N weights of a leaf may be removed. Given like `min_kept`. Where both are
+            given, the one that keeps more counts.
         mask: which leaves may be pruned. `"matrices"` (see `matrices_only`) leaves out
             biases and norms, whose zeros are often initial values. None is every
             floating leaf, as in the paper. A dict from regular expressions to booleans
-            selects by name, as in `min_kept`: the first match wins, and what nothing
-            matches is left out. Or a tree of booleans, a prefix of one, or a function
-            from params to one. Only arrays of real floating numbers of 16 bits or more
-            can be pruned: other leaves are left out, and naming one raises.
+            selects by name: the first match wins, and leaves without a match are left
+            out. Or a tree of booleans, a prefix of one, or a function from params to
+            one. Only arrays of real floating numbers of 16 bits or more can be pruned:
+            other leaves are left out, and naming one raises.
 
     Returns:
         A transformation with the state `PruneState`. `update` needs params, returns the
-        updates of prunable leaves in the dtypes of those (and all others as they are),
-        and takes the extra argument `prune`, a boolean. With a
-        Python False, or none, nothing of the selection is compiled; a traced one puts
-        it under one `lax.cond`.
+        updates of prunable leaves in the dtypes of their weights (all others as they
+        are), and takes the extra argument `prune`.
 
-    Where floors keep a small weight, a larger one of another leaf goes instead: it is
-    exactly k that go, and where floors allow less than that, as many as they allow. The
-    state's `shortfall` tells how many are missing. Floors are part of the state, and
-    `sparse_optax.prune` keeps to them. They cost an update nothing; a prune of many
-    small leaves takes up to some three times as long, of large ones hardly longer, and
-    it compiles in twice the time.
+    Where `min_kept` or `max_sparsity` keeps a small weight, a larger one of another
+    leaf is removed instead, so that exactly k are removed. Where they allow less, as
+    many as they allow are removed, and `shortfall` in the state counts the rest. They
+    are part of the state, and hold in `sparse_optax.prune` too.
 
-    Of equal magnitudes the earlier is dropped first (by order of leaves, then row-major
-    index); non-finite weights rank largest. The result is the same with and without
-    `jit` and however the weights are sharded.
+    Of equal magnitudes the earlier is removed first (by order of leaves, then row-major
+    index). Non-finite weights rank largest; one that is removed nevertheless cannot be
+    made zero by an update, but by `sparse_optax.prune` and `apply_masks`. The result is
+    the same with and without `jit`, and for every sharding.
 
     A wrapper that discards a step, such as `optax.MultiSteps` between two updates or
-    `optax.apply_if_finite` at a NaN, discards the prune signalled in it too; one that
-    takes no extra arguments, such as `optax.lookahead`, drops or rejects `prune`.
-    The function `sparse_optax.prune` reaches through all wrappers.
+    `optax.apply_if_finite` at a NaN, discards its pruning step too. One that takes no
+    extra arguments, such as `optax.lookahead`, drops or rejects `prune`. The function
+    `sparse_optax.prune` reaches through all wrappers.
 
     Raises:
         TypeError: if an argument is of the wrong type, or if `mask` names a leaf that
             cannot be pruned.
         ValueError: if one is out of range, if `mask` does not fit or selects nothing,
             if `update` gets no params, or if the state is that of other params, or of
-            a transformation with another `mask`, or without floors where this has some.
+            a transformation with another `mask`, or lacks this one's `min_kept`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -144,28 +137,27 @@ def prune_to_sparsity(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Removes the smallest weights to reach a sparsity given by the step count.
 
-    The link of `prune_by_magnitude`, driven by the number of updates alone: for loops
-    that can pass no extra argument, such as linen's `TrainState`, and for gradual
-    pruning. At every `every`-th update it prunes until, of the N prunable weights,
+    As `prune_by_magnitude`, but driven by the number of updates alone: for gradual
+    pruning, and for loops that pass no extra argument, such as linen's `TrainState`. At
+    every `every`-th update it prunes until, of the N prunable weights,
 
     .. math:: \mathrm{round}(\mathrm{sparsity}(t) \cdot N)
         \quad\text{(half to even, exactly)}
 
-    are pruned, with t = 1 at the first update. So a schedule that ends after T updates
-    has its last value at update T; where `every` does not divide T, at the first
-    pruning step after it. It never revives weights: where the schedule falls, or
-    stays, or floors allow no more, nothing is done and no pruning step is counted.
+    are pruned, with t = 1 at the first update. A schedule that ends after T updates has
+    its last value at update T; where `every` does not divide T, at the first pruning
+    step after it. Weights are never revived: where the schedule falls or stays, or
+    `min_kept` allows no more, nothing is done and no pruning step is counted.
 
-    Every update is written out for the prune that might follow, as by a traced flag of
-    `prune_by_magnitude`.
+    Updates take as long as those of `prune_by_magnitude` with a traced `prune`.
 
     Args:
         sparsity: in [0, 1], an optax schedule of the number of updates, including this
-            one; or a number: then it prunes once, at the `every`-th update.
-        every: how many updates lie between two prunes, at least 1.
+            one; or a number, for one pruning step at the `every`-th update.
+        every: the number of updates between two pruning steps, at least 1.
         scope: "global" or "leaf", as in `prune_by_magnitude`.
-        min_kept: floors, as in `prune_by_magnitude`.
-        max_sparsity: floors, as in `prune_by_magnitude`.
+        min_kept: as in `prune_by_magnitude`.
+        max_sparsity: as in `prune_by_magnitude`.
         mask: which leaves may be pruned, as in `prune_by_magnitude`.
 
     Returns:

@@ -176,8 +176,8 @@ def add_relevance_decay(
 
     .. math:: u_i = g_i + 2 \gamma \exp(-|g_i| / \alpha) \, w_i
 
-    It must be the first link of a chain, where updates are still the raw gradient. As
-    scale grows it becomes `optax.add_decayed_weights(2 * strength)`; as scale goes to 0
+    It must be the first of a chain, where updates are still the raw gradient. As scale
+    grows it becomes `optax.add_decayed_weights(2 * strength)`; as scale approaches 0
     only weights with a gradient of exactly zero decay.
 
     Args:

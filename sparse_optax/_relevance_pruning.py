@@ -58,8 +58,8 @@ def relevance_pruning(
             steps, such as `optax.MultiSteps`, belongs around the whole, not in here.
         strength: gamma >= 0, or an optax schedule of the updates since the last prune.
         scale: alpha > 0, in the units of the gradient, or such a schedule.
-        fraction: of the remaining weights that a prune drops, in [0, 1], or an optax
-            schedule of the number of prunes so far.
+        fraction: of the remaining weights that a pruning step removes, in [0, 1], or an
+            optax schedule of the number of pruning steps so far.
         irrelevance_fn: the irrelevance I, as in `add_relevance_decay`.
         scope: "global" or "leaf", as in `prune_by_magnitude`.
         min_kept: floors, as in `prune_by_magnitude`.

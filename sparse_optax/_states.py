@@ -44,7 +44,7 @@ def prune(
 
     Args:
         params: the weights.
-        opt_state: the state of an optimizer with a pruning link anywhere in it.
+        opt_state: the state of an optimizer with a pruning transformation in it.
         fraction: of the remaining prunable weights of each transformation, in [0, 1].
         sparsity: of the prunable weights of each transformation, in [0, 1]. One that is
             already reached drops nothing, and counts as a pruning step.

@@ -179,10 +179,10 @@ def test_a_form_wins_only_over_all_of_its_opponents(best):
     assert not any(result.wins for result in few if result.name == name)
 
 
-# --------------------------------------------------------------------------- frontiers
+# --------------------------------------------------------------------------- comparisons
 
 
-def test_frontiers_by_hand():
+def test_comparisons_by_hand():
     # Kept are 4 %, 2 % and 1 %: each half of the one before.
     points = [(99, 4), (96, 1), (98, 2)]
     middle = 100 - 2**0.5  # between 2 % and 1 %, by the logarithm
