@@ -32,8 +32,8 @@ def dead_layers(masks: Layers, matrices: set[str]) -> tuple[str, ...]:
         if is_empty(name)
     ]
     names = _chain({name: masks[name] for name in sorted(matrices, key=natural)})
-    found = any(map(is_empty, names))
-    if names and not found and (end := _where_paths_end(masks, names)):
+    has_empty = any(map(is_empty, names))
+    if names and not has_empty and (end := _where_paths_end(masks, names)):
         found.append(
             f"no path leads from the input to the output, and none beyond {end}, if "
             "there are no connections but those of the chain " + ", ".join(names)
