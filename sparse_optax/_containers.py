@@ -68,7 +68,7 @@ def from_json(data: Json, arrays: Iterator[Any]) -> PyTree:
         return known[kind].from_metadata(*children, from_json(about, arrays))
     if kind not in _MODULES:
         raise ValueError(
-            f"the file has a {kind}: pass `like`, a tree of the same structure."
+            f"the file contains {kind}: pass `like`, a tree of the same structure."
         )
     container = getattr(importlib.import_module(_MODULES[kind]), kind)
     if about is not None:

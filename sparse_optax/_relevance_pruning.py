@@ -119,13 +119,11 @@ def relevance_pruning(
     )
 
     def init_fn(params) -> Any:
+        decay = init_decay(params)  # first, since it checks the params
         inner = optimizer.init(params)
         _check_nothing_waits_for_prune(inner)
-        return RelevancePruningState(
-            decay=init_decay(params),
-            optimizer=inner,
-            pruning=cast(PruneState, pruning.init(params)),
-        )
+        pruning_state = cast(PruneState, pruning.init(params))
+        return RelevancePruningState(decay, inner, pruning_state)
 
     def update_fn(updates, state, params=None, *, prune=False, **extra_args) -> Any:
         _arguments.check_params(params)

@@ -179,7 +179,7 @@ def test_a_form_wins_only_over_all_of_its_opponents(best):
     assert not any(result.wins for result in few if result.name == name)
 
 
-# --------------------------------------------------------------------------- comparisons
+# ------------------------------------------------------------------------ comparisons
 
 
 def test_comparisons_by_hand():

@@ -311,7 +311,7 @@ def test_an_equinox_model_works_again(tmp_path):
 )
 def test_without_like_what_needs_it_is_named(tree, named, tmp_path):
     sparse_optax.save_sparse(tmp_path / "file", tree)
-    with pytest.raises(ValueError, match=f"the file has a {named}: pass `like`"):
+    with pytest.raises(ValueError, match=f"the file contains {named}: pass `like`"):
         sparse_optax.load_sparse(tmp_path / "file")
 
 

@@ -56,6 +56,9 @@ WEIGHTS_ALONE = (
     lambda params, state: sparse_optax.relevance_penalty(params, params, 0.1),
     lambda params, state: sparse_optax.matrices_only(params),
     lambda params, state: TX.init(params),
+    lambda params, state: sparse_optax.relevance_pruning(
+        optax.adam(0.1), 0.1, mask=None
+    ).init(params),
 )
 
 
