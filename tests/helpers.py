@@ -44,6 +44,30 @@ def make_step(tx):
     return step
 
 
+def make_chain(optimizer, strength=0.01, scale=0.1, fraction=0.3, scope="global"):
+    """Decay, an optimizer and pruning, of all leaves."""
+    return optax.chain(
+        sparse_optax.add_relevance_decay(strength, scale, mask=None),
+        optimizer,
+        sparse_optax.prune_by_magnitude(fraction, scope=scope, mask=None),
+    )
+
+
+def make_whole(optimizer, strength=0.01, scale=0.1, fraction=0.3, **options):
+    """The same as one transformation."""
+    return sparse_optax.relevance_pruning(
+        optimizer, strength, scale, fraction, mask=None, **options
+    )
+
+
+def mesh_of(kind):
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+
+
+def on_host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
 def exact_share(fraction, n):
     """`float32(fraction) * n` rounded half to even, in exact arithmetic."""
     return round(Fraction(float(np.float32(fraction))) * n)

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from helpers import make_step
+from helpers import make_step, on_host
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType
-from transformer import TX, on_host, shardings, transformer
+from transformer import TX, shardings, transformer
 
 import sparse_optax
 

@@ -198,6 +198,11 @@ def test_prune_takes_either_fraction_or_sparsity():
             prune(**given)
 
 
+def test_prune_is_a_scalar():
+    with pytest.raises(ValueError, match=r"prune must be a scalar.*\(2,\)"):
+        update(by_magnitude)(prune=jnp.array([True, False]))
+
+
 def test_schedules_return_scalars():
     for make in (by_magnitude, to_sparsity, decay):
         tx = make(lambda count: jnp.ones(2))

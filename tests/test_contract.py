@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import find_states, make_step, num_kept, num_nonzero, random_tree
+from helpers import find_states, make_step, num_kept, random_tree
 from jax.extend import core as jax_core
 
 import sparse_optax
-from sparse_optax import PruneState, RelevanceDecayState
+from sparse_optax import PruneState
 
 ADAM = optax.adam(0.05)
 DECAY = {"strength": 1e-3, "scale": 0.5, "mask": None}
@@ -177,43 +177,20 @@ def test_map_params_knows_params_from_the_rest(make, mask):
     assert jax.tree.leaves(kinds) and all(jax.tree.leaves(kinds)), mapped
 
 
-# Where each objective starts, and its best point with fewer weights.
-
-
-def parabola(params):
-    target = {"x": jnp.array([3.0, -2.0]), "y": jnp.array([[0.2], [-0.1]])}
-    return optax.tree.norm(optax.tree.sub(params, target), squared=True)
-
-
 def rosenbrock(params):
-    x, y = params["x"][0], params["x"][1]
+    x, y = params
     return (0.5 - x) ** 2 + (y - x**2) ** 2
 
 
 ROOTS = np.roots([4.0, 0.0, 2.0, -1.0])  # where rosenbrock has its minimum on y = 0
 WITHOUT_Y = float(ROOTS[np.abs(ROOTS.imag) < 1e-12].real[0])
-OBJECTIVES = {
-    "parabola": (
-        parabola,
-        {"x": jnp.array([-1.0, 1.0]), "y": jnp.ones((2, 1))},
-        {"x": np.array([3.0, -2.0]), "y": np.array([[0.2], [-0.1]])},
-        {"x": np.array([3.0, -2.0]), "y": np.zeros((2, 1))},
-    ),
-    "rosenbrock": (
-        rosenbrock,
-        {"x": jnp.zeros(2)},
-        {"x": np.array([0.5, 0.25])},
-        {"x": np.array([WITHOUT_Y, 0.0])},
-    ),
-}
 CONVERGING = {"strength": optax.linear_schedule(1e-3, 0.0, 100)} | {
     "sparsity": lambda t: jnp.where(t < 1000, 0.0, 0.5)
 }
 
 
 @every_transformation
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_converges_in_a_scan(make, objective):
+def test_converges_in_a_scan(make):
     """Where the decay begins anew at the pruning step, and then fades."""
 
     def fading(factory, *static):
@@ -223,23 +200,22 @@ def test_converges_in_a_scan(make, objective):
 
         return with_schedules
 
-    loss, params, dense, sparse = OBJECTIVES[objective]
     tx = make(fading)
     step = make_step(tx)
 
     @jax.jit
     def train(params):
         def body(carry, i):
-            grads = jax.grad(loss)(carry[0])
+            grads = jax.grad(rosenbrock)(carry[0])
             return step(*carry, grads, prune=i == 1000), None
 
         return jax.lax.scan(body, (params, tx.init(params)), jnp.arange(2000))[0]
 
-    params, state = train(params)
-    optimum = dense if make is decay else sparse
-    chex.assert_trees_all_close(params, optimum, atol=1e-3)
+    params, state = train(jnp.zeros(2))
+    optimum = [0.5, 0.25] if make is decay else [WITHOUT_Y, 0.0]
+    np.testing.assert_allclose(params, optimum, atol=1e-3)
     if make is not decay:
-        assert num_nonzero(params) == num_nonzero(optimum)
+        assert params[1] == 0
         sparse_optax.check_sparsity(params, state)
 
 
@@ -327,7 +303,7 @@ def test_vmap_with_some_that_prune_and_some_that_do_not():
     assert [num_kept([m[i] for m in masks]) for i in range(2)] == [20, 40]
 
 
-# The argument `prune`.
+# What is compiled.
 
 
 def equations(jaxpr):
@@ -343,37 +319,15 @@ def primitives(jaxpr):
     return [eqn.primitive.name for eqn in equations(jaxpr)]
 
 
-@pytest.mark.parametrize("make", [prune_link, coupled])
-def test_selection_is_compiled_only_where_it_can_be_needed(make):
-    tx, params = make(), random_tree(0)
+def test_selection_is_compiled_only_where_it_can_be_needed():
+    tx, params = sparse_optax.prune_by_magnitude(0.5, mask=None), random_tree(0)
+    state = tx.init(params)
     for extra, loops in ({}, False), ({"prune": False}, False), ({"prune": True}, True):
         update = lambda p, s, extra=extra: tx.update(p, s, p, **extra)  # noqa: E731
-        jaxpr = jax.make_jaxpr(update)(params, tx.init(params))
-        assert ("while" in primitives(jaxpr)) == loops
-
-
-def test_traced_prune_sits_under_one_cond():
-    tx, params = sparse_optax.prune_by_magnitude(0.5, mask=None), random_tree(0)
-    jaxpr = jax.make_jaxpr(lambda p, s, f: tx.update(p, s, p, prune=f))(
-        params, tx.init(params), True
-    )
+        assert ("while" in primitives(jax.make_jaxpr(update)(params, state))) == loops
+    update = lambda p, s, prune: tx.update(p, s, p, prune=prune)  # noqa: E731
+    jaxpr = jax.make_jaxpr(update)(params, state, True)
     cond = next(eqn for eqn in equations(jaxpr) if eqn.primitive.name == "cond")
     within = [name for branch in cond.params["branches"] for name in primitives(branch)]
     for name in ("while", "reduce"):  # all that selects is in there
         assert 0 < primitives(jaxpr).count(name) == within.count(name)
-
-
-@pytest.mark.parametrize("make", [prune_link, coupled])
-def test_every_kind_of_yes_and_no_is_taken(make):
-    tx, params = make(), random_tree(0)
-    state = tx.init(params)
-    for prune in (None, False, np.False_, np.array(False), jnp.array(False)):
-        _, after = tx.update(params, state, params, prune=prune)
-        assert num_kept(masks_of(after)) == 40
-        assert find_states(after, RelevanceDecayState)[0].steps_since_prune == 1
-    for prune in (True, np.True_, np.array(True), jnp.array(True)):
-        _, after = tx.update(params, state, params, prune=prune)
-        assert num_kept(masks_of(after)) == 20
-        assert find_states(after, RelevanceDecayState)[0].steps_since_prune == 0
-    with pytest.raises(ValueError, match=r"prune must be a scalar.*\(2,\)"):
-        tx.update(params, state, params, prune=jnp.array([True, False]))

@@ -86,17 +86,6 @@ def test_sparsity_is_the_nearest_float32(n):
         assert sparse_optax.sparsity(x) == compiled(x) == np.float32(k / n)
 
 
-def test_constant_weights_compile_in_no_time():
-    # XLA would count constants while it compiles, weight by weight.
-    @jax.jit
-    def prune():
-        params = jnp.ones((4000, 1000))
-        return sparse_optax.prune(params, TX.init(params), 0.25)[1].masks
-
-    masks = prune()
-    assert jnp.sum(masks) == 3 * 10**6 and not masks[:1000].any()
-
-
 # What is below is seen by private names alone: numbers of weights that no memory holds.
 
 
@@ -128,26 +117,15 @@ def test_arrays_with_more_weights_than_a_word_holds(monkeypatch, limit):
     """Such as those of more than 2^32, where a word holds less."""
     monkeypatch.setattr(_counts, "_WORD", limit)
     params = {"a": jnp.ones((2, 3, 4)), "b": jnp.ones((4, 3))}
-    for scope in ("global", "leaf"):
-        # Compiled here and now, and not as another test has done it.
-        prune = jax.jit(lambda k, scope=scope: prune_uncompiled(params, k, scope))
-        for k in range(0, 37, 5):
-            masks = prune(k / 36)
-            if scope == "global":
-                kept = np.concatenate([np.ravel(m) for m in masks.values()])
-                np.testing.assert_array_equal(kept, np.arange(36) >= k)
-            for mask in masks.values():
-                removed = exact_share(k / 36, mask.size)
-                if scope == "leaf":
-                    wanted = np.arange(mask.size) >= removed
-                    np.testing.assert_array_equal(np.ravel(mask), wanted)
 
+    @jax.jit
+    def prune(fraction):
+        with jax.disable_jit():  # compiled here and now, not as another test did it
+            return sparse_optax.prune(params, TX.init(params), fraction)[1].masks
 
-def prune_uncompiled(params, fraction, scope):
-    with jax.disable_jit():
-        return sparse_optax.prune(params, TX.init(params), fraction, scope=scope)[
-            1
-        ].masks
+    for k in range(0, 37, 5):
+        kept = np.concatenate([np.ravel(m) for m in prune(k / 36).values()])
+        np.testing.assert_array_equal(kept, np.arange(36) >= k)
 
 
 def test_counts_take_little_memory():

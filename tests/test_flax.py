@@ -231,9 +231,18 @@ def test_boxes_of_linen():
 
 
 def test_iterative_pruning_of_modules_as_trees():
-    def plain_step(state, prune):
-        nnx_step(*state, prune)
+    @jax.jit
+    def train(state):
+        state[0].train()
+        nnx_step(*state, prune=False)
         return state
+
+    def evaluate(state):
+        model, _ = state
+        model.eval()
+        metric = -mse(model(X))
+        model.out.kernel[...] *= 0  # what `evaluate` changes is forgotten
+        return metric
 
     def prune(state):
         model, optimizer = state
@@ -245,16 +254,12 @@ def test_iterative_pruning_of_modules_as_trees():
 
     rounds = list(
         sparse_optax.iterative_pruning(
-            make_nnx(whole),
-            jax.jit(lambda state: plain_step(state, prune=False)),
-            jax.jit(lambda state: -mse(state[0](X))),
-            prune,
-            bound=-5.0,
-            max_rounds=4,
+            *(make_nnx(whole), train, evaluate, prune), bound=-5.0, max_rounds=4
         )
     )
     assert [r.pruned for r in rounds] == [True] * 4
     best = rounds[-1].state.best
+    assert not best[0].norm.use_running_average and num_nonzero(parameters(best[0]))
     sparse_optax.check_sparsity(parameters(best[0]), best[1].opt_state)
     kept = num_kept(sparse_optax.get_masks(best[1].opt_state))
     assert kept == round(42 * (1 - rounds[-1].best_sparsity)) < 42

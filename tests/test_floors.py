@@ -187,16 +187,6 @@ def test_the_shortfall_of_a_schedule():
     assert state.num_prunes == 1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_narrow_floats_have_floors(dtype):
-    params = {"a": jnp.arange(1, 9).astype(dtype), "b": jnp.arange(9, 17).astype(dtype)}
-    state = by_magnitude(min_kept={"a": 5}).init(params)
-    params, state = sparse_optax.prune(params, state, 0.5)
-    assert params["a"].tolist() == [0, 0, 0, 4, 5, 6, 7, 8]
-    assert params["b"].tolist() == [0, 0, 0, 0, 0, 14, 15, 16]
-    assert state.shortfall == 0
-
-
 def test_the_shortfall_of_a_round():
     rounds = sparse_optax.iterative_pruning(
         (TEN, by_magnitude(min_kept=4).init(TEN)),

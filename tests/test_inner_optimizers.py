@@ -54,17 +54,6 @@ def test_line_searches_work_inside(search, prune):
     sparse_optax.check_sparsity(params, state)
 
 
-def test_named_extra_arguments_without_others():
-    def update(updates, state, params=None, *, value):
-        return jax.tree.map(lambda u: -0.1 * value * u, updates), state
-
-    inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
-    tx = sparse_optax.relevance_pruning(inner, 1e-4, fraction=0.5)
-    state = tx.init(PARAMS)
-    updates, _ = tx.update(PARAMS, state, PARAMS, value=jnp.float32(1), prune=True)
-    assert num_nonzero(optax.apply_updates(PARAMS, updates)["dense"]["kernel"]) == 18
-
-
 def test_sharpness_aware_minimization_inside():
     adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
     sam = optax.contrib.sam(optax.sgd(0.1), adversary, opaque_mode=True)

@@ -145,11 +145,13 @@ def test_patience_counts_rounds_without_a_pruning_step(metrics, patience, num_ro
     assert len(list(Script(metrics).run(patience=patience))) == num_rounds
 
 
+FULL = {"patience": 2, "finetune_rounds": 3}
+FULL_METRICS = [0.9, 0.6, 0.1, 0.1, 0.55, 0.7, 0.52]
+
+
 def test_fine_tuning_starts_at_the_best_and_keeps_its_masks():
-    metrics = [0.9, 0.6, 0.1, 0.1, 0.55, 0.7, 0.52]
     # The state counts training steps: fine-tuning goes on from the best, at step 2.
-    script = Script(metrics)
-    rounds = list(script.run(patience=2, finetune_rounds=3))
+    rounds = list(Script(FULL_METRICS).run(**FULL))
     phases = [r.phase for r in rounds]
     assert phases == ["prune"] * 4 + ["finetune"] * 3
     assert [r.index for r in rounds] == list(range(7))
@@ -166,10 +168,6 @@ def test_fine_tuning_starts_at_the_best_and_keeps_its_masks():
     # 0.55 is above the bound, but below the metric of the network it was made from.
     assert rounds[-1].best_metric == np.float32(0.6)
     assert int(rounds[-1].state.best["finetuned"]) == 0
-
-
-FULL = {"patience": 2, "finetune_rounds": 3}
-FULL_METRICS = [0.9, 0.6, 0.1, 0.1, 0.55, 0.7, 0.52]
 
 
 def test_a_run_goes_on_from_any_round():
@@ -201,31 +199,6 @@ def test_a_pruning_step_that_removes_nothing_is_not_counted():
     # 16, 8, 4, 2, 1 weights, and half of one is none.
     assert [r.pruned for r in rounds] == [True] * 4 + [False] * 3
     assert kept(rounds[-1].state.best) == 1
-
-
-def test_a_pruning_step_that_a_wrapper_discards_is_not_counted():
-    tx = optax.MultiSteps(
-        optax.chain(optax.sgd(0.0), sparse_optax.prune_by_magnitude(0.25, mask=None)), 2
-    )
-    params = jnp.arange(1.0, SIZE + 1)
-
-    @jax.jit
-    def step(state, prune=False):
-        updates, opt_state = tx.update(jnp.zeros(SIZE), *reversed(state), prune=prune)
-        return optax.apply_updates(state[0], updates), opt_state
-
-    def run(train, prune):
-        state = (params, tx.init(params))
-        return sparse_optax.iterative_pruning(
-            *(state, train, lambda _: 1.0, prune), bound=0.5, max_rounds=6, patience=3
-        )
-
-    # Two steps and a pruning step: every second one falls between two updates.
-    rounds = list(run(lambda s: step(step(s)), lambda s: step(s, True)))
-    assert [r.pruned for r in rounds] == [False, True, False, True, False, True]
-    assert [r.num_prunes for r in rounds] == [0, 1, 1, 2, 2, 3]
-    always_lost = run(lambda s: s, lambda s: (step(s, True)[0], s[1]))
-    assert [r.pruned for r in always_lost] == [False] * 3
 
 
 # One program in which a network is trained, evaluated and pruned.

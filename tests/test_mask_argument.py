@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import TRANSFORMATIONS, num_kept, num_nonzero, random_tree
+from helpers import TRANSFORMATIONS, num_kept, num_nonzero
 from jax.experimental.sparse import BCOO
 
 import sparse_optax
@@ -158,18 +158,6 @@ def test_zeros_of_initialisation_are_neither_pruned_nor_marked_by_default():
     state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(PARAMS)
     masks = sparse_optax.get_masks(sparse_optax.masks_from_zeros(PARAMS, state))
     assert masks["dense"]["bias"].all() and masks["norm"]["scale"].all()
-
-
-def test_the_wrapper_and_the_chain_have_one_default():
-    whole = sparse_optax.relevance_pruning(optax.sgd(0.1), 0.3, 0.5)
-    chain = optax.chain(
-        sparse_optax.add_relevance_decay(0.3, 0.5),
-        optax.sgd(0.1),
-        sparse_optax.prune_by_magnitude(),
-    )
-    params, grads = random_tree(0), random_tree(1)
-    (a, _), (b, _) = (t.update(grads, t.init(params), params) for t in (whole, chain))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_b_without_a_w_is_a_matrix():

@@ -40,16 +40,6 @@ def test_nan_gradients_do_not_pass_an_optimizer_that_rejects_them(decoupled):
     chex.assert_tree_all_finite(updates)
 
 
-def test_decay_does_not_remember_nan_gradients():
-    tx = sparse_optax.add_relevance_decay(0.1, mask=None)
-    updates, state = tx.update(
-        jnp.array([jnp.nan, 0.0]), tx.init(jnp.ones(2)), jnp.ones(2)
-    )
-    np.testing.assert_allclose(updates, [jnp.nan, 0.2], rtol=1e-6)
-    updates, _ = tx.update(jnp.zeros(2), state, jnp.ones(2))
-    np.testing.assert_allclose(updates, [0.2, 0.2], rtol=1e-6)
-
-
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf], ids=str)
 def test_weights_that_are_not_finite_are_removed_last(value):
     params, zeros = jnp.array([value, 3.0, 1.0, 2.0]), jnp.zeros(4)

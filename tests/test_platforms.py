@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import make_step
+from helpers import make_chain, make_step, make_whole
 
 import sparse_optax
 
@@ -14,13 +14,8 @@ PARAMS = {
     "kernel": jax.ShapeDtypeStruct((40, 30), jnp.float32),
     "bias": jax.ShapeDtypeStruct((30,), jnp.float32),
 }
-CHAIN = optax.chain(
-    sparse_optax.add_relevance_decay(1e-4, mask=None),
-    optax.adam(1e-3),
-    sparse_optax.prune_by_magnitude(0.1, mask=None),
-)
+CHAIN, WHOLE = (make(optax.adam(1e-3)) for make in (make_chain, make_whole))
 GRADUAL = sparse_optax.prune_to_sparsity(lambda t: t / 100, mask=None)
-WHOLE = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
 
 
 def exported(function, *args):
@@ -85,15 +80,6 @@ def test_one_program_lowers_for_all_platforms_at_once():
     result = export(PARAMS, state, PARAMS).call(params, state_now, grads)
     expected = step(params, state_now, grads)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
-
-
-def test_irrelevance_is_the_exponential_to_the_last_bits():
-    # Every 511th of all float32 from 0 to infinity.
-    x = np.arange(0, 0x7F800001, 511, np.uint32).view(np.float32)
-    x = np.append(x, np.float32(np.inf))
-    result = sparse_optax.irrelevance(x)
-    np.testing.assert_allclose(result, np.exp(-np.float64(x)), rtol=0, atol=2e-7)
-    assert result[0] == 1 and result.min() >= 0 and result.max() <= 1
 
 
 def costs(tx):

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import on_host
 from job import start, update
-from transformer import on_host, transformer
+from transformer import transformer
 
 PROGRAM = Path(__file__).parent / "job.py"
 NUM_UPDATES = 4

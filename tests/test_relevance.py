@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 from helpers import random_tree
-from hypothesis import example, given, strategies as st
 
 import sparse_optax
 
@@ -44,16 +43,7 @@ def test_irrelevance_is_the_exponential(dtype, scale):
         assert result.dtype == jnp.float32
         assert result.min() >= 0 and result.max() <= 1
         assert result[-3] == result[-2] == 1
-        np.testing.assert_allclose(result, exact(g, scale), rtol=0, atol=1e-6)
-
-
-@given(st.floats(width=32), st.floats(2.0**-120, 2.0**120, width=32))
-@example(g=8.135378364484158e-41, scale=7.52316384526264e-37)
-def test_irrelevance_of_any_gradient(g, scale):
-    result = np.asarray(sparse_optax.irrelevance(np.float32(g), scale))
-    if abs(g) < jnp.finfo(jnp.float32).tiny and result == 1:
-        g = 0.0
-    np.testing.assert_allclose(result, exact(g, scale), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(result, exact(g, scale), rtol=0, atol=2e-7)
 
 
 @every_dtype
@@ -109,29 +99,6 @@ def test_relevance_is_held_constant():
     params = tree(5)
     into_grads = jax.grad(sparse_optax.relevance_penalty, 1)(params, tree(6), 1.0)
     assert not any(np.any(g) for g in jax.tree.leaves(into_grads))
-
-    def loss(params):
-        return sum(jnp.sum(p**3) for p in jax.tree.leaves(params))
-
-    def regularised(params):
-        grads = jax.grad(loss)(params)
-        penalty = sparse_optax.relevance_penalty(params, grads, 0.1, 0.5, mask=None)
-        return loss(params) + penalty
-
-    tx = sparse_optax.add_relevance_decay(0.1, 0.5, mask=None)
-    updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params)
-    chex.assert_trees_all_close(jax.grad(regularised)(params), updates, rtol=1e-5)
-
-
-def test_only_weights_without_gradient_decay_as_the_scale_vanishes():
-    params = jnp.float32([1.0, 2.0, 3.0, -4.0])
-    grads = jnp.float32([0.0, 1e-20, 5.0, -0.0])
-    for scale in (1e-30, lambda _: 0.0, lambda _: jnp.float32(1e-45)):
-        tx = sparse_optax.add_relevance_decay(0.25, scale, mask=None)
-        for update in (tx.update, jax.jit(tx.update)):
-            updates, _ = update(grads, tx.init(params), params)
-            expected = np.float32([0.5, 1e-20, 5.0, -2.0])
-            np.testing.assert_array_equal(updates, expected)
 
 
 @pytest.mark.parametrize("flag", [bool, np.bool_, jnp.array])

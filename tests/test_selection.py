@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import exact_share, make_step, num_kept, numpy_drop
+from helpers import exact_share, make_chain, make_step, make_whole, num_kept, numpy_drop
 from hypothesis import given, settings, strategies as st
 
 import sparse_optax
@@ -67,15 +67,9 @@ def test_removes_what_sorting_would(tree, dtypes, data):
     assert_removes_the_smallest(weights, masks, k)
 
 
-@pytest.mark.parametrize("shape", [(24,), (2, 3, 2, 2)])
-def test_every_split_of_ties_is_by_row_major_index(shape):
-    assert_removes_any_number([np.ones(shape, np.float32)])
-
-
-def test_ties_are_split_in_the_order_of_leaves():
-    assert_removes_any_number(
-        [np.ones(s, np.float32) for s in [(3,), (2, 2), (), (1, 2, 2)]]
-    )
+@pytest.mark.parametrize("shapes", [[(2, 3, 2, 2)], [(3,), (2, 2), (), (1, 2, 2)]])
+def test_ties_are_split_in_the_order_of_leaves_and_their_elements(shapes):
+    assert_removes_any_number([np.ones(shape, np.float32) for shape in shapes])
 
 
 @every_dtype
@@ -113,34 +107,27 @@ def test_float64_weights_differ_below_float32():
 # With few bits many weights tie, and one rounding more or less changes the order.
 
 
-def chain(optimizer, fraction):
-    return optax.chain(
-        sparse_optax.add_relevance_decay(0.01, 0.1, mask=None),
-        optimizer,
-        sparse_optax.prune_by_magnitude(fraction, mask=None),
-    )
+def chain(fraction):
+    return make_chain(optax.sgd(0.37), fraction=fraction)
 
 
-def whole(optimizer, fraction, decoupled=False):
-    return sparse_optax.relevance_pruning(
-        optimizer, 0.01, 0.1, fraction, decoupled=decoupled, mask=None
-    )
+def whole(fraction):
+    return make_whole(optax.adamw(1e-2), fraction=fraction)
 
 
-CHAIN = lambda fraction: chain(optax.sgd(0.37), fraction)  # noqa: E731
-WHOLE = lambda fraction: whole(optax.adamw(1e-2), fraction)  # noqa: E731
-DECOUPLED = lambda fraction: whole(optax.adam(1e-2), fraction, True)  # noqa: E731
+def decoupled(fraction):
+    return make_whole(optax.adam(1e-2), fraction=fraction, decoupled=True)
 
 
 @pytest.mark.parametrize(
     ("make", "dtype", "grad_dtype"),
     [
-        (CHAIN, jnp.float32, jnp.float32),
-        (CHAIN, jnp.bfloat16, jnp.float32),
-        (WHOLE, jnp.float16, jnp.float32),
-        (WHOLE, jnp.bfloat16, jnp.bfloat16),
-        (DECOUPLED, jnp.float32, jnp.bfloat16),
-        (DECOUPLED, jnp.float16, jnp.float16),
+        (chain, jnp.float32, jnp.float32),
+        (chain, jnp.bfloat16, jnp.float32),
+        (whole, jnp.float16, jnp.float32),
+        (whole, jnp.bfloat16, jnp.bfloat16),
+        (decoupled, jnp.float32, jnp.bfloat16),
+        (decoupled, jnp.float16, jnp.float16),
     ],
     ids=lambda x: None if callable(x) else str(x),
 )
@@ -170,7 +157,7 @@ def test_what_is_ranked_is_what_is_stored_where_prune_is_static(dtype):
 
     @jax.jit
     def step(params, grads, fraction):  # one program, that removes more or less
-        tx = CHAIN(fraction)
+        tx = chain(fraction)
         return make_step(tx)(params, tx.init(params), grads, prune=True)
 
     stored, _ = step(params, grads, 0.0)

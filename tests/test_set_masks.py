@@ -101,17 +101,6 @@ def test_an_optimizer_of_fewer_leaves_refuses_what_it_cannot_keep():
     chex.assert_trees_all_equal(after["dense"]["kernel"], masks["dense"]["kernel"])
 
 
-def test_a_new_head():
-    old = {"body": random_tree(0), "head": jnp.ones((3, 2))}
-    tx = sparse_optax.prune_by_magnitude(0.5)
-    pruned, state = sparse_optax.prune(old, tx.init(old), 0.5)
-    new = pruned | {"head": jnp.ones((3, 7))}
-    masks = sparse_optax.get_masks(state) | {"head": optax.MaskedNode()}
-    state = sparse_optax.set_masks(tx.init(new), masks)
-    assert sparse_optax.get_masks(state)["head"].all()
-    sparse_optax.check_sparsity(new, state)
-
-
 def test_masks_are_copied():
     masks = jax.tree.map(jnp.copy, MASKS)
     tx = OPTIMIZERS["twice"]()

@@ -3,10 +3,17 @@
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
-from helpers import find_states, first_unmarked, random_tree
+from helpers import (
+    find_states,
+    first_unmarked,
+    make_chain,
+    make_whole,
+    mesh_of,
+    on_host,
+    random_tree,
+)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import sparse_optax
@@ -34,10 +41,6 @@ every_case = pytest.mark.parametrize(
 )
 
 
-def mesh_of(kind):
-    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
-
-
 def shard(tree, layout, mesh):
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
@@ -51,10 +54,6 @@ def tied(seed, dtype=jnp.float32):
     """Few different magnitudes, so that pruning has to cut through many equal ones."""
     tree = random_tree(seed, dtype, shapes=SHAPES)
     return jax.tree.map(lambda w: jnp.round(2 * w) / 2, tree)
-
-
-def on_host(tree):
-    return jax.tree.map(np.asarray, tree)
 
 
 @every_case
@@ -90,15 +89,9 @@ def types(tree):
 
 
 TRANSFORMATIONS = {
-    "chain": lambda: optax.chain(
-        sparse_optax.add_relevance_decay(1e-3, mask=None),
-        optax.adam(0.1),
-        sparse_optax.prune_by_magnitude(0.3, mask=None),
-    ),
+    "chain": lambda: make_chain(optax.adam(0.1)),
     "gradual": lambda: sparse_optax.prune_to_sparsity(0.3, mask=None),
-    "whole": lambda: sparse_optax.relevance_pruning(
-        optax.adam(0.1), 1e-3, decoupled=True, mask=None
-    ),
+    "whole": lambda: make_whole(optax.adam(0.1), decoupled=True),
 }
 
 

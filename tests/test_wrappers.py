@@ -260,15 +260,6 @@ def test_schedule_free_inside_the_chain_is_caught():
     assert_caught(optax.contrib.schedule_free_eval_params(state[0], params), state)
 
 
-def test_a_moving_average_of_params_is_caught():
-    average = optax.ema(0.9)
-    params = random_tree(0)
-    pruned, state = train(base(), params, prune_at=0, steps=1)
-    _, average_state = average.update(params, average.init(params))
-    mean, _ = average.update(pruned, average_state)
-    assert_caught(mean, state)
-
-
 # What the optimizer inside relevance_pruning sees, and what it remembers.
 
 
@@ -386,21 +377,3 @@ def test_masks_of_two_transformations_on_one_leaf_are_combined():
     np.testing.assert_array_equal(
         sparse_optax.get_masks(state), state[0].masks & state[1].masks
     )
-
-
-def test_groups_of_labels_merge_into_one_tree():
-    shapes = {"a": {"x": (4,), "y": (2, 2)}, "b": {"x": (6,)}, "c": (3,)}
-    params = random_tree(0, shapes=shapes)
-    tx = optax.multi_transform(
-        {"first": base(0.5), "second": base(1 / 3), "none": optax.sgd(0.1)},
-        {"a": "first", "b": "second", "c": "none"},
-    )
-    step = jax.jit(make_step(tx))
-    after, state = step(params, tx.init(params), params, prune=jnp.array(True))
-    masks = sparse_optax.get_masks(state)
-    assert masks["c"] == optax.MaskedNode()
-    assert (num_kept(masks["a"]), num_kept(masks["b"])) == (4, 4)
-    report = sparse_optax.sparsity_report(after, masks)
-    assert list(report.leaves) == ["a/x", "a/y", "b/x", "c"]
-    assert report.total == (11, 17)
-    sparse_optax.check_sparsity(after, state)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from helpers import make_step, random_tree
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -53,10 +52,6 @@ def transformer(seed, width=16):
     """Weights of few digits, so that many tie and a prune has to cut through them."""
     tree = random_tree(seed, shapes=shapes(width))
     return jax.tree.map(lambda w: jnp.round(8 * w) / 8, tree)
-
-
-def on_host(tree):
-    return jax.tree.map(np.asarray, tree)
 
 
 TX = sparse_optax.relevance_pruning(optax.adam(2.0**-7), 2.0**-9, 0.5, 0.4, mask=None)
