@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import find_states, make_step, num_kept, random_tree
+from helpers import find_states, first_unmarked, make_step, num_kept, random_tree
 from jax.extend import core as jax_core
 
 import sparse_optax
@@ -91,7 +91,7 @@ def assert_same_run(found, expected, **tolerance):
     chex.assert_trees_all_close(params, expected, **tolerance)
 
 
-@every_transformation
+@pytest.mark.parametrize("make", first_unmarked(*reversed(FACTORIES), quick=2))
 def test_jit_equals_eager(make):
     tx = make()
     params, state = compiled_runs(make)[0]

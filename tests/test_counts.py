@@ -64,7 +64,8 @@ def test_a_leaf_above_2_to_the_24(shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "scope"), [((2**31 + 8,), "global"), ((2**16, 2**17, 5), "leaf")]
+    ("shape", "scope"),
+    first_unmarked(((2**16, 2**17, 5), "leaf"), ((2**31 + 8,), "global")),
 )
 def test_leaves_that_no_memory_holds_by_their_shapes(shape, scope):
     params = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -129,7 +130,7 @@ def test_arrays_with_more_weights_than_a_word_holds(monkeypatch, limit):
 
 
 def test_counts_take_little_memory():
-    for shape in ((10**6,), (10**6, 2), (10**5, 15), (3, 3, 64, 64), (80, 30, 2, 400)):
+    for shape in ((10**6,), (10**5, 15), (3, 3, 64, 64)):
         params = jax.ShapeDtypeStruct(shape, jnp.float32)
         state = jax.eval_shape(TX.init, params)
         prune = jax.jit(sparse_optax.prune, donate_argnums=(0, 1))

@@ -141,15 +141,6 @@ def test_a_split_optimizer_has_no_masks_to_be_found():
 
 
 def test_vectors_of_stacked_layers_are_no_matrices():
-    @nnx.split_rngs(splits=3)
-    @nnx.vmap
-    def stack(rngs):
-        return nnx.Linear(5, 5, rngs=rngs)
-
-    params = parameters(stack(nnx.Rngs(0)))
-    assert params["bias"].get_value().ndim == 2
-    selected = nnx.to_pure_dict(sparse_optax.matrices_only(params))
-    assert selected == {"bias": False, "kernel": True}
 
     class Layer(nn.Module):
         @nn.compact

@@ -44,9 +44,12 @@ SEARCHES = {
 
 @pytest.mark.parametrize(
     ("search", "prune"),
-    [("lbfgs", bool), ("lbfgs", None), ("backtracking", jnp.array), ("zoom", bool),
-     ("polyak", bool)],
-)  # fmt: skip
+    first_unmarked(
+        *(("lbfgs", bool), ("backtracking", jnp.array), ("polyak", bool)),
+        *(("lbfgs", None), ("zoom", bool)),
+        quick=3,
+    ),
+)
 def test_line_searches_work_inside(search, prune):
     tx = sparse_optax.relevance_pruning(SEARCHES[search], 1e-4, fraction=0.5)
     params, state = train(tx, PARAMS, prune)

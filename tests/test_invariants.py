@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
-from helpers import make_chain, make_step, make_whole
+from helpers import first_unmarked, make_chain, make_step, make_whole
 
 import sparse_optax
 
@@ -40,12 +40,13 @@ def assert_zeros_where_pruned(params, state):
 
 @pytest.mark.parametrize(
     ("form", "dtype", "grad_dtype"),
-    [
+    first_unmarked(
         ("chain", jnp.bfloat16, jnp.float32),
-        ("chain", jnp.float32, jnp.float16),
         ("whole", jnp.float32, jnp.bfloat16),
         ("gradual", jnp.float16, jnp.float16),
-    ],
+        ("chain", jnp.float32, jnp.float16),
+        quick=3,
+    ),
 )
 def test_pruned_weights_are_exactly_zero_in_every_dtype(form, dtype, grad_dtype):
     tx = FORMS[form](optax.adam(0.1))
@@ -91,10 +92,11 @@ NOTHING = FORMS | {"decoupled": functools.partial(make_whole, decoupled=True)}
 
 @pytest.mark.parametrize(
     ("form", "optimizer"),
-    [
-        *(("chain", "clipped"), ("gradual", "adamw"), ("decoupled", "lamb")),
-        *(("whole", "sgd"), ("whole", "clipped")),
-    ],
+    first_unmarked(
+        *(("gradual", "adamw"), ("whole", "clipped")),
+        *(("chain", "clipped"), ("decoupled", "lamb"), ("whole", "sgd")),
+        quick=2,
+    ),
 )
 def test_without_decay_and_pruning_it_is_the_optimizer_inside(form, optimizer):
     inner = OPTIMIZERS[optimizer]
@@ -111,7 +113,7 @@ def test_without_decay_and_pruning_it_is_the_optimizer_inside(form, optimizer):
         params = optax.apply_updates(params, updates)
 
 
-@pytest.mark.parametrize("form", ["gradual", "whole"])
+@pytest.mark.parametrize("form", first_unmarked("whole", "gradual"))
 def test_saved_restored_and_continued_is_uninterrupted(form, tmp_path):
     tx = FORMS[form](optax.adam(0.1))
     rng = np.random.default_rng(4)

@@ -60,9 +60,7 @@ def test_a_step_and_prune_are_those_of_one_device(layout, kind, within_mesh):
 def assert_exchange_does_not_grow(compiled):
     """`compiled` makes the program for a width of the network."""
     small, large = (footprint.exchanged(compiled(n).as_text()) for n in (16, 64))
-    assert small == large
-    assert set(small) == {"all-reduce"}
-    assert 0 < small["all-reduce"] <= 80 * NUM_LEAVES  # bytes
+    assert 0 < small == large <= 80 * NUM_LEAVES  # bytes
 
 
 @pytest.mark.slow

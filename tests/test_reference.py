@@ -216,7 +216,7 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
         assert num_prunes == (schedule > 0)
 
 
-@pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.parametrize("scope", first_unmarked("leaf", "global"))
 def test_pruning_to_a_sparsity_outside_of_a_step(scope):
     params, _ = problem(np.float32)
     tx = make_chain(ADAM)

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import exact_share, make_chain, make_step, make_whole, num_kept, numpy_drop
+from helpers import (
+    exact_share,
+    first_unmarked,
+    make_chain,
+    make_step,
+    make_whole,
+    num_kept,
+    numpy_drop,
+)
 from hypothesis import given, settings, strategies as st
 
 import sparse_optax
@@ -121,15 +129,15 @@ def decoupled(fraction):
 
 @pytest.mark.parametrize(
     ("make", "dtype", "grad_dtype"),
-    [
-        (chain, jnp.float32, jnp.float32),
+    first_unmarked(
         (chain, jnp.bfloat16, jnp.float32),
         (whole, jnp.float16, jnp.float32),
-        (whole, jnp.bfloat16, jnp.bfloat16),
         (decoupled, jnp.float32, jnp.bfloat16),
+        (chain, jnp.float32, jnp.float32),
+        (whole, jnp.bfloat16, jnp.bfloat16),
         (decoupled, jnp.float16, jnp.float16),
-    ],
-    ids=lambda x: None if callable(x) else str(x),
+        quick=3,
+    ),
 )
 def test_what_is_ranked_is_what_is_stored(make, dtype, grad_dtype):
     rng = np.random.default_rng(0)

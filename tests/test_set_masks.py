@@ -156,9 +156,8 @@ def test_masks_that_do_not_fit():
             sparse_optax.set_masks(chain().init(PARAMS), masks)
 
 
-@pytest.mark.parametrize("mask", [None, "matrices"])
-def test_masks_are_stored_in_sparse_files(tmp_path, mask):
-    tx = sparse_optax.prune_by_magnitude(0.5, mask=mask)
+def test_masks_are_stored_in_sparse_files(tmp_path):
+    tx = sparse_optax.prune_by_magnitude(0.5)
     params, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 0.9)
     masks = sparse_optax.get_masks(state)
     sparse_optax.save_sparse(tmp_path / "file", {"params": params, "masks": masks})

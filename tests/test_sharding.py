@@ -17,7 +17,6 @@ from helpers import (
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import sparse_optax
-from experiments.cost import footprint
 from sparse_optax import PruneState
 
 SHAPES = {"a": {"bias": (16,), "kernel": (8, 16)}, "b": {"kernel": (16, 4)}}
@@ -35,7 +34,6 @@ every_case = pytest.mark.parametrize(
     first_unmarked(
         *((AUTO, "both", "global"), (EXPLICIT, "both", "leaf")),
         *((AUTO, "model", "leaf"), (EXPLICIT, "data", "global")),
-        quick=2,
     ),
     ids=lambda x: getattr(x, "name", x),
 )
@@ -74,7 +72,7 @@ def test_pruning_equals_one_device(kind, layout, scope):
         sharded = shard(params, layout, mesh)
         result = prune_twice(sharded)
         text = jax.jit(prune_twice).lower(sharded).compile().as_text()
-    assert set(footprint.exchanged(text)) == {"all-reduce"}  # nothing is gathered
+    assert "all-reduce" in text and "all-gather" not in text
     for tree in (result[0], result[1].masks):
         for a, w in zip(*map(jax.tree.leaves, (tree, sharded)), strict=True):
             assert a.sharding.is_equivalent_to(w.sharding, w.ndim)
@@ -135,6 +133,7 @@ def test_other_functions_work_on_sharded_arrays():
         chex.assert_trees_all_equal(on_host(marked.masks), on_host(masks))
 
 
+@pytest.mark.slow
 def test_devices_can_prune_networks_of_their_own():
     """Inside `shard_map`, where every device has another member of an ensemble."""
     tx = sparse_optax.prune_by_magnitude(0.5, mask=None)

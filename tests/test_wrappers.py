@@ -12,7 +12,9 @@ from helpers import (
     exact_share,
     find_states,
     first_unmarked,
+    make_chain,
     make_step,
+    make_whole,
     num_kept,
     num_nonzero,
     numpy_drop,
@@ -29,13 +31,12 @@ by_magnitude = functools.partial(sparse_optax.prune_by_magnitude, mask=None)
 decay = functools.partial(sparse_optax.add_relevance_decay, 1e-3, 0.5, mask=None)
 
 
-def base(fraction=0.5):
-    return optax.chain(decay(), optax.adam(0.05), by_magnitude(fraction))
+def base():
+    return make_chain(optax.adam(0.05), 1e-3, 0.5, 0.5)
 
 
-def whole(optimizer, **options):
-    options = {"strength": 1e-3, "scale": 0.5, "fraction": 0.5, "mask": None} | options
-    return sparse_optax.relevance_pruning(optimizer, **options)
+def whole(optimizer, strength=1e-3, fraction=0.5):
+    return make_whole(optimizer, strength, 0.5, fraction)
 
 
 def injected():
