@@ -272,12 +272,6 @@ def test_no_two_arrays_share_a_buffer(make):
     assert len(set(pointers)) == len(pointers)
 
 
-def test_donated_buffers():
-    tx = coupled()
-    step = jax.jit(make_step(tx), donate_argnums=(0, 1))
-    chex.assert_trees_all_equal(run(tx, step), compiled_runs(coupled)[0])
-
-
 def test_prune_does_not_donate_and_works_inside_jit_and_vmap():
     tx = prune_link()
     trees = [random_tree(seed) for seed in SEEDS]

@@ -146,25 +146,6 @@ def test_wrong_masks_raise(function):
         TAKE_A_MASK[function]({"bias": jnp.ones(3)})
 
 
-# The default.
-
-
-def test_zeros_of_initialisation_are_neither_pruned_nor_marked_by_default():
-    tx = sparse_optax.prune_by_magnitude(0.5)
-    params, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 0.5)
-    masks = sparse_optax.get_masks(state)
-    assert masks["dense"]["bias"] == masks["norm"]["scale"] == optax.MaskedNode()
-    assert num_kept(masks) == 51 - round(51 / 2) == num_nonzero(params) - 1
-    state = sparse_optax.prune_by_magnitude(0.5, mask=None).init(PARAMS)
-    masks = sparse_optax.get_masks(sparse_optax.masks_from_zeros(PARAMS, state))
-    assert masks["dense"]["bias"].all() and masks["norm"]["scale"].all()
-
-
-def test_a_b_without_a_w_is_a_matrix():
-    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
-    assert sparse_optax.matrices_only(params) == {"a": True, "b": True}
-
-
 def test_a_weight_beside_a_bias_of_its_shape_is_a_vector():
     keys = jax.random.split(jax.random.key(0), 3)
     norms = eqx.filter_vmap(lambda _: eqx.nn.LayerNorm(4))(keys)
@@ -172,6 +153,8 @@ def test_a_weight_beside_a_bias_of_its_shape_is_a_vector():
     assert norms.weight.shape == (3, 4)
     selected = sparse_optax.matrices_only({"norm": norms, "linear": layers})
     assert names_where(selected) == ["linear/weight"]
+    without_w = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 3))}
+    assert sparse_optax.matrices_only(without_w) == {"a": True, "b": True}
 
 
 # Functions, wrappers and other libraries.

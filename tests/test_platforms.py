@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from helpers import make_chain, make_step, make_whole
@@ -64,22 +63,6 @@ def test_a_step_on_many_devices_lowers_for_every_platform():
         modules = exported(pruning_step(CHAIN), params, state, params)
     for module in modules.values():
         assert "num_partitions = 8" in module
-
-
-@pytest.mark.slow
-def test_one_program_lowers_for_all_platforms_at_once():
-    step = jax.jit(pruning_step(CHAIN))
-    state = jax.eval_shape(CHAIN.init, PARAMS)
-    export = jax.export.export(step, platforms=["cpu", "cuda", "rocm", "tpu"])
-    rng = np.random.default_rng(0)
-    params, grads = (
-        jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), PARAMS)
-        for _ in range(2)
-    )
-    state_now = CHAIN.init(params)
-    result = export(PARAMS, state, PARAMS).call(params, state_now, grads)
-    expected = step(params, state_now, grads)
-    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
 def costs(tx):

@@ -1,9 +1,7 @@
 """The table of sparsities: its totals, with and without masks, and of many leaves."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import sparse_optax
@@ -82,27 +80,6 @@ def test_the_same_names_at_one_level_only():
     lines = str(sparse_optax.sparsity_report(params)).splitlines()
     assert lines[2].split() == ["(all)", "164", "164", "0.00%", "1.0x"]
     assert len(lines) == 4  # all are alike: none is the most sparse
-
-
-def test_gradual_pruning_of_the_documentation_reaches_its_target():
-    def sparsities(every, length):
-        tx = sparse_optax.prune_to_sparsity(
-            optax.linear_schedule(0.0, 0.8, length), every=every
-        )
-        step = jax.jit(tx.update)
-        params = jnp.arange(1.0, 1001)[None]
-        state = tx.init(params)
-        found = []
-        for _ in range(length + every):
-            updates, state = step(jnp.zeros_like(params), state, params)
-            params = optax.apply_updates(params, updates)
-            found.append(float(sparse_optax.sparsity(params)))
-        return found
-
-    assert sparsities(10, 100)[99] == np.float32(0.8)
-    # Where `every` does not divide the length: at the first pruning step after it.
-    uneven = sparsities(30, 100)
-    assert uneven[99] < np.float32(0.8) == uneven[119]
 
 
 def test_leaves_of_one_name_are_reported_apart():

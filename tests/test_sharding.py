@@ -23,8 +23,6 @@ SHAPES = {"a": {"bias": (16,), "kernel": (8, 16)}, "b": {"kernel": (16, 4)}}
 LAYOUTS = {
     "model": {"a": {"bias": P("model"), "kernel": P(None, "model")},
               "b": {"kernel": P("model", None)}},
-    "data": {"a": {"bias": P("data"), "kernel": P("data", None)},
-             "b": {"kernel": P("data", None)}},
     "both": {"a": {"bias": P(("data", "model")), "kernel": P("data", "model")},
              "b": {"kernel": P("model", "data")}},
 }  # fmt: skip
@@ -33,7 +31,7 @@ every_case = pytest.mark.parametrize(
     ("kind", "layout", "scope"),
     first_unmarked(
         *((AUTO, "both", "global"), (EXPLICIT, "both", "leaf")),
-        *((AUTO, "model", "leaf"), (EXPLICIT, "data", "global")),
+        *((AUTO, "model", "leaf"), (EXPLICIT, "model", "global")),
     ),
     ids=lambda x: getattr(x, "name", x),
 )
