@@ -85,11 +85,6 @@ def ratio(a: Count, b: Count) -> jax.Array:
         return result.astype(jnp.float32)
 
 
-def count_true(x: jax.Array) -> Count:
-    """How many elements of the boolean array `x` are true."""
-    return count_true_in([x])
-
-
 def count_true_in(leaves: Iterable[jax.Array]) -> Count:
     """How many elements of all these boolean arrays are true."""
     # A constant XLA would count while it compiles, but for the barrier.
