@@ -88,7 +88,7 @@ def test_processes_prune_what_one_does(tmp_path, num_processes, layout):
     assert code == 0, log
     check_result(tmp_path, went_on_from=0)
     refused = (tmp_path / "refused-0").read_text()
-    assert "parts of which are on devices of other processes" in refused
+    assert "which is partly on devices of other processes" in refused
     assert not (tmp_path / "sparse").exists()
 
 
