@@ -4,6 +4,7 @@ Files are written whole or not at all, and folders made where they are missing.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -62,8 +63,8 @@ def read_rows(path: Path, number: int | None = None) -> list[Row]:
 def parse(text: str, path: Path) -> Row:
     """Returns the JSON object in a text that was read from a file."""
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = json.loads(text, object_hook=functools.partial(Found, path))
+    except (ValueError, RecursionError) as error:
         raise ExperimentError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):
         raise ExperimentError(f"{path} is damaged: {text[:40]!r} has no names.")
@@ -105,6 +106,17 @@ def differences(found: Row, config: Config, ignored: Collection[str] = ()) -> li
     ]
 
 
+class Found(Row):
+    """A JSON object that was read from a file; a name that it lacks is a user error."""
+
+    def __init__(self, path: Path, data: Row):
+        super().__init__(data)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ExperimentError(f"{self.path} is damaged: it has no {name!r}.")
+
+
 class RunFolder:
     """The files of a run.
 
@@ -140,12 +152,10 @@ class RunFolder:
         return read_json(self._config)
 
     def claim(self, config: Config) -> None:
-        """Makes the folder and writes the settings."""
+        """Makes the folders and writes the settings."""
+        check_writable(self.checkpoints)
         settings = {**config.to_dict(), "config_id": config.config_id}
-        try:
-            write_json(self._config, settings)
-        except OSError as error:
-            raise ExperimentError(f"cannot write to {self.path}: {error}") from error
+        write_json(self._config, settings)
 
     def lines(self, count: int) -> list[str]:
         """Returns the first `count` lines of the metrics."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,13 @@ def test_export_writes_the_same_file_again(finished, run, capsys):
     name = "network.safetensors"
     assert (run / name).read_bytes() == (finished / name).read_bytes()
     assert f"{before['kept']:,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["export", "latency", "pages"])
+def test_a_summary_without_a_name_is_named(command, run):
+    (run / "summary.json").write_text("{}")
+    line = error_line([command, run])
+    assert re.search(r"run/summary\.json is damaged: it has no '\w+'", line)
 
 
 def test_runs_that_cannot_be_exported_are_named(run, tmp_path):

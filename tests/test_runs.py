@@ -313,6 +313,11 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     assert "cannot write" in error_line(digits(tmp_path / "file" / "run"))
     (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "run")
     assert "cannot write" in error_line(digits(tmp_path / "link"))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").touch()
+    assert f"cannot write to {run / 'checkpoints'}: " in error_line(digits(run))
+    assert not (run / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -323,6 +328,8 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         ("config.json", b"\xff", r"cannot read .*config\.json: .*utf-8"),
         ("config.json", b"{}", r"another configuration \(.*there, .* here"),
         ("summary.json", b"", r"summary\.json is damaged: "),
+        ("summary.json", b"{}", r"summary\.json is damaged: it has no 'layers'"),
+        ("summary.json", b"[" * 99_999, r"summary\.json is damaged: maximum rec"),
         ("metrics.jsonl", b"\xff\n", r"cannot read .*metrics\.jsonl"),
         ("metrics.jsonl", b"3\n", r"metrics\.jsonl has not the rows"),
         ("metrics.jsonl", None, r"metrics\.jsonl has not the rows"),

@@ -159,7 +159,7 @@ def test_dialogues_stay_in_their_split():
 
 def test_files_without_dialogues_are_named(tmp_path):
     for content in (
-        *("{", "[3]", '[{"conversation_id": "a"}]', '{"a": 1}'),
+        *("{", "[3]", '[{"conversation_id": "a"}]', '{"a": 1}', "[" * 99_999),
         '[{"conversation_id": "a", "utterances": [{"text": "\\ud83d"}]}]',
     ):
         (tmp_path / "data_00.json").write_text(content)

@@ -89,7 +89,7 @@ def read_dialogues(path: Path) -> list[Any]:
             for utterance in dialogue["utterances"]:
                 utterance["text"].encode()
                 TAGS[utterance["speaker"].lower()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ExperimentError(
             f"{path} holds no dialogues of Taskmaster: {type(error).__name__} {error}"
         ) from error

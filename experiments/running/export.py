@@ -44,8 +44,9 @@ def main(settings: Settings) -> None:
     networks = [networks_of(folder) for folder in folders]
     summaries = []
     for folder, (summary, _, network) in zip(folders, networks, strict=True):
-        summaries.append({**summary, "bytes": write(folder.path, network)})
-        folder.finish(summaries[-1])
+        summary["bytes"] = write(folder.path, network)
+        folder.finish(summary)
+        summaries.append(summary)
     terminal.print_files(Console(highlight=False), summaries)
 
 

@@ -91,7 +91,7 @@ def print_summary(console: Console, summary: Row) -> None:
         }
         for part, size, kept in (*parts, ("all", summary["total"], summary["kept"]))
     ]
-    title = "{network} on {dataset}, {regularizer}, seed {seed}".format(**summary)
+    title = "{network} on {dataset}, {regularizer}, seed {seed}".format_map(summary)
     console.print(table_of(title, outcome), table_of("Part by part", sizes))
     console.print(f"{summary['wall_seconds']:.0f} seconds")
     if "bytes" in summary:  # older runs have none
