@@ -13,7 +13,6 @@ class Metric(NamedTuple):
     unit: str  # of a hundredth of that; may be empty
 
     def hundredths(self, value: float) -> float:
-        """Returns a value in hundredths of the largest."""
         return 100 * value / self.largest
 
     def text(self, value: float) -> str:

@@ -25,7 +25,6 @@ def write_json(path: Path, data: Row) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a line of JSON data for each row."""
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
@@ -158,7 +157,6 @@ class RunFolder:
         write_json(self._config, settings)
 
     def lines(self, count: int) -> list[str]:
-        """Returns the first `count` lines of the metrics."""
         return (read_text(self.metrics) or "").splitlines(keepends=True)[:count]
 
     def rewind(self, count: int) -> None:
@@ -179,7 +177,6 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def summary(self) -> Row | None:
-        """Returns the summary of a finished run, or None."""
         return read_json(self._summary)
 
     def finish(self, summary: Row) -> None:

@@ -58,7 +58,6 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Makes the missing runs of a comparison, and stores its rows."""
     plan, console = COMPARISONS[settings.comparison], Console(highlight=False)
     tasks = settings.tasks or [
         name for name, task in plan.tasks.items() if not task.needs_accelerator
@@ -107,7 +106,6 @@ def make_rows(
     load: Callable[[], images.Dataset],
     console: Console,
 ) -> list[Row]:
-    """Returns all runs of an arm on a task, a row each."""
     rows: list[Row] = []
 
     def make(stage: str, configs: list[ImageConfig]) -> list[Row]:

@@ -66,7 +66,6 @@ class Comparison:
         return RESULTS / self.name / f"{task}.jsonl"
 
     def rows(self, task: str) -> list[Row]:
-        """Returns the stored rows of a task; none if there are none."""
         return read_rows(self.path(task))
 
     def arms_of(self, task: str) -> tuple[str, ...]:

@@ -150,7 +150,6 @@ TASKS = {
 
 
 def goals(task: Task, config: ImageConfig) -> list[Variant]:
-    """Returns the bounds or the sparsities at which a method is compared."""
     if config.prune == "gated":
         return [{"bound": value} for value in task.bounds]
     return [{"target_sparsity": value} for value in task.sparsities]

@@ -193,7 +193,6 @@ TASKS = {
 
 
 def controls(task: Task, config: ImageConfig) -> list[Variant]:
-    """Returns the form of an arm and its controls."""
     del task
     those = get_args(Control) if config.regularizer == "relevance" else ("none",)
     return [{"form": dataclasses.replace(config.form, control=x)} for x in those]

@@ -151,7 +151,6 @@ def measure_training(settings: Settings, targets: Targets) -> Iterator[Found]:
 
 
 def show(found: Row) -> str:
-    """Returns a table of what was measured."""
     names = "measured", "in units of", "value", "target"
     rows: list[Row] = [
         dict(zip(names, (what, unit, f"{value:.2f}", target), strict=True))

@@ -150,7 +150,6 @@ def exchanged(program: str) -> int:
 
 
 def show(found: Row) -> str:
-    """Returns a table of what was measured."""
     return markdown(
         {
             "weights": f"{row['weights'] / 1e9:.1f}B",

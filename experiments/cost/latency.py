@@ -102,7 +102,6 @@ def logits(layers: list[Layer], images: Any, xp: Any) -> Any:
 
 
 def layers_of(params: dict[str, Any]) -> list[Layer]:
-    """Returns the layers of a LeNet, in the order of their names."""
     layers = []
     for name in sorted(params):
         kernel, bias = (np.asarray(params[name][part]) for part in ("kernel", "bias"))
@@ -181,7 +180,6 @@ def measure_network(
 
 
 def show(found: Row) -> str:
-    """Returns a table of what was measured."""
     rows = [
         {
             "network": run["network"],

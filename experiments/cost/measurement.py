@@ -17,8 +17,6 @@ from experiments.settings import check_intervals
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """The settings of a measurement."""
-
     out: Path | None = None
     """Folder of what is measured; by default one in experiments/results, which `pages`
     shows."""

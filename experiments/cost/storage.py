@@ -128,7 +128,6 @@ def times(weights: jax.Array, folder: Path, turns: int) -> Row:
 
 
 def show(found: Row) -> str:
-    """Returns tables of sizes, in bytes, and of times."""
     files = [
         {
             "weights": f"{found['size']:,}",

@@ -42,14 +42,11 @@ def random_images(number: int, size: int, channels: int = 1) -> Split:
 
 
 def image_task(network: Any, data: Split, num_steps: int) -> Task:
-    """Returns the task of a network of images, in batches of 100."""
     found = init_network(network, data.images.shape[1:], white=255, seed=0)
     return Task(*found, data, 100, num_steps)
 
 
 class Transformer(NamedTuple):
-    """An encoder-decoder, with the loss of a network of images."""
-
     network: Seq2Seq
 
     def loss(
@@ -59,7 +56,6 @@ class Transformer(NamedTuple):
 
 
 def transformer() -> Task:
-    """Returns the task of an encoder-decoder on pairs of 32 tokens."""
     shape = Shape(8_000, 8_000, True, 2, 256, 1024, 4, 32, 31)
     network, params = init_seq2seq(shape, 0.1, seed=0)
     rng = np.random.default_rng(0)
@@ -76,7 +72,6 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def trainer(task: Task, optimizer: Optimizer) -> Callable[[], Any]:
-    """Returns the function that trains from the start."""
     config = dataclasses.replace(
         digits.CONFIG, batch_size=task.batch_size, interval=task.num_steps, scale=1.0
     )

@@ -16,8 +16,6 @@ class Pairs(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """A corpus as the experiments use it."""
-
     train: Pairs
     validation: Pairs  # they decide about pruning steps
     read_test: Callable[[], Pairs]  # only the end of a run calls it
@@ -39,7 +37,6 @@ class Corpus(NamedTuple):
 
 
 def check_pairs(pairs: Pairs, where: str) -> Pairs:
-    """Returns the pairs."""
     sources, targets = map(len, pairs)
     if sources != targets:
         raise ExperimentError(

@@ -129,7 +129,6 @@ def read(builder: Any, split: str) -> Split:
 def read_examples(
     builder: Any, split: str, batch_size: int | None = None
 ) -> Iterator[Any]:
-    """Yields the examples of a prepared set, one by one or in batches."""
     import grain
 
     try:

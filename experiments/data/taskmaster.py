@@ -81,7 +81,6 @@ def read_ids(folder: Path, split: str) -> list[str]:
 
 
 def read_dialogues(path: Path) -> list[Any]:
-    """Returns the dialogues in a file of the official JSON."""
     try:
         dialogues = json.loads(read_text(path))
         for dialogue in dialogues:

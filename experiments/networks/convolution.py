@@ -13,7 +13,6 @@ from jax import lax
 def make_conv(
     channels: int, features: int, size: int, rngs: nnx.Rngs, **settings: Any
 ) -> nnx.Conv:
-    """Returns an unpadded convolution with square kernels."""
     return nnx.Conv(
         channels,
         features,

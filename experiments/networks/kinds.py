@@ -42,11 +42,8 @@ def by_kind(numbers: Mapping[str, int]) -> dict[Kind, int]:
         if has_two and kind.side == "both":
             kind = Kind("decoder", kind.name)
         sums[kind] = sums.get(kind, 0) + number
-    return {kind: sums[kind] for kind in sorted(sums, key=place)}
-
-
-def place(kind: Kind) -> tuple[int, int]:
-    return SIDES.index(kind.side), NAMES.index(kind.name)
+    kinds = (Kind(side, name) for side in SIDES for name in NAMES)
+    return {kind: sums[kind] for kind in kinds if kind in sums}
 
 
 def sizes(layers: Mapping[str, Any]) -> Iterable[tuple[Kind, int, int]]:

@@ -22,7 +22,6 @@ Points = list[tuple[float, float]]  # sparsities and test errors of a seed, in %
 
 
 def methods(folder: Path) -> dict[str, str]:
-    """Returns the contents of the page, and draws its figures into a folder."""
     METHODS.check_stored()
     others: Any = pd.read_csv(RESULTS / "methods" / "published.csv")
     parts = []
@@ -88,7 +87,6 @@ def cell(found: list[tuple[str, float]]) -> str:
 
 
 def table(name: str, runs: Any) -> str:
-    """Returns the table of a task, a row for each method."""
     table = []
     for arm, own in runs.groupby("arm", sort=False):
         (tuned,) = ARMS[arm].names
@@ -110,7 +108,6 @@ def table(name: str, runs: Any) -> str:
 
 
 def describe(name: str, runs: Any) -> str:
-    """Returns the budget of a task, and its dense network."""
     task, config = TASKS[name], TASKS[name].config
     dense = runs[~runs.arm.isin(AT_INIT)].groupby("seed").dense_error.last()
     tuned = f" Tuned on `{task.tuned_on}`." if task.tuned_on else ""

@@ -1,16 +1,14 @@
 """Writes all pages of docs/results again, from what is stored alone."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from experiments.cost import benchmark, footprint, latency, storage
 from experiments.pages import methods, runs, study, text
-from experiments.records import RESULTS, Row, write_whole
+from experiments.records import RESULTS, Row, parse, write_whole
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
 DRAWN = (
@@ -33,7 +31,6 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Stores runs and writes the pages."""
     for folder in settings.runs:
         print(f"Stored: {runs.store(folder)}")
     write(FOLDER)
@@ -68,5 +65,5 @@ def write(folder: Path) -> None:
 
 
 def measured(name: str, show: Callable[[Row], str]) -> str:
-    paths: Any = sorted((RESULTS / name).glob("*.json"))
-    return "\n".join(show(json.loads(path.read_text())) for path in paths)
+    paths = sorted((RESULTS / name).glob("*.json"))
+    return "\n".join(show(parse(path.read_text(), path)) for path in paths)

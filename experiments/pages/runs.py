@@ -46,7 +46,6 @@ def columns(rows: list[Row]) -> Row:
 
 
 def draw(name: str, folder: Path) -> None:
-    """Draws a stored run of seed 0."""
     summary = read_json(RESULTS / "runs" / f"{name}.json")
     rounds = read_json(RESULTS / "rounds" / f"{name}.json")
     if summary is None or rounds is None:

@@ -23,7 +23,6 @@ OPPONENT_COLOURS = {
 
 
 def study(folder: Path) -> dict[str, str]:
-    """Returns the contents of the page, and draws its figure into a folder."""
     STUDY.check_stored()
     stored = {name: STUDY.rows(name) for name in TASKS}
     rows = pd.DataFrame([row for those in stored.values() for row in those])
@@ -71,7 +70,6 @@ def overview(results: dict[str, list[Result]], papers: dict[str, Result]) -> str
 
 
 def against(result: Result, opponents: Iterable[str], heading: str = "to ") -> Row:
-    """Returns the cells of an arm with its ratios."""
     return {
         heading + OPPONENTS[name]: str(result.ratios.get(name, ""))
         for name in opponents
@@ -87,7 +85,6 @@ def opponents_of(results: list[Result]) -> list[str]:
 
 
 def verdict(results: list[Result]) -> str:
-    """Returns which of the forms of relevance win."""
     forms = [result for result in results if "permuted" in result.ratios]
     able = [result for result in forms if result.can_win]
     winners = ", ".join(result.name for result in able if result.wins) or "none"
@@ -146,7 +143,6 @@ def section(name: str, results: list[Result], rows: list[Row]) -> str:
 
 
 def draw(results: dict[str, Result], path: Path) -> None:
-    """Draws the ratios of the form of the paper, those of a task beside one another."""
     with figures.figure(path, (6.4, 0.35 * len(results) + 1)) as canvas:
         axes = canvas.add_subplot()
         for index, (opponent, colour) in enumerate(OPPONENT_COLOURS.items()):

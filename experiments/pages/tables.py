@@ -1,14 +1,12 @@
 """Tables in Markdown, and what they say about runs."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterable
-from typing import Any
 
 from experiments.config import Form, ImageConfig
 from experiments.metrics import ACCURACY, metric_of
-from experiments.records import RESULTS, Row, by_config
+from experiments.records import RESULTS, Row, by_config, parse
 from experiments.settings import has_effect
 
 
@@ -49,8 +47,8 @@ def stored_runs() -> list[Row]:
     """Returns the summaries of all stored runs, reduced ones last."""
     order = "dataset", "network", "regularizer", "strength_decay_epochs", "strength"
     order = *order, "config_id", "seed"
-    paths: Any = (RESULTS / "runs").glob("*.json")
-    runs = [json.loads(path.read_text()) for path in paths]
+    paths = (RESULTS / "runs").glob("*.json")
+    runs = [parse(path.read_text(), path) for path in paths]
     runs.sort(key=lambda run: [run[name] for name in order])
     return sorted(runs, key=lambda run: run.get("num_train") is not None)
 
@@ -123,7 +121,6 @@ def strength(run: Row) -> str:
 
 
 def pruning(run: Row) -> str:
-    """Returns how many weights a run removes, and when."""
     if run.get("prune", "gated") != "gated":
         return f"{run['prune']}, to {100 * run['target_sparsity']:g} % sparsity"
     metric = metric_of(run)

@@ -13,7 +13,6 @@ TUNED_ON = 0  # the seed on which the study on text was tuned
 
 
 def text() -> dict[str, str]:
-    """Returns the contents of the page on text."""
     runs = [
         run
         for run in tables.stored_runs()
@@ -34,9 +33,6 @@ def is_control(run: Row) -> bool:
 
 def kinds_table(runs: Iterable[Row]) -> str:
     """Returns a table of the sparsity of each kind of layer, for seed 0."""
-    shown = [
-        run for run in runs if run["seed"] == 0 and run["regularizer"] == "relevance"
-    ]
     return markdown(
         {
             "data set": tables.data_set(run),
@@ -49,12 +45,12 @@ def kinds_table(runs: Iterable[Row]) -> str:
             f"{kind.side} {kind.name}": f"{100 * (1 - kept / total):.1f}"
             for kind, total, kept in kinds.sizes(run["layers"])
         }
-        for run in shown
+        for run in runs
+        if run["seed"] == 0 and run["regularizer"] == "relevance"
     )
 
 
 def controls() -> dict[str, str]:
-    """Returns the tables of the study on text: of what was compared, and tuned."""
     runs = [run for run in tables.stored_runs() if is_control(run)]
     compared = by_config(run for run in runs if run["seed"] != TUNED_ON)
     tuned = by_config(run for run in runs if run["seed"] == TUNED_ON)

@@ -127,7 +127,6 @@ def set_aside(path: Path) -> None:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a tree by name."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -78,7 +78,6 @@ def draw_run(
 
 
 def draw_metric(axes: Axes, rounds: Any, summary: Row) -> None:
-    """Draws the validation metric against sparsity, a point for each round."""
     metric = metric_of(summary)
     finetuning = rounds.phase == "finetune"
     for label, marker, colour, which in (

@@ -115,17 +115,16 @@ class Run:
         return summary
 
     def train_dense(self) -> None:
-        """Trains the dense network to the end."""
         for index in range(len(self.folder.rows), self.phases.num_rounds.dense):
             self.dense = self.phases.train_dense(self.dense)
             metric = float(self.problem.metric(self.dense.variables))
-            self.record("dense", index, metric, 0.0, False, self.dense)
+            outcome = {"metric": metric, "sparsity": 0.0, "pruned": False}
+            self.record(self.dense, phase="dense", round=index, **outcome)
         self.save()  # for --dense-from
         self.dense_variables = self.dense.variables
         self.pruning = self.phases.start_pruning(self.dense)
 
     def train_sparse(self) -> None:
-        """Prunes and fine-tunes to the end."""
         if self.bound < 0 and self.config.prune == "gated":
             self.print(
                 f"warning: --bound {self.config.bound:g} is more than the validation "
@@ -136,12 +135,13 @@ class Run:
         warnings.filterwarnings("ignore", "round .* removed all weights of")
         for done in self.sparse_rounds():
             self.pruning = done.state
-            outcome = done.phase, done.index, done.metric, done.sparsity, done.pruned
-            self.record(*outcome, done.state.current)
+            outcome = {x: getattr(done, x) for x in ("metric", "sparsity", "pruned")}
+            self.record(
+                done.state.current, phase=done.phase, round=done.index, **outcome
+            )
         self.save()
 
     def sparse_rounds(self) -> Iterator[sparse_optax.PruningRound]:
-        """Makes the rounds of pruning, then those of fine-tuning."""
         phases = self.phases
         settings: dict[str, Any] = dict(
             train=phases.train_sparse,
@@ -165,7 +165,6 @@ class Run:
         return float(self.phases.bound(self.dense_variables))
 
     def test(self) -> Row:
-        """Measures both networks on the test set, and returns the summary."""
         best = self.pruning.best
         return {
             **self.config.to_dict(),
@@ -180,15 +179,7 @@ class Run:
             "earlier_commits": self.earlier_commits,
         }
 
-    def record(
-        self,
-        phase: str,
-        index: int,
-        metric: float,
-        sparsity: float,
-        pruned: bool,
-        state: loop.TrainState,
-    ) -> None:
+    def record(self, state: loop.TrainState, **outcome: Any) -> None:
         """Adds a row to the metrics, and saves a checkpoint if one is due."""
         step, loss = int(state.step), float(state.progress.loss)
         if not math.isfinite(loss):
@@ -200,11 +191,7 @@ class Run:
         kept = jax.device_get(named_leaves(loop.num_kept(state.params)))
         self.folder.append(
             {
-                "phase": phase,
-                "round": index,
-                "metric": metric,
-                "sparsity": sparsity,
-                "pruned": pruned,
+                **outcome,
                 "step": step,
                 "loss": loss,
                 "relevant": number(state.progress.relevant),
@@ -212,7 +199,7 @@ class Run:
                 "kept_by_leaf": {k: int(count) for k, count in kept.items()},
             }
         )
-        self.show(phase, sparsity, metric)
+        self.show(outcome["phase"], outcome["sparsity"], outcome["metric"])
         if len(self.folder.rows) % self.config.checkpoint_every == 0:
             self.save()
 
@@ -235,7 +222,6 @@ class Run:
         self.saved = count
 
     def resume(self, count: int) -> None:
-        """Takes over the state in a checkpoint."""
         notes, _ = self.checkpoints.read(count)
         if notes["problem"] != self.problem.digest:
             raise ExperimentError(
@@ -259,7 +245,6 @@ class Run:
     def start_from(
         self, network: Variables, rows: list[Row], commits: list[str | None]
     ) -> None:
-        """Takes over the dense network of another run."""
         for row in rows:
             self.folder.append(row)
         network = self.problem.devices.replicate(network)
@@ -269,7 +254,6 @@ class Run:
         self.print(f"The dense network is that of {self.config.dense_from}.")
 
     def note_commits(self, commits: list[str | None]) -> None:
-        """Notes the commits that made earlier rounds."""
         now = self.environment["commit"]
         self.earlier_commits = [commit for commit in commits if commit != now]
 

@@ -83,7 +83,6 @@ class Sweep:
                 raise ExperimentError(f"{flag(name)} has no effect in any of the runs.")
 
     def runs(self) -> list[ImageConfig]:
-        """Returns the configurations of all runs, each once."""
         base, default = self.base, IMAGE_TASKS[self.base.experiment]
         grid = itertools.product(
             self.controls or (base.form.control,),
@@ -103,7 +102,6 @@ class Sweep:
 
 
 def main(settings: Sweep) -> None:
-    """Makes the missing runs of a sweep, and reports all of them."""
     console = Console(highlight=False)
     folder = settings.folder
     Devices.choose(settings.base)  # or an error, before anything is loaded

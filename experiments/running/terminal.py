@@ -52,7 +52,6 @@ def table_of(title: str, rows: list[dict[str, str]]) -> Table:
 
 
 def print_sweep(console: Console, groups: dict[str, list[Row]]) -> None:
-    """Prints the outcome of a sweep, a row for each setting, over its seeds."""
     measured = ["sparsity", "validation_accuracy"]
     if all("test_accuracy" in run for group in groups.values() for run in group):
         measured.append("test_accuracy")

@@ -28,7 +28,6 @@ def dense_optimizer(config: Config, num_steps: int) -> Optimizer:
 def pruning_optimizer(
     config: Config, num_steps: int, steps_per_epoch: int
 ) -> Optimizer:
-    """Returns regularizer, optimizer and pruning for `num_steps`."""
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
     regularizer = make_regularizer(config, config.strength, decay_steps)
     rate = learning_rate(config.learning_rate, config.schedule, num_steps)

@@ -68,7 +68,6 @@ class Phases:
     def start_pruning(
         self, dense: loop.TrainState
     ) -> sparse_optax.IterativePruningState:
-        """Returns the state before the first round of pruning."""
         config, variables = self.config, dense.variables
         if config.prune in AT_INIT:  # the untrained network
             variables = self.problem.variables
@@ -86,7 +85,6 @@ class Phases:
     def start_finetuning(
         self, state: sparse_optax.IterativePruningState
     ) -> sparse_optax.IterativePruningState:
-        """Returns the state before the first round of fine-tuning the best network."""
         state = state.start_finetuning()
         opt_state = optimizers.restart_schedule(state.current.opt_state)
         return state._replace(current=state.current._replace(opt_state=opt_state))

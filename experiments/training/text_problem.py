@@ -29,8 +29,6 @@ NUM_TEXTS = 20  # of the test set, to be shown in the summary
 
 
 class TextProblem(Problem):
-    """The network of a configuration, and a corpus."""
-
     def __init__(self, config: TextConfig, corpus: Corpus):
         self.config = config
         self.devices = Devices.choose(config)
