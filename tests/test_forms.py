@@ -35,28 +35,16 @@ G = [
 ALIVE = {"a": W["a"] != 0, "b": W["b"] != 0}
 
 
-def penalties(form, strength=0.5, scale=2.0, grads=G, seed=0):
+def penalties(form, grads=G):
     """Returns I at each of some updates, by what they add, and the state."""
-    tx = forms.add_decay_in_form(form, strength, scale, seed)
+    tx = forms.add_decay_in_form(form, 0.5, 2.0, seed=0)
     params = jax.tree.map(jnp.asarray, W)
     state, added = tx.init(params), []
     update = jax.jit(tx.update)
     for g in grads:
-        updates, state = update(
-            jax.tree.map(jnp.zeros_like, params),
-            state,
-            params,
-            abs_grads=jax.tree.map(np.abs, g),
-        )
-        added.append(
-            jax.tree.map(
-                lambda u, w: np.divide(
-                    u, 2 * strength * w, out=np.zeros_like(w), where=w != 0
-                ),
-                updates,
-                W,
-            )
-        )
+        sizes, zeros = (jax.tree.map(f, g) for f in (np.abs, np.zeros_like))
+        updates, state = update(zeros, state, params, abs_grads=sizes)
+        added.append({n: updates[n] / np.where(ALIVE[n], W[n], 1) for n in W})
     return added, state
 
 
@@ -67,21 +55,10 @@ def check(found, expected):
         )
 
 
-def test_the_default_form_is_that_of_the_library():
-    params, grads = (jax.tree.map(jnp.asarray, tree) for tree in (W, G[0]))
-    ours = forms.add_decay_in_form(Form(), 0.3, 0.7, 0)
-    theirs = sparse_optax.add_relevance_decay(0.3, 0.7, mask=None)
-    updates, _ = ours.update(
-        grads, ours.init(params), params, abs_grads=jax.tree.map(jnp.abs, grads)
-    )
-    expected, _ = theirs.update(grads, theirs.init(params), params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected
-    )
-
-
 def test_measures():
-    """The running mean of |g|, and |g * w|."""
+    """That of the library, the running mean of |g|, and |g * w|."""
+    added, _ = penalties(Form())
+    check(added[0], sparse_optax.irrelevance(G[0], 2.0))
     added, _ = penalties(Form(memory=0.75))
     one, two = ({n: np.abs(g[n]) for n in W} for g in G)
     check(added[1], {n: np.exp(-(0.75 * one[n] + two[n]) / 1.75 / 2) for n in W})
@@ -102,11 +79,8 @@ def test_units_are_running_root_mean_squares_of_what_is_left(unit):
     one, two = map(square, G)
     beta = forms.UNIT_MEMORY
     second = {n: (beta * one[n] + two[n]) / (1 + beta) for n in W}
-    for step, unit_square in enumerate((one, second)):
-        check(
-            added[step],
-            {n: np.exp(-np.abs(G[step][n]) / (2 * np.sqrt(unit_square[n]))) for n in W},
-        )
+    for found, g, square in zip(added, G, (one, second), strict=True):
+        check(found, {n: np.exp(-np.abs(g[n]) / 2 / np.sqrt(square[n])) for n in W})
 
 
 def test_quantile_spares_its_share():
@@ -153,18 +127,14 @@ def test_controls_decay_as_much_as_their_form():
     form = Form(unit="leaf")
     (own, _), _ = penalties(form)
     (mean, _), _ = penalties(dataclasses.replace(form, control="mean"))
-    (first, second), _ = penalties(
-        dataclasses.replace(form, control="permuted"), grads=[G[0], G[0]]
-    )
-    for name in W:
-        left = own[name][ALIVE[name]]
-        np.testing.assert_allclose(
-            mean[name][ALIVE[name]], np.full_like(left, left.mean()), rtol=1e-5
-        )
+    form = dataclasses.replace(form, control="permuted")
+    (first, second), _ = penalties(form, [G[0], G[0]])
+    for name, alive in ALIVE.items():
+        left = own[name][alive]
+        np.testing.assert_allclose(mean[name][alive], left.mean(), rtol=1e-5)
         for permuted in (first, second):
-            np.testing.assert_allclose(
-                np.sort(permuted[name][ALIVE[name]]), np.sort(left), rtol=1e-5
-            )
+            found = np.sort(permuted[name][alive])
+            np.testing.assert_allclose(found, np.sort(left), rtol=1e-5)
 
 
 def test_permutations_change_with_update_and_seed():
@@ -193,14 +163,12 @@ def test_scores_of_a_ranking():
     for acts_on in ("ranking", "both"):
         added, state = penalties(Form(acts_on=acts_on))
         expected = {n: np.exp(-np.abs(G[1][n]) / 2) for n in W}
-        check(
-            added[1], expected if acts_on == "both" else jax.tree.map(np.ones_like, W)
-        )
+        ones = jax.tree.map(np.ones_like, W)
+        check(added[1], expected if acts_on == "both" else ones)
         scores = forms.ranking_scores(params, (state,))
-        for name in W:
-            np.testing.assert_allclose(
-                scores[name], np.abs(W[name]) * (1 - expected[name]), rtol=1e-5
-            )
+        for name, w in W.items():
+            by_hand = np.abs(w) * (1 - expected[name])
+            np.testing.assert_allclose(scores[name], by_hand, rtol=1e-5)
 
 
 def test_pruning_follows_the_ranking():
@@ -240,55 +208,41 @@ def test_decoupled_decay_is_added_after_the_optimizer(optimizer, regularizer):
     theirs = optax.chain(
         inner, optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(0.1)
     )
-    states = ours.init(params), theirs.init(params)
+    state, other = ours.init(params), theirs.init(params)
+    sizes = jax.tree.map(jnp.abs, grads)
     for _ in range(3):
-        found, one = ours.update(
-            grads, states[0], params, abs_grads=jax.tree.map(jnp.abs, grads)
-        )
-        expected, two = theirs.update(grads, states[1], params)
-        states = one, two
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected
-        )
+        found, state = ours.update(grads, state, params, abs_grads=sizes)
+        expected, other = theirs.update(grads, other, params)
+        for name in W:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
 
 
 def test_gradients_of_single_examples():
     """Their mean is the batch's gradient; the mean of their sizes is larger."""
-    seen = {}
 
     def spy(updates, state, params=None, *, abs_grads=None, **extra):
-        return updates, {"grads": updates, "abs_grads": abs_grads}
+        return updates, (updates, abs_grads)
 
-    def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return {"grads": zeros, "abs_grads": zeros}
-
-    optimizer = optax.GradientTransformationExtraArgs(init, spy)
+    optimizer = optax.GradientTransformationExtraArgs(lambda w: (w, w), spy)
     train = images.take(images.load_digits().train, np.arange(8))
     network, variables = init_network(WithoutNorm, (8, 8, 1), 16, 0)
     config = dataclasses.replace(CONFIG, batch_size=8, interval=1)
-    for per_example in (False, True):
-        state = loop.init_state(variables, optimizer)
-        update = loop.make_train(
-            *(config, network, optimizer, train), per_example=per_example
-        )
-        seen[per_example] = update(state).opt_state
-
-    for name in ("kernel", "bias"):
-        whole, single = (seen[flag]["grads"]["hidden"][name] for flag in (False, True))
-        np.testing.assert_allclose(whole, single, atol=1e-6)
+    state, settings = loop.init_state(variables, optimizer), (config, network)
+    (whole, whole_sizes), (single, single_sizes) = (
+        loop.make_train(*settings, optimizer, train, per_example=flag)(state).opt_state
+        for flag in (False, True)
+    )
+    gradient = jax.grad(network.loss, has_aux=True)
     examples = [
-        jax.grad(network.loss, has_aux=True)(
-            *variables, train.images[[i]], train.labels[[i]]
-        )[0]
+        gradient(*variables, train.images[[i]], train.labels[[i]])[0]["output"]
         for i in range(8)
     ]
-    expected = np.mean([np.abs(g["output"]["kernel"]) for g in examples], axis=0)
-    np.testing.assert_allclose(
-        seen[True]["abs_grads"]["output"]["kernel"], expected, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        seen[False]["abs_grads"]["output"]["kernel"],
-        np.abs(np.mean([g["output"]["kernel"] for g in examples], axis=0)),
-        atol=1e-6,
-    )
+    for name in ("kernel", "bias"):
+        each = np.array([example[name] for example in examples])
+        for found, expected in (
+            (whole, each.mean(0)),
+            (single, each.mean(0)),
+            (whole_sizes, np.abs(each.mean(0))),
+            (single_sizes, np.abs(each).mean(0)),
+        ):
+            np.testing.assert_allclose(found["output"][name], expected, atol=1e-6)
