@@ -15,6 +15,7 @@ from safetensors import numpy as safetensors
 
 from experiments.__main__ import main
 from experiments.networks.resnet import Norm
+from experiments.records import RunFolder
 from experiments.running.checkpoint import NOTES
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +96,20 @@ def quickly(tmp_path_factory):
     """Compiles fast in the modules that import this."""
     with quick_compilation(tmp_path_factory.getbasetemp() / "xla"):
         yield
+
+
+def stop(command, number):
+    """Makes a run that is killed after some rows, as far as this process can."""
+    append = RunFolder.append
+
+    def append_or_stop(self, row):
+        if len(self.rows) == number:
+            raise Stopped
+        append(self, row)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(RunFolder, "append", append_or_stop)
+        main(command)
 
 
 def read_lines(path):

@@ -23,11 +23,6 @@ SMALL = footprint.Decoder(layers=3, width=64, keys=32, hidden=128, vocabulary=51
 WEIGHTS = 2 * 512 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 
 
-@pytest.fixture
-def no_torch(monkeypatch):
-    monkeypatch.setattr(torch_rivals, "comparable", lambda: False)
-
-
 # --------------------------------------------------------------------------- benchmark
 
 
@@ -49,12 +44,13 @@ def test_ratios_are_of_times_of_the_same_turn(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch, no_torch):
+def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch):
     def little():
         images = training_time.random_images(8, 28)
         return training_time.image_task(LeNet300, images, 1)._replace(batch_size=4)
 
     monkeypatch.setattr(training_time, "TASKS", {"LeNet": little})
+    monkeypatch.setattr(torch_rivals, "comparable", lambda: False)
     sizes = "--sizes 30000 --rivals 1000 --growth 1000 2000 --leaves 1 --turns 1"
     main(["benchmark", *sizes.split(), "--out", str(tmp_path)])
     found = json.loads((tmp_path / "cpu.json").read_text())
@@ -83,15 +79,19 @@ def test_numbers_that_make_no_sense_are_refused(command):
 # --------------------------------------------------------------------------- footprint
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
-def test_memory_is_divided_among_devices(num_devices):
-    found = footprint.measure_prune(SMALL, num_devices)
-    assert found["weights"] == WEIGHTS
-    assert (found["exchanged"] > 0) == (num_devices > 1)
-    # Four bytes each for a weight and its two moments, one for its mask, and counters.
-    assert 0 <= found["given"] - 13 * WEIGHTS / num_devices < 100
-    assert 0 <= found["returned"] - found["given"] < 400
-    assert found["temporaries"] < 5 * WEIGHTS / num_devices
+def test_memory_is_divided_among_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(footprint, "DECODERS", (SMALL,))
+    main(["footprint", "--devices", "1", "8", "--out", str(tmp_path)])
+    stored = json.loads((tmp_path / "cpu.json").read_text())
+    assert "| 0.0B | 8 | 0 MB | 0 MB | 0 MB |" in footprint.show(stored)
+    for found, num_devices in zip(stored["rows"], (1, 8), strict=True):
+        assert (found["weights"], found["devices"]) == (WEIGHTS, num_devices)
+        assert (found["exchanged"] > 0) == (num_devices > 1)
+        # Four bytes each for a weight and its two moments, one for its mask, and
+        # counters.
+        assert 0 <= found["given"] - 13 * WEIGHTS / num_devices < 100
+        assert 0 <= found["returned"] - found["given"] < 400
+        assert found["temporaries"] < 5 * WEIGHTS / num_devices
 
 
 def test_exchanges_are_counted_in_bytes():
@@ -109,32 +109,14 @@ def test_exchanges_are_counted_in_bytes():
     assert footprint.exchanged(program) == reduced + 8 + 3 + 8 + 20 + 24
 
 
-def test_the_footprint_is_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(footprint, "DECODERS", (SMALL,))
-    main(["footprint", "--devices", "8", "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "cpu.json").read_text())
-    (row,) = found["rows"]
-    assert row["devices"] == 8 and row["exchanged"] > 0
-    assert "| 0.0B | 8 | 0 MB | 0 MB | 0 MB |" in footprint.show(found)
-
-
 # ----------------------------------------------------------------------------- storage
 
 
-@pytest.mark.parametrize(("sparsity", "dtype"), [(0.5, "float32"), (0.999, "bfloat16")])
-def test_random_matrices_have_exactly_their_sparsity(sparsity, dtype):
-    weights = storage.matrix(20_000, sparsity, dtype)
-    assert weights.shape == (20, 1000)
-    assert jnp.count_nonzero(weights) == round((1 - sparsity) * 20_000)
-
-
-def test_the_information_is_that_of_values_and_masks():
-    assert storage.information(800, 400, 4) == 400 * 4 + 100
-    assert storage.information(800, 800, 2) == 1600
-    assert storage.information(800, 0, 2) == 0
-
-
 def test_storage_is_measured_and_stored(tmp_path):
+    weights = storage.matrix(20_000, 0.999, "bfloat16")
+    assert weights.shape == (20, 1000) and jnp.count_nonzero(weights) == 20
+    for size, kept, itemsize, expected in ((800, 400, 4, 1700), (800, 800, 2, 1600)):
+        assert storage.information(size, kept, itemsize) == expected
     flags = "--size", "10000", "--large", "10000", "--turns", "1"
     main(["storage", *flags, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "cpu.json").read_text())

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from runs import (
     Small,
-    Stopped,
     assert_same_run,
     digits,
     error_line,
@@ -22,12 +21,12 @@ from runs import (
     read_rows,
     read_state,
     read_summary,
+    stop,
 )
 
 from experiments import networks
 from experiments.__main__ import main
 from experiments.data import images
-from experiments.records import RunFolder
 from experiments.running import environment
 from experiments.tasks import IMAGE_TASKS
 from experiments.tasks.digits import CONFIG
@@ -39,20 +38,14 @@ HEAVY = "--fraction", "0.6"  # soon more than the bound allows
 def finished(tmp_path_factory):
     """A finished run of the digits: its folder, and when it read the test set."""
     out = tmp_path_factory.mktemp("digits") / "run"
-    reads = []
-    load = images.load
+    reads, dataset = [], images.load(CONFIG)
 
-    def counting_load(config):
-        dataset = load(config)
-
-        def read_test():
-            reads.append(len(read_rows(out)))
-            return dataset.read_test()
-
-        return dataset._replace(read_test=read_test)
+    def read_test():
+        reads.append(len(read_rows(out)))
+        return dataset.read_test()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "load", counting_load)
+        patch.setattr(images, "load", lambda _: dataset._replace(read_test=read_test))
         main(digits(out, *HEAVY))
     return out, reads
 
@@ -61,7 +54,9 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_leaves_summary_metrics_checkpoint_and_figures(finished):
-    out, _ = finished
+    """It reads the test set once, after all rounds."""
+    out, reads = finished
+    assert reads == [len(read_rows(out))]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["total"] == 50_610
     assert summary["sparsity"] == pytest.approx(1 - summary["kept"] / 50_610)
@@ -111,11 +106,6 @@ def test_rounds_follow_the_algorithm(finished):
     assert summary["kept"] == best < total
 
 
-def test_the_test_set_is_read_once_after_all_rounds(finished):
-    out, reads = finished
-    assert reads == [len(read_rows(out))]
-
-
 def test_a_finished_run_is_shown_again(finished, capsys, monkeypatch):
     out, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -146,17 +136,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     flags += ["--schedule", "cosine", "--finetune-schedule", "cosine"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     main(digits(whole, *flags))
-    append = RunFolder.append
-
-    def stop(self, row):
-        if len(self.rows) == 7:
-            raise Stopped
-        append(self, row)
-
-    monkeypatch.setattr(RunFolder, "append", stop)
-    with pytest.raises(Stopped):
-        main(digits(stopped, *flags))
-    monkeypatch.setattr(RunFolder, "append", append)
+    stop(digits(stopped, *flags), 7)
     main(digits(stopped, *flags))
     assert_same_run(stopped, whole)
 
@@ -204,14 +184,9 @@ def test_every_image_task_runs_on_its_data(name, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "load", short_load)
     monkeypatch.setitem(networks.NETWORKS, "resnet32", Small)
     data = folder_of("SPARSE_OPTAX_DATA_DIR")
-    main(
-        [
-            *(name, "--out", str(tmp_path), "--data-dir", str(data)),
-            *("--dense-epochs", "1", "--epochs", "2", "--interval", "3"),
-            *("--bound", "0.01", "--batch-size", "100", "--finetune-epochs", "1"),
-            "--no-relative-bound",
-        ]
-    )
+    flags = "--dense-epochs 1 --epochs 2 --finetune-epochs 1 --interval 3 --bound 0.01"
+    flags = [*flags.split(), "--batch-size", "100", "--no-relative-bound"]
+    main([name, "--out", str(tmp_path), "--data-dir", str(data), *flags])
     summary = read_summary(tmp_path)
     total, fraction = summary["total"], float(np.float32(config.fraction))
     assert summary["kept"] == total - round(fraction * total)  # of the one step
@@ -223,22 +198,9 @@ def test_every_image_task_runs_on_its_data(name, tmp_path, monkeypatch):
 def test_commits_are_those_that_made_the_rounds(tmp_path, monkeypatch, capsys):
     """The code may change while a run is made, and before it is resumed."""
     command = digits(tmp_path, "--epochs", "1", "--finetune-epochs", "0")
-    append = RunFolder.append
-
-    def change(self, row):
-        if len(self.rows) == 2:
-            monkeypatch.setattr(environment, "commit", lambda: "later")
-        if len(self.rows) == change.end:
-            raise Stopped
-        append(self, row)
-
-    monkeypatch.setattr(RunFolder, "append", change)
-    monkeypatch.setattr(environment, "commit", lambda: "first")
-    change.end = 3
-    with pytest.raises(Stopped):
-        main(command)
-    monkeypatch.setattr(environment, "commit", lambda: "second")
-    change.end = None
+    commits = iter(["first", "second"])  # each is read once, when a run starts
+    monkeypatch.setattr(environment, "commit", lambda: next(commits))
+    stop(command, 3)
     main(command)
     assert "produced by a different commit" in capsys.readouterr().out
     summary = read_summary(tmp_path)
@@ -249,9 +211,9 @@ def test_a_commit_is_dirty_if_code_changed_and_no_text(tmp_path, monkeypatch):
     code, text = tmp_path / "code.py", tmp_path / "README.md"
     monkeypatch.setattr(environment, "__file__", str(code))
     commit = environment.commit.__wrapped__
+    assert commit() is None
     code.write_text("one")
     text.write_text("one")
-    assert commit() is None
     identity = "-c", "user.name=Test", "-c", "user.email=test@example.com"
     for arguments in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "x")):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)

@@ -71,21 +71,13 @@ def test_a_sweep_has_every_run_once():
     ]
 
 
-@pytest.mark.parametrize(
-    ("regularizers", "number", "sizes"),
-    [
-        (("relevance",), 10, [5, 5]),
-        (("relevance",), 17, [5, 6, 6]),
-        (("relevance", "l2"), 3, [3, 3]),
-    ],
-)
-def test_batches_are_even_and_of_one_program(regularizers, number, sizes):
-    seeds = tuple(range(number))
-    runs = Sweep(CONFIG, regularizers=regularizers, seeds=seeds).runs()
-    batches = list(sweep.batches(runs, 8))
-    assert [len(batch) for batch in batches] == sizes
-    assert [run for batch in batches for run in batch] == runs
-    assert all(len({run.regularizer for run in batch}) == 1 for batch in batches)
+def test_batches_are_even_and_of_one_program():
+    for number, sizes in ((10, [5, 5]), (17, [5, 6, 6])):
+        grid = Sweep(CONFIG, ("relevance", "l2"), seeds=tuple(range(number)))
+        batches = list(sweep.batches(grid.runs(), 8))
+        assert [len(batch) for batch in batches] == 2 * sizes
+        assert [run for batch in batches for run in batch] == grid.runs()
+        assert all(len({run.regularizer for run in batch}) == 1 for batch in batches)
 
 
 def test_the_command_makes_what_is_missing(tmp_path, capsys):
@@ -158,12 +150,8 @@ def test_groups_are_named_by_the_settings_that_differ():
             **{"config_id": str(place), "sparsity": 1 - place / 10},
         }
 
-    runs = [
-        run(0, "relevance", 0.1, 1.0),
-        run(1, "relevance", 0.1, 2.0),
-        run(2, "l2", 0.2, 5.0),
-        run(3, "none", 0.3, 6.0),
-    ]
+    runs = [run(0, "relevance", 0.1, 1.0), run(1, "relevance", 0.1, 2.0)]
+    runs += [run(2, "l2", 0.2, 5.0), run(3, "none", 0.3, 6.0)]
     groups = sweep.by_settings(runs[::-1])
     assert list(groups) == [  # the sparsest first
         *("relevance, strength 0.1, scale 1", "relevance, strength 0.1, scale 2"),

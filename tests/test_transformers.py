@@ -9,19 +9,18 @@ import numpy as np
 import optax
 import pytest
 from runs import (
-    Stopped,
     assert_same_run,
     error_line,
     quickly,  # noqa: F401
     read_rows,
     read_summary,
+    stop,
     toy,
 )
 
 import sparse_optax
 from experiments.__main__ import main
 from experiments.data import toy as toy_data
-from experiments.records import RunFolder
 from experiments.tasks.transformer_toy import CONFIG
 from experiments.training import text_loop
 from experiments.training.phases import Phases
@@ -35,15 +34,12 @@ def finished(tmp_path_factory):
     return out
 
 
-def tiny(**changes):
+def problem(keeps_end=False, **changes):
     small = {"num_train": 640, "batch_size": 32, "interval": 10, "features": 16}
     small |= {"hidden": 16, "heads": 2, "dense_epochs": 2, "warmup_steps": 5}
-    return dataclasses.replace(CONFIG, **(small | changes))
-
-
-def problem(**changes):
-    config = tiny(**changes)
-    return TextProblem(config, toy_data.load().reduced(config.num_train))
+    config = dataclasses.replace(CONFIG, **(small | changes))
+    corpus = toy_data.load().reduced(config.num_train)
+    return TextProblem(config, corpus._replace(keeps_end=keeps_end))
 
 
 # ------------------------------------------------------------------------ whole runs
@@ -77,19 +73,10 @@ def test_a_run_leaves_summary_texts_and_files(finished, capsys):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_with_the_same_bits(finished, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_bits(finished, tmp_path):
     """With dropout, and a vocabulary that is learnt again."""
-    out, append = tmp_path / "run", RunFolder.append
-
-    def stop(self, row):
-        if len(self.rows) == 7:
-            raise Stopped
-        append(self, row)
-
-    monkeypatch.setattr(RunFolder, "append", stop)
-    with pytest.raises(Stopped):
-        main(toy(out))
-    monkeypatch.setattr(RunFolder, "append", append)
+    out = tmp_path / "run"
+    stop(toy(out), 7)
     main(toy(out))
     assert_same_run(out, finished)
     name = "vocabulary.model"
@@ -129,25 +116,17 @@ def test_wmt14_runs_on_other_texts(tmp_path):
     """With all of its own settings except sizes, on all devices."""
     folder, corpus = tmp_path / "wmt14", toy_data.load().reduced(320)
     folder.mkdir()
-    for split, pairs in (
-        ("train", corpus.train),
-        ("val", corpus.validation),
-        ("test", corpus.read_test()),
-    ):
+    splits = {"train": corpus.train, "val": corpus.validation}
+    for split, pairs in (splits | {"test": corpus.read_test()}).items():
         for language, texts in zip(("en", "de"), pairs, strict=True):
             text = "\n".join(texts[:320]) + "\n"
             (folder / f"{split}.{language}").write_text(text)
     out = tmp_path / "run"
-    main(
-        [
-            *("transformer-wmt14", "--data-dir", str(tmp_path), "--out", str(out)),
-            *("--features", "16", "--hidden", "16", "--heads", "2"),
-            *("--num-layers", "1", "--vocabulary-size", "15", "--batch-size", "16"),
-            *("--interval", "3", "--warmup-steps", "2", "--dense-epochs", "1"),
-            *("--epochs", "1", "--finetune-epochs", "1"),
-            *("--prune", "gradual", "--target-sparsity", "0.5"),
-        ]
-    )
+    sizes = "--features 16 --hidden 16 --heads 2 --num-layers 1 --vocabulary-size 15"
+    flags = "--batch-size 16 --interval 3 --warmup-steps 2 --dense-epochs 1 --epochs 1"
+    flags = f"{sizes} {flags} --finetune-epochs 1 --prune gradual --target-sparsity 0.5"
+    where = "--data-dir", str(tmp_path), "--out", str(out)
+    main(["transformer-wmt14", *where, *flags.split()])
     summary = read_summary(out)
     assert summary["devices"] == 8 and summary["accumulation"] == 3
     assert summary["metric"] == "bleu" and "tok:13a" in summary["signature"]
@@ -270,9 +249,7 @@ def test_the_gradients_of_many_devices_are_those_of_one():
 @pytest.mark.parametrize("keeps_end", [False, True])
 def test_long_sources_are_cut(keeps_end):
     """Texts at the end, dialogues at the beginning."""
-    corpus = toy_data.load().reduced(640)._replace(keeps_end=keeps_end)
-    made = TextProblem(tiny(), corpus)
-    read = []
+    made, read = problem(keeps_end), []
 
     def record(params, source, *, beam):
         read.append(source)
@@ -288,7 +265,5 @@ def test_long_sources_are_cut(keeps_end):
     kept = encoded[-length:] if keeps_end else encoded[:length]
     np.testing.assert_array_equal(source[1], kept)
     # Those of training are cut as well, or left out.
-    few = TextProblem(tiny(max_source=5, batch_size=8), corpus)
-    sources, _ = few.training_pairs(corpus)
-    assert max(map(len, sources)) == 5
-    assert (len(sources) == 640) == keeps_end
+    few = problem(keeps_end, max_source=5, batch_size=8)
+    assert few.longest_source == 5 and (few.num_pairs == 640) == keeps_end
