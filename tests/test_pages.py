@@ -67,7 +67,8 @@ def test_pages_are_made_of_what_is_stored(tmp_path, monkeypatch):
     folder = ROOT / "docs" / "results"
     for own, there in ((tmp_path, folder), (tmp_path / "figures", folder / "figures")):
         made, stored = ({path.name for path in x.iterdir()} for x in (own, there))
-        assert made == stored
+        by_hand = {"index.md", "running.md"}
+        assert made == stored - by_hand
     for path in tmp_path.glob("*.md"):
         assert path.read_text() == (folder / path.name).read_text(), path.name
         for link in path.read_text().split("](figures/")[1:]:

@@ -54,35 +54,18 @@ def test_regularizers_by_hand(name):
         sparse_optax.prune_by_magnitude(0.5, mask=None),
     )
     update = jax.jit(tx.update)
-
-    def check(state, factor):
-        abs_grads = jax.tree.map(jnp.abs, grads)
-        updates, state = update(grads, state, params, abs_grads=abs_grads)
+    sizes, state = jax.tree.map(jnp.abs, grads), tx.init(params)
+    for number, factor in enumerate((1, 0.75, 0.5, 1, 0.75, 0.5, 0.25, 0, 0)):
+        if number == 3:
+            _, state = sparse_optax.prune(params, state, fraction=0.0)
+        updates, state = update(grads, state, params, abs_grads=sizes)
         np.testing.assert_allclose(updates["w"], g + factor * penalty, rtol=1e-5)
-        return state
-
-    state = tx.init(params)
-    for factor in (1, 0.75, 0.5):
-        state = check(state, factor)
-    _, state = sparse_optax.prune(params, state, fraction=0.0)
-    for factor in (1, 0.75, 0.5, 0.25, 0, 0):
-        state = check(state, factor)
-    constant = regularizers.make_regularizer(config, strength, 0)
-    state = constant.init(params)
-    for _ in range(2):
-        updates, state = constant.update(
-            grads, state, params, abs_grads=jax.tree.map(jnp.abs, grads)
-        )
-    np.testing.assert_allclose(updates["w"], g + penalty, rtol=1e-5)
 
 
-@pytest.mark.parametrize("learning_rate", [0.5, 0.25])
-def test_lobster_by_hand(learning_rate):
+def test_lobster_by_hand():
     """w - eta * (momentum) - lambda * w * max(0, 1 - |g|)."""
-    config = changed(
-        **{"regularizer": "lobster", "strength": 0.1, "optimizer": "sgd"},
-        learning_rate=learning_rate,
-    )
+    settings = {"strength": 0.1, "optimizer": "sgd", "learning_rate": 0.25}
+    config = changed(regularizer="lobster", **settings)
     tx = optimizers.pruning_optimizer(config, 100, 10)
     w = np.array([2.0, -4.0, 1.0, 0.0], np.float32)
     g = np.array([0.0, 0.25, -3.0, 0.5], np.float32)
@@ -90,7 +73,7 @@ def test_lobster_by_hand(learning_rate):
         jnp.asarray(g), tx.init(jnp.asarray(w)), jnp.asarray(w), abs_grads=jnp.abs(g)
     )
     shrinkage = np.array([0.1 * 2 * 1, 0.1 * -4 * 0.75, 0, 0])
-    by_hand = learning_rate * np.array([0, -0.25, 3, -0.5]) - shrinkage
+    by_hand = 0.25 * np.array([0, -0.25, 3, -0.5]) - shrinkage
     np.testing.assert_allclose(updates, by_hand, rtol=1e-6)
 
 
@@ -148,10 +131,8 @@ def test_fine_tuning_starts_its_own_schedule():
     for rate in (0.5, 0.25):
         after = phases.finetune(before)
         (trace,) = find_states(after.opt_state, optax.TraceState)
-        for w, then, momentum in zip(
-            *map(jax.tree.leaves, (before.params, after.params, trace.trace)),
-            strict=True,
-        ):
+        trees = before.params, after.params, trace.trace
+        for w, then, momentum in zip(*map(jax.tree.leaves, trees), strict=True):
             np.testing.assert_allclose(then, w - rate * momentum, rtol=1e-5, atol=1e-6)
         before = after
 
@@ -214,10 +195,8 @@ def test_masks_at_initialisation_are_those_of_the_untrained_network(prune):
     total = sum(mask.size for mask in jax.tree.leaves(masks))
     everything = jax.tree.map(np.ones_like, masks)
     expected = numpy_drop(scores, everything, exact_share(0.7, total))
-    for mask, wanted, w, initial in zip(
-        *map(jax.tree.leaves, (masks, expected, state.params, start.params)),
-        strict=True,
-    ):
+    trees = masks, expected, state.params, start.params
+    for mask, wanted, w, initial in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_array_equal(mask, wanted)
         np.testing.assert_array_equal(w, jnp.where(mask, initial, 0))
 
@@ -331,11 +310,33 @@ def test_one_program_does_what_rounds_one_by_one_do(prune, monkeypatch):
     np.testing.assert_allclose(whole.bound, settings["bound"])
     assert abs(whole.best_correct / 359 - settings["evaluate"](best)) < 0.01
     masks, others = (
-        sparse_optax.get_masks(state.opt_state) for state in (best, whole.best)
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(masks)])
+        for masks in map(sparse_optax.get_masks, (best.opt_state, whole.best.opt_state))
     )
-    differing = [
-        int(jnp.sum(a != b))
-        for a, b in zip(jax.tree.leaves(masks), jax.tree.leaves(others), strict=True)
-    ]
-    assert sum(differing) <= 2  # rounding may swap neighbours in size
-    assert not all(mask.all() for mask in jax.tree.leaves(masks))
+    assert sum(masks != others) <= 2  # rounding may swap neighbours in size
+    assert not masks.all()
+
+
+def test_settings_reach_training(monkeypatch):
+    """Each of them changes what its phase makes of the same weights."""
+    monkeypatch.setitem(networks.NETWORKS, "lenet300", Small)
+    dataset = images.load_digits()
+
+    def kernel(phase, **changes):
+        usual = {"dense_epochs": 1, "epochs": 1, "finetune_epochs": 1, "interval": 5}
+        config = changed(**(usual | changes))
+        phases = Phases(config, ImageProblem(config, dataset))
+        state = phases.start_dense()
+        if phase != "train_dense":
+            state = phases.start_pruning(state).current
+        return getattr(phases, phase)(state).params["hidden"]["kernel"]
+
+    for phase, changes in (
+        ("train_dense", {"mirror": True, "shift": 1, "bfloat16": True}),
+        ("train_dense", {"warmup_steps": 2, "dense_strength": 0.1}),
+        ("train_sparse", {"schedule": "cosine", "strength_decay_epochs": 0.1}),
+        ("finetune", {"finetune_schedule": "cosine"}),
+    ):
+        usual = kernel(phase)
+        for name, value in changes.items():
+            assert jnp.any(kernel(phase, **{name: value}) != usual), name
