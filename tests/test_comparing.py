@@ -85,19 +85,15 @@ def outcome(config, test=True, kept=None):
 
 
 def test_the_best_setting_keeps_least_and_is_the_most_accurate_of_equals():
+    pairs = {0.1: (10, 1000), 0.2: (110, 110), 0.3: (50, 150), 0.4: (75, 100)}
     runs = [
-        {"strength": strength, "kept": kept, "validation_accuracy": right}
-        for strength, pair, right in (
-            (0.1, (10, 1000), 0.9),
-            (0.2, (110, 110), 0.9),
-            (0.3, (50, 150), 0.9),
-            (0.4, (75, 100), 0.91),
-        )
+        {"strength": x, "kept": kept, "validation_accuracy": 0.91 if x > 0.3 else 0.9}
+        for x, pair in pairs.items()
         for kept in pair
     ]
 
     def best():
-        settings = [(0.1,), (0.2,), (0.3,), (0.4,)]
+        settings = [(strength,) for strength in pairs]
         found = tuning.best_of(settings, runs, ["strength"], log_kept)
         return [strength for (strength,) in found]
 

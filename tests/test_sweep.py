@@ -14,11 +14,6 @@ from experiments.running import environment, program, sweep
 from experiments.running.sweep import Sweep
 from experiments.tasks.digits import CONFIG
 
-TINY = dataclasses.replace(
-    CONFIG,
-    **{"dense_epochs": 2, "epochs": 6, "finetune_epochs": 0, "interval": 16},
-    **{"batch_size": 64, "fraction": 0.3},
-)
 FLAGS = (
     *("--dense-epochs", "2", "--epochs", "4", "--finetune-epochs", "0"),
     *("--interval", "16", "--batch-size", "64"),
@@ -33,7 +28,11 @@ def small(monkeypatch):
 @pytest.mark.slow
 def test_runs_at_once_are_what_they_are_alone(monkeypatch):
     changes = {"seed": 1}, {"strength": 1.0}, {"scale": 1e-5}, {"fraction": 0.6}
-    strong = dataclasses.replace(TINY, strength=0.1)
+    strong = dataclasses.replace(
+        CONFIG,
+        **{"dense_epochs": 2, "epochs": 6, "finetune_epochs": 0, "interval": 16},
+        **{"batch_size": 64, "fraction": 0.3, "strength": 0.1},
+    )
     configs = [strong, *(dataclasses.replace(strong, **x) for x in changes)]
     commits = iter(["first", "later"])
     monkeypatch.setattr(environment, "commit", lambda: next(commits))

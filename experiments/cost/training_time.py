@@ -93,7 +93,6 @@ def measure_beside_torch(turns: int) -> dict[str, float]:
     Ours relative to PyTorch, and that of PyTorch relative to its own plain training.
     """
     task = TASKS["LeNet-5"]()
-
     plain, regularized = (
         torch_rivals.make_train(task.data, task.batch_size, task.num_steps, strength)
         for strength in (None, 1e-4)
