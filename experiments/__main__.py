@@ -1,6 +1,7 @@
 """The command line: a subcommand for each task, and others that use runs."""
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def parse(arguments: list[str]) -> tuple[Any, Callable[[Any], None]]:
     program, (name, *rest) = "python -m experiments", arguments or ["--help"]
     if name in COMMANDS:
         module = importlib.import_module(COMMANDS[name])
-        prog, about = f"{program} {name}", module.Settings.__doc__
+        prog, about = f"{program} {name}", inspect.getdoc(module.Settings)
         settings = tyro.cli(module.Settings, prog=prog, description=about, args=rest)
         return settings, module.main
     if name == "sweep":

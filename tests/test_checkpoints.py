@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import (
+from short_runs import (
     ROOT,
     assert_same_run,
     checkpoints as checkpoints_of,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from runs import Small, error_line, quick_compilation, read_lines
+from short_runs import Small, error_line, quick_compilation, read_lines
 
 from experiments import networks
 from experiments.__main__ import main

@@ -5,7 +5,7 @@ import math
 
 import jax.numpy as jnp
 import pytest
-from runs import error_line, quickly  # noqa: F401
+from short_runs import error_line, quickly  # noqa: F401
 
 from experiments.__main__ import main
 from experiments.cost import (

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import quickly  # noqa: F401
+from short_runs import quickly  # noqa: F401
 from test_networks import ONE, batch, network
 
 from experiments.data.tokenizer import FIRST, LAST

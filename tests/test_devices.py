@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import assert_same_run, checkpoints, digits, error_line, read_rows
+from short_runs import assert_same_run, checkpoints, digits, error_line, read_rows
 
 from experiments.__main__ import main
 from experiments.data import images

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import (
+from safetensors import numpy as safetensors
+from short_runs import (
     ROOT,
     checkpoints,
     digits,
@@ -19,7 +20,6 @@ from runs import (
     quickly,  # noqa: F401
     read_summary,
 )
-from safetensors import numpy as safetensors
 
 import sparse_optax
 from experiments.__main__ import main

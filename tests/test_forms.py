@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from runs import Small, quickly  # noqa: F401
+from short_runs import Small, quickly  # noqa: F401
 
 import sparse_optax
 from experiments.config import Form

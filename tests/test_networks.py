@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from runs import Small, quickly  # noqa: F401
+from short_runs import Small, quickly  # noqa: F401
 
 import sparse_optax
 from experiments import networks

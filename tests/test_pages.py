@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from runs import ROOT
 from scipy import stats
+from short_runs import ROOT
 
 from experiments.comparing import methods, statistics, study
 from experiments.config import Form

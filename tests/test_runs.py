@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from runs import (
+from short_runs import (
     Small,
     assert_same_run,
     digits,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from runs import Small, error_line, quickly  # noqa: F401
+from short_runs import Small, error_line, quickly  # noqa: F401
 
 from experiments import networks
 from experiments.__main__ import main

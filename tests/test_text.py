@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sacrebleu
 import tensorflow_datasets as tfds
-from runs import folder_of
+from short_runs import folder_of
 
 from experiments.data import corpora, parallel, taskmaster, toy, wmt14
 from experiments.data.batches import (

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import exact_share, find_states, numpy_drop
-from runs import Small, quickly  # noqa: F401
+from short_runs import Small, quickly  # noqa: F401
 
 import sparse_optax
 from experiments import networks

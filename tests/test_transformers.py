@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import (
+from short_runs import (
     assert_same_run,
     error_line,
     quickly,  # noqa: F401
