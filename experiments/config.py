@@ -120,7 +120,7 @@ class Config:
     """Prune whenever the validation metric exceeds this: an accuracy, or a BLEU of up
     to 100. With --relative-bound, the accepted loss against the dense network."""
     relative_bound: bool = after_dense(False, only={"prune": ("gated",)})
-    """Count the bound down from the validation metric of the dense network."""
+    """Subtract the bound from the validation metric of the dense network."""
     interval: int = setting(250, "[1, inf)")
     """Updates between evaluations, and so at least between pruning steps."""
     epochs: int = after_dense(75, "[1, inf)")
@@ -149,7 +149,7 @@ class Config:
     dense_learning_rate: float = setting(1e-3, "(0, inf)")
     """Initial learning rate of dense training."""
     warmup_steps: int = setting(0, "[0, inf)")
-    """Updates of linear warmup before it."""
+    """Updates of linear warmup before dense training."""
     learning_rate: float = after_dense(1e-3, "(0, inf)")
     """Initial learning rate of pruning."""
     schedule: Literal["constant", "cosine"] = after_dense("constant")

@@ -133,6 +133,7 @@ def test_a_run_that_diverges_costs_no_other_run(tmp_path, capsys):
         ("--regularizers l2 --scales 0.3 0.1", "--scale has no effect in any"),
         ("--regularizers none lobster --decoupled", "--decoupled has no effect in any"),
         ("--prune snip --fractions 0.1 0.2", "--fraction has no effect in any"),
+        ("--dense-from other", "--dense-from has no effect in any"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(flags, message, tmp_path):

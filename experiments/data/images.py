@@ -4,6 +4,7 @@ The test set is a function, so that nothing but the end of a run reads it.
 """
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,10 +95,9 @@ def take(split: Split, index: np.ndarray) -> Split:
 def prepared_builder(name: str, data_dir: Path | None) -> Any:
     """Returns the TFDS builder of a set, which it prepares if TensorFlow is there."""
     import tensorflow_datasets as tfds
-    from absl import logging
 
     # It logs an error for every file whose records are compressed in groups.
-    logging.set_verbosity(logging.FATAL)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         missing = not builder.is_prepared()

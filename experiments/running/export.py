@@ -18,7 +18,7 @@ from experiments.records import Row, RunFolder, run_id
 from experiments.running import terminal
 from experiments.running.checkpoint import Checkpoints, named_leaves
 from experiments.running.environment import commit
-from experiments.settings import ExperimentError, check
+from experiments.settings import ExperimentError
 
 FILE = "network.safetensors"
 
@@ -35,7 +35,8 @@ class Settings:
     sparse_optax.load_sparse, and its summary the sizes."""
 
     def validate(self) -> None:
-        check("runs", self.runs, bool(self.runs), "one or more folders")
+        if not self.runs:
+            raise ExperimentError("export needs the folders of one or more runs.")
 
 
 def main(settings: Settings) -> None:

@@ -77,7 +77,8 @@ class Sweep:
         for config in runs:
             config.validate()
         default = IMAGE_TASKS[self.base.experiment]
-        for name in set.intersection(*(set(run.without_effect()) for run in runs)):
+        idle = set.intersection(*(set(run.without_effect()) for run in runs))
+        for name in idle | {"dense_from", "checkpoint_every"}:
             changed = getattr(self.base, name) != getattr(default, name)
             if changed or vars(self).get(f"{name}s"):
                 raise ExperimentError(f"{flag(name)} has no effect in any of the runs.")
