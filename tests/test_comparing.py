@@ -81,9 +81,6 @@ def outcome(config, test=True, kept=None):
     }
 
 
-# ------------------------------------------------------------------------------ tuning
-
-
 def test_the_best_setting_keeps_least_and_is_the_most_accurate_of_equals():
     pairs = {0.1: (10, 1000), 0.2: (110, 110), 0.3: (50, 150), 0.4: (75, 100)}
     runs = [
@@ -92,14 +89,11 @@ def test_the_best_setting_keeps_least_and_is_the_most_accurate_of_equals():
         for kept in pair
     ]
 
-    def best():
-        settings = [(strength,) for strength in pairs]
+    settings = [(strength,) for strength in pairs]
+    for diverged, best in ((False, [0.4, 0.3, 0.1, 0.2]), (True, [0.3, 0.1, 0.2, 0.4])):
+        runs[-1]["diverged"] = diverged
         found = tuning.best_of(settings, runs, ["strength"], log_kept)
-        return [strength for (strength,) in found]
-
-    assert best() == [0.4, 0.3, 0.1, 0.2]
-    runs[-1]["diverged"] = True
-    assert best() == [0.3, 0.1, 0.2, 0.4]
+        assert [strength for (strength,) in found] == best
 
 
 def tuned(arm, *peak):
@@ -111,14 +105,13 @@ def tuned(arm, *peak):
     config = study.ARMS[arm].configure(study.DIGITS)
     asked = []
 
+    def kept(config):
+        off = np.log([config.strength, config.scale]) - np.log(peak or 1.0)
+        return 100 + 50 * np.abs(off).sum() if peak else 0
+
     def make(configs):
-        rows = []
-        for config in configs:
-            off = np.log([config.strength, config.scale]) - np.log(peak or 1.0)
-            kept = 100 + 50 * np.abs(off).sum() if peak else 0
-            rows.append(outcome(config, kept=kept))
         asked.append({(config.strength, config.scale) for config in configs})
-        return rows
+        return [outcome(config, kept=kept(config)) for config in configs]
 
     rounds = study.STUDY.rounds
     best = tuning.tune(config, names, first(config), rounds, log_kept, make)
@@ -150,19 +143,12 @@ def tuned(arm, *peak):
 def test_tuning_ends_when_the_best_is_tried_on_all_sides(arm, peak, beyond):
     best, asked = tuned(arm, *peak)
     assert asked[2:] == beyond
-
-    def distance(setting):
-        return np.abs(np.log(setting) - np.log(peak)).sum()
-
-    assert best == min(set().union(*asked), key=distance)
-
+    tried = set().union(*asked)
+    assert best == min(tried, key=lambda x: np.abs(np.log(x) - np.log(peak)).sum())
     # The first of equals, at a corner of the grid, has five neighbours beyond it.
     best, asked = tuned("leaf")
     assert best == (0.001, 0.3)
     assert [len(settings) for settings in asked] == [9, 3, 5]
-
-
-# ------------------------------------------------------------------------------- plans
 
 
 @pytest.mark.parametrize(
@@ -209,19 +195,14 @@ def test_rows_of_another_plan_are_noticed(made, stored):
     rows = read_lines(stored / "study" / "small.jsonl")
     plan = compare.COMPARISONS["study"]
     assert plan.is_current("small", "l2", rows)
+    first, second, *others = rows
+    # In the last one another setting is the best, and its further runs are missing.
     for changed in (
-        rows[1:],
-        rows[:-1],
-        [*rows, rows[0]],
-        [rows[1], rows[0], *rows[2:]],
-        [*rows[:-1], {**rows[-1], "config_id": "0"}],
-        # Another setting is now the best, and its further runs are missing.
-        [*({**row, "kept": 1} for row in rows[:2]), *rows[2:]],
+        *(rows[1:], rows[:-1], [*rows, first], [second, first, *others]),
+        [{**first, "config_id": "0"}, second, *others],
+        [{**first, "kept": 1}, {**second, "kept": 1}, *others],
     ):
         assert not plan.is_current("small", "l2", changed)
-
-
-# -------------------------------------------------------------------- from plan to rows
 
 
 @pytest.mark.parametrize("name", SMALL)

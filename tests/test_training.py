@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import exact_share, find_states, numpy_drop
+from helpers import exact_share, find_states, make_step, numpy_drop
 from short_runs import Small, quickly  # noqa: F401
 
 import sparse_optax
@@ -30,9 +30,6 @@ def small_split(number=50, size=4):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 17, (number, size, size, 1), np.uint8)
     return images.Split(pixels, rng.integers(0, 10, number, np.int32))
-
-
-# ------------------------------------------------------------------------ regularizers
 
 
 @pytest.mark.parametrize("name", ["relevance", "l2", "l1", "none"])
@@ -77,9 +74,6 @@ def test_lobster_by_hand():
     np.testing.assert_allclose(updates, by_hand, rtol=1e-6)
 
 
-# -------------------------------------------------------------------------- optimizers
-
-
 def test_dense_training_by_hand():
     """v <- 0.9 v + g + 2 s w and w <- w - eta (1 + cos(pi t / n)) / 2 v."""
     config = changed(
@@ -90,8 +84,7 @@ def test_dense_training_by_hand():
     params = jnp.asarray(w, jnp.float32)
     state = tx.init(params)
     for step, g in enumerate(np.array([[1.0, 0.5], [-1.0, 0.25], [0.0, 2.0]])):
-        updates, state = tx.update(jnp.asarray(g, jnp.float32), state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = make_step(tx)(params, state, jnp.asarray(g, jnp.float32))
         v = 0.9 * v + g + 2 * 0.1 * w
         w = w - 0.5 * (1 + np.cos(np.pi * step / 4)) / 2 * v
         np.testing.assert_allclose(params, w, rtol=1e-6)
@@ -145,9 +138,6 @@ def test_relevant_shares():
     assert jnp.isnan(by_leaf["b"])
 
 
-# ------------------------------------------------------------- masks at initialisation
-
-
 def test_snip_scores_are_sensitivities_of_the_loss():
     """|g * w|, by finite differences of the loss along weights."""
     split = small_split(6)
@@ -170,10 +160,8 @@ def test_snip_scores_are_sensitivities_of_the_loss():
 
 def test_scores_at_initialisation_spare_norms():
     network, variables = init_network(Small, (4, 4, 1), 16, 0)
-    for scores in (
-        masks_at_init.snip_scores(network, variables, small_split(4), 4, seed=0),
-        masks_at_init.random_scores(variables.params, seed=0),
-    ):
+    snip = masks_at_init.snip_scores(network, variables, small_split(4), 4, seed=0)
+    for scores in (snip, masks_at_init.random_scores(variables.params, seed=0)):
         for name, leaves in scores.items():
             for x in leaves.values():
                 assert jnp.all(jnp.isinf(x) if name == "norm" else jnp.isfinite(x))
@@ -181,9 +169,8 @@ def test_scores_at_initialisation_spare_norms():
 
 @pytest.mark.parametrize("prune", ["snip", "random"])
 def test_masks_at_initialisation_are_those_of_the_untrained_network(prune):
-    dataset = images.load_digits()
     config = changed(prune=prune, target_sparsity=0.7, batch_size=100, seed=3)
-    phases = Phases(config, ImageProblem(config, dataset))
+    phases = Phases(config, ImageProblem(config, images.load_digits()))
     start, problem = phases.start_dense(), phases.problem
     dense = start._replace(params=jax.tree.map(lambda w: w + 1, start.params))
     state = phases.start_pruning(dense).current
@@ -199,9 +186,6 @@ def test_masks_at_initialisation_are_those_of_the_untrained_network(prune):
     for mask, wanted, w, initial in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_array_equal(mask, wanted)
         np.testing.assert_array_equal(w, jnp.where(mask, initial, 0))
-
-
-# --------------------------------------------------------------------- data of training
 
 
 def test_rounds_of_any_length_make_the_same_updates():
@@ -264,9 +248,6 @@ def test_images_are_shifted_and_mirrored():
     areas = {int((image == 9).sum()) for image in moved}
     assert areas == {16, 12, 9} and set(np.unique(moved)) == {0, 9}
     assert augment(white, jax.random.key(0), shift=0, mirror=False) is white
-
-
-# ------------------------------------------------------------ whole runs as one program
 
 
 @pytest.mark.filterwarnings("ignore:round .* removed all weights")

@@ -16,21 +16,17 @@ LAYER = {
 TENSOR = {"embedding": P("model", None), "layers": [LAYER]}
 
 
-def is_spec(x):
-    return isinstance(x, P)
-
-
 def fully_sharded(spec):
     """Over all devices along the last axis."""
     return P(*(None,) * (len(spec) - 1), ("data", "model")) if spec else P()
 
 
 LAYOUTS = {
-    "data-parallel": jax.tree.map(lambda _: P(), TENSOR, is_leaf=is_spec),
-    "fsdp": jax.tree.map(fully_sharded, TENSOR, is_leaf=is_spec),
+    "data-parallel": jax.tree.map(lambda _: P(), TENSOR),
+    "fsdp": jax.tree.map(fully_sharded, TENSOR),
     "tensor-parallel": TENSOR,
 }
-NUM_LEAVES = len(jax.tree.leaves(TENSOR, is_leaf=is_spec))
+NUM_LEAVES = len(jax.tree.leaves(TENSOR))
 
 
 def shapes(width):
@@ -43,9 +39,7 @@ def shapes(width):
 
 
 def shardings(layout, mesh):
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), LAYOUTS[layout], is_leaf=is_spec
-    )
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), LAYOUTS[layout])
 
 
 def transformer(seed, width=16):
