@@ -28,19 +28,14 @@ class Script:
 
     def start(self):
         params = {"w": jnp.arange(1.0, SIZE + 1)}
-        return {
-            "params": params,
-            "opt_state": self.tx.init(params),
-            "steps": jnp.int32(0),
-            "finetuned": jnp.int32(0),
-        }
+        counts = {"steps": jnp.int32(0), "finetuned": jnp.int32(0)}
+        return {"params": params, "opt_state": self.tx.init(params), **counts}
 
     def train(self, state):
         return {**state, "steps": state["steps"] + 1}
 
     def finetune(self, state):
-        steps, finetuned = state["steps"] + 1, state["finetuned"] + 1
-        return {**state, "steps": steps, "finetuned": finetuned}
+        return {**self.train(state), "finetuned": state["finetuned"] + 1}
 
     def evaluate(self, state):
         return self.metrics[state["steps"] - 1]
@@ -53,8 +48,6 @@ class Script:
 
     def run(self, state=None, **options):
         options = {"bound": 0.5, "max_rounds": len(self.metrics), **options}
-        if options.get("finetune_rounds"):
-            options["finetune"] = self.finetune
         return sparse_optax.iterative_pruning(
             self.start() if state is None else state,
             *(self.train, self.evaluate, self.prune),
@@ -117,15 +110,11 @@ def test_the_algorithm_follows_the_metric(case):
     assert kept(last.current) == round(SIZE * (1 - sparsity_after(sum(decisions))))
 
 
-def test_values_are_python_numbers():
-    (first,) = Script([0.9]).run()
-    kinds = {name: type(value) for name, value in vars(first).items()}
+def test_rounds_hold_python_numbers_and_do_not_change_later():
+    rounds = list(Script([0.9, 0.9, 0.1]).run())
+    kinds = {name: type(value) for name, value in vars(rounds[0]).items()}
     assert kinds.pop("state") == sparse_optax.IterativePruningState
     assert set(kinds.values()) == {int, str, float, bool}
-
-
-def test_what_was_yielded_before_does_not_change():
-    rounds = list(Script([0.9, 0.9, 0.1]).run())
     assert [kept(r.state.current) for r in rounds] == [12, 9, 9]
     assert [kept(r.state.best) for r in rounds] == [16, 12, 12]
 
@@ -145,15 +134,14 @@ def test_patience_counts_rounds_without_a_pruning_step(metrics, patience, num_ro
     assert len(list(Script(metrics).run(patience=patience))) == num_rounds
 
 
-FULL = {"patience": 2, "finetune_rounds": 3}
-FULL_METRICS = [0.9, 0.6, 0.1, 0.1, 0.55, 0.7, 0.52]
+FULL = Script([0.9, 0.6, 0.1, 0.1, 0.55, 0.7, 0.52])
+FULL_OPTIONS = {"patience": 2, "finetune": FULL.finetune, "finetune_rounds": 3}
 
 
 def test_fine_tuning_starts_at_the_best_and_keeps_its_masks():
     # The state counts training steps: fine-tuning goes on from the best, at step 2.
-    rounds = list(Script(FULL_METRICS).run(**FULL))
-    phases = [r.phase for r in rounds]
-    assert phases == ["prune"] * 4 + ["finetune"] * 3
+    rounds = list(FULL.run(**FULL_OPTIONS))
+    assert [r.phase for r in rounds] == ["prune"] * 4 + ["finetune"] * 3
     assert [r.index for r in rounds] == list(range(7))
     np.testing.assert_allclose(
         [r.metric for r in rounds], [0.9, 0.6, 0.1, 0.1, 0.1, 0.1, 0.55], rtol=1e-6
@@ -171,13 +159,12 @@ def test_fine_tuning_starts_at_the_best_and_keeps_its_masks():
 
 
 def test_a_run_goes_on_from_any_round():
-    script = Script(FULL_METRICS)
-    rounds = list(script.run(**FULL))
+    rounds = list(FULL.run(**FULL_OPTIONS))
     assert len(rounds) == 7
     for after in range(7):
         # A state that went through a checkpoint.
         state = jax.tree.map(lambda x: jnp.asarray(np.array(x)), rounds[after].state)
-        resumed = list(script.run(state, **FULL))
+        resumed = list(FULL.run(state, **FULL_OPTIONS))
         assert [r.index for r in resumed] == list(range(after + 1, 7))
         for one, other in zip(resumed, rounds[after + 1 :], strict=True):
             chex.assert_trees_all_equal(one.state, other.state)
@@ -238,10 +225,8 @@ def start(seed=0):
 NUM_ROUNDS = 10
 
 
-def scanned(state, bound, patience=None):
-    loop = sparse_optax.pruning_loop(
-        train, evaluate, prune, bound=bound, patience=patience
-    )
+def scanned(state, bound, **options):
+    loop = sparse_optax.pruning_loop(train, evaluate, prune, bound=bound, **options)
 
     def body(state, _):
         state = loop.step(state)
@@ -276,23 +261,18 @@ def test_rounds_may_be_vmapped_over_bounds_and_seeds():
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *starts)
     states, (_, sparsity, pruned) = jax.jit(jax.vmap(scanned))(stacked, bounds)
     for i, bound in enumerate(bounds):
-        state, (_, expected_sparsity, expected_pruned) = in_one_program(
-            starts[i], bound
-        )
-        np.testing.assert_array_equal(pruned[i], expected_pruned)
-        np.testing.assert_array_equal(sparsity[i], expected_sparsity)
-        chex.assert_trees_all_close(
-            *(jax.tree.map(lambda x, i=i: x[i], states), state), rtol=1e-4, atol=1e-5
-        )
+        expected, (_, *numbers) = in_one_program(starts[i], bound)
+        chex.assert_trees_all_equal([sparsity[i], pruned[i]], numbers)
+        state = jax.tree.map(lambda x, i=i: x[i], states)
+        chex.assert_trees_all_close(state, expected, rtol=1e-4, atol=1e-5)
     assert not pruned[3].any()
     assert pruned[0].sum() > pruned[2].sum()
 
 
 def test_patience_freezes_a_round():
-    patience = 2
-    frozen, (metric, _, _) = jax.jit(lambda s: scanned(s, 10.0, patience))(start())
-    assert int(frozen.num_rounds) == int(frozen.rounds_since_prune) == patience
-    assert len(np.unique(metric[patience - 1 :])) == 1
+    frozen, (metric, _, _) = jax.jit(lambda s: scanned(s, 10.0, patience=2))(start())
+    assert int(frozen.num_rounds) == int(frozen.rounds_since_prune) == 2
+    assert len(np.unique(metric[1:])) == 1
 
 
 def test_rounds_that_never_prune():
@@ -307,22 +287,15 @@ def test_rounds_that_never_prune():
 # Errors.
 
 
-def call(**changes):
-    script = Script([0.9, 0.9])
-    state = changes.pop("state", script.start())
-    given = {"train": script.train, "evaluate": script.evaluate, "prune": script.prune}
-    options = {"bound": 0.5, "max_rounds": 2}
-    return sparse_optax.iterative_pruning(state, **given | options | changes)
-
-
 def test_wrong_arguments_raise_at_once():
+    script = Script([0.9, 0.9])
     for changes, error, message in (
         ({"finetune": lambda s: s}, ValueError, "finetune_rounds"),
         ({"finetune_rounds": 3}, ValueError, "finetune_rounds"),
         ({"bound": lambda t: 0.5}, TypeError, "bound must be a number"),
         ({"state": {"params": jnp.ones(3)}}, ValueError, "no masks"),
         ({"state": optax.adam(0.1).init(jnp.ones(3))}, ValueError, "no masks"),
-        ({"state": next(call())}, TypeError, "state of a PruningRound, not the round"),
+        ({"state": next(script.run())}, TypeError, "of a PruningRound, not the round"),
     ):
         with pytest.raises(error, match=message):
-            call(**changes)
+            script.run(**changes)

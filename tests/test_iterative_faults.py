@@ -1,7 +1,5 @@
 """Faults of the iterative algorithm's callers, named in the round they occur in."""
 
-import warnings
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,10 @@ def identity(state):
     return state
 
 
+def add_one(state):
+    return jax.tree.map(lambda w: w + 1, state[0]), state[1]
+
+
 def train_with(tx):
     @jax.jit
     def train(state):
@@ -30,11 +32,18 @@ def train_with(tx):
     return train
 
 
+def pruner(*fraction, **sparsity):
+    return lambda state: sparse_optax.prune(*state, *fraction, **sparsity)
+
+
+PRUNE_FIFTH = pruner(0.2)
+
+
 def run(
     tx,
     train=None,
     evaluate=lambda state: 1.0,
-    prune=lambda state: sparse_optax.prune(*state, fraction=0.2),
+    prune=PRUNE_FIFTH,
     state=None,
     bound=0.5,
     max_rounds=4,
@@ -56,11 +65,8 @@ PRUNING = sparse_optax.prune_by_magnitude(0.2)
 
 MOVED = {
     "first in the chain": (optax.chain(PRUNING, optax.adam(0.1)), None),
-    "before noise": (
-        optax.chain(optax.sgd(0.1), PRUNING, optax.add_noise(0.1, 0.5, 0)),
-        None,
-    ),
-    "by train": (PRUNING, lambda s: (jax.tree.map(lambda w: w + 1, s[0]), s[1])),
+    "before noise": (optax.chain(PRUNING, optax.add_noise(0.1, 0.5, 0)), None),
+    "by train": (PRUNING, add_one),
 }
 
 
@@ -71,9 +77,8 @@ def test_zeros_that_are_moved_raise_in_the_round_of_the_pruning_step(case):
     first = next(rounds)
     assert first.pruned and first.revived == 0
     # The second pruning step is the first that is given pruned weights.
-    with pytest.raises(
-        ValueError, match=r"round 1: pruned weights .* 20 at a\. .*last"
-    ):
+    message = r"round 1: pruned weights .* 20 at a\. .*last"
+    with pytest.raises(ValueError, match=message):
         next(rounds)
 
 
@@ -120,8 +125,7 @@ def test_an_ensemble_counts_over_its_members():
     rounds = run(PRUNING, identity, prune=prune, state=state)
     first, second = next(rounds), next(rounds)
     assert (first.revived, second.sparsity) == (0, 0.2)
-    moved = lambda s: (jax.tree.map(lambda w: w + 1, s[0]), s[1])  # noqa: E731
-    rounds = run(PRUNING, moved, prune=prune, state=state)
+    rounds = run(PRUNING, add_one, prune=prune, state=state)
     next(rounds)
     with pytest.raises(ValueError, match="not zero: 40 at a"):
         next(rounds)
@@ -130,7 +134,7 @@ def test_an_ensemble_counts_over_its_members():
 def test_functions_may_donate_what_they_are_given():
     tx = sparse_optax.relevance_pruning(optax.adam(0.1), 1e-4)
     train = jax.jit(train_with(tx), donate_argnums=0)
-    prune = jax.jit(lambda s: sparse_optax.prune(*s, fraction=0.2), donate_argnums=0)
+    prune = jax.jit(PRUNE_FIFTH, donate_argnums=0)
     state = jax.tree.map(jnp.copy, (PARAMS, tx.init(PARAMS)))
     options = {"finetune": train, "finetune_rounds": 1, "max_rounds": 3}
     rounds = run(tx, train, prune=prune, state=state, **options)
@@ -144,8 +148,7 @@ def test_functions_may_donate_what_they_are_given():
 
 def test_a_sparsity_that_was_asked_for_is_reached():
     state = INTERLEAVED, PRUNING.init(INTERLEAVED)
-    prune = lambda s: sparse_optax.prune(*s, sparsity=0.8)  # noqa: E731
-    rounds = list(run(PRUNING, prune=prune, state=state))
+    rounds = list(run(PRUNING, prune=pruner(sparsity=0.8), state=state))
     assert [r.sparsity >= 0.8 for r in rounds] == [False, True, True, True]
     assert rounds[-1].best_sparsity == 0.8
 
@@ -153,22 +156,16 @@ def test_a_sparsity_that_was_asked_for_is_reached():
 def test_two_transformations_over_one_leaf_count_it_once():
     tx = optax.chain(sparse_optax.prune_by_magnitude(), PRUNING)
     state = INTERLEAVED, tx.init(INTERLEAVED)
-    prune = lambda s: sparse_optax.prune(*s, 0.5)  # noqa: E731
-    rounds = list(run(tx, identity, prune=prune, state=state))
+    rounds = list(run(tx, identity, prune=pruner(0.5), state=state))
     assert [r.sparsity for r in rounds] == [0, 0.5, 0.75, 0.87]  # 12.5 to even
-    init, step = sparse_optax.pruning_loop(
-        identity, lambda _: 1.0, lambda s: sparse_optax.prune(*s, 0.5), bound=0.5
-    )
-    state = step(step(init((PARAMS, tx.init(PARAMS)))))
-    assert state.sparsity == 0.5
+    functions = identity, lambda _: 1.0, pruner(0.5)
+    init, step = sparse_optax.pruning_loop(*functions, bound=0.5)
+    assert step(step(init((PARAMS, tx.init(PARAMS))))).sparsity == 0.5
 
 
 def test_two_networks_count_apart():
-    generator, critic = PARAMS, {"c": jnp.arange(1.0, 101)[None]}
-    state = {
-        "generator": (generator, PRUNING.init(generator)),
-        "critic": (critic, PRUNING.init(critic)),
-    }
+    networks = {"generator": PARAMS, "critic": {"c": jnp.arange(1.0, 101)[None]}}
+    state = {name: (params, PRUNING.init(params)) for name, params in networks.items()}
 
     def prune(state):
         return state | {"critic": sparse_optax.prune(*state["critic"], fraction=0.5)}
@@ -199,16 +196,13 @@ def test_a_bound_that_the_best_does_not_meet_raises():
 
 def test_a_tighter_bound_of_the_pure_functions_forgets_the_best():
     def rounds(bound, *values):
-        evaluate = metrics(*values)
-        prune = lambda s: sparse_optax.prune(*s, 0.2)  # noqa: E731
-        return sparse_optax.pruning_loop(identity, evaluate, prune, bound=bound)
+        functions = identity, metrics(*values), PRUNE_FIFTH
+        return sparse_optax.pruning_loop(*functions, bound=bound)
 
     init, step = rounds(0.5, 0.9, 0.6, 0.9)
     state = step(step(step(init((PARAMS, PRUNING.init(PARAMS))))))
-    assert (float(state.best_sparsity), state.best_metric) == (
-        np.float32(0.36),
-        np.float32(0.9),
-    )
+    assert state.best_sparsity == np.float32(0.36)
+    assert state.best_metric == np.float32(0.9)
     worse = state._replace(best_metric=jnp.float32(0.6))
     _, step = rounds(0.7, 0.65, 0.8)
     missed = step(worse)  # 0.65 is not above
@@ -237,52 +231,40 @@ def test_what_is_no_state_of_the_same_kind_is_named(name):
     def change(function):
         return lambda s: (s[0] | {"a": function(s[0]["a"])}, s[1])
 
+    def another_leaf(state):
+        return state[0] | {"c": jnp.ones(3)}, state[1]
+
+    def to_bfloat16(w):
+        return w.astype(jnp.bfloat16)
+
     same_tree = f"{name} must return a state of the same tree"
+    another_dtype = rf"{name} must .* at 0/a it made bfloat16\[6, 10\] of float32\[6"
     for function, error, message in (
         (lambda s: None, ValueError, same_tree),
-        (
-            lambda s: (s[0] | {"c": jnp.ones(3)}, s[1]),
-            ValueError,
-            f"{same_tree} .* differ first at 0/c",
-        ),
-        (
-            change(lambda w: len),
-            TypeError,
-            f"what {name} returned has .* at 0/a, which",
-        ),
+        (another_leaf, ValueError, f"{same_tree} .* differ first at 0/c"),
+        (change(lambda w: len), TypeError, f"{name} returned has .* at 0/a, which"),
         (change(lambda w: w[:1]), ValueError, f"{name} must .* at 0/a it made"),
-        (change(to_bfloat16), ValueError, ANOTHER_DTYPE.format(name)),
+        (change(to_bfloat16), ValueError, another_dtype),
     ):
         with pytest.raises(error, match=message):
             list(run(PRUNING, **{"train": identity, name: function}))
     given = {"train": identity, "prune": identity} | {name: change(to_bfloat16)}
     init, step = sparse_optax.pruning_loop(**given, evaluate=evaluate_ones, bound=0.5)
-    with pytest.raises(ValueError, match=ANOTHER_DTYPE.format(name)):
+    with pytest.raises(ValueError, match=another_dtype):
         jax.jit(step)(init((PARAMS, PRUNING.init(PARAMS))))
-
-
-ANOTHER_DTYPE = r"{} must .* at 0/a it made bfloat16\[6, 10\] of float32\[6, 10\]"
-
-
-def to_bfloat16(w):
-    return w.astype(jnp.bfloat16)
 
 
 def evaluate_ones(state):
     return jnp.float32(1) + 0 * state[0]["a"][0, 0]
 
 
-def test_a_step_takes_its_own_state():
+def test_states_of_another_kind_are_named():
     _, step = sparse_optax.pruning_loop(identity, evaluate_ones, None, bound=0.5)
     with pytest.raises(TypeError, match="step takes the IterativePruningState"):
         step((PARAMS, PRUNING.init(PARAMS)))
-
-
-def test_a_state_that_is_no_tree_of_arrays_is_named():
     state = {"params": PARAMS, "opt_state": PRUNING.init(PARAMS), "act": jax.nn.relu}
-    with pytest.raises(
-        TypeError, match=r"state has .* at act, which is no array; .*eqx.filter\(mod"
-    ):
+    message = r"state has .* at act, which is no array; .*eqx.filter\(mod"
+    with pytest.raises(TypeError, match=message):
         run(PRUNING, state=state)
 
 
@@ -298,15 +280,11 @@ def test_iterative_pruning_inside_jit_is_named():
 
 
 def test_a_leaf_that_becomes_empty_is_warned_of_once():
-    prune = lambda s: sparse_optax.prune(*s, fraction=0.5)  # noqa: E731
-    rounds = run(PRUNING, identity, prune=prune, max_rounds=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        next(rounds)
+    # Any other warning is an error: see conftest.py.
+    rounds = run(PRUNING, identity, prune=pruner(0.5), max_rounds=4)
+    next(rounds)
     with pytest.warns(UserWarning, match="round 1 removed all weights of a. min_kept"):
         second = next(rounds)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        list(rounds)
-        # Nor is it where it was empty already.
-        list(run(PRUNING, identity, prune=prune, state=second.state, max_rounds=3))
+    list(rounds)
+    # Nor is it where it was empty already.
+    list(run(PRUNING, identity, prune=pruner(0.5), state=second.state, max_rounds=3))

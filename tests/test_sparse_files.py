@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import errno
-import functools
 import io
 import itertools
 import json
@@ -128,14 +127,9 @@ def test_any_zeros_come_back(runs, tail, dtype):
 @pytest.mark.parametrize(
     "tree",
     [
-        None,
-        {},
-        [],
-        (),
+        *(None, {}, [], ()),
         {"a": None, "b": [], "c": ({}, [None])},
-        jnp.ones(3),
-        jnp.zeros(()),
-        jnp.zeros((0, 3)),
+        *(jnp.ones(3), jnp.zeros(()), jnp.zeros((0, 3))),
         {"a/b": jnp.ones(1), "a": {"b": jnp.zeros(1)}},
         {0: jnp.ones(1), 10: jnp.zeros(1), 2: jnp.ones(2)},
         collections.OrderedDict(b=jnp.ones(1), a=jnp.zeros(2)),
@@ -177,7 +171,7 @@ def test_metadata_of_variables_come_back(spec, path):
     assert loaded["w"].get_metadata() == kernel.get_metadata()
     alike = {str(i): nnx.Param(jnp.ones(1), x=x) for i, x in enumerate([1, True, 1.0])}
     loaded = round_trip(nnx.State(alike), path)
-    kinds = [type(loaded[str(i)].get_metadata()["x"]) for i in range(3)]
+    kinds = [type(variable.get_metadata()["x"]) for variable in loaded.values()]
     assert kinds == [int, bool, float]
 
 
@@ -187,8 +181,7 @@ def test_variables_of_registered_types_come_back(name, monkeypatch, path):
         nnx.variablelib, "VariableTypeCache", {**nnx.variablelib.VariableTypeCache}
     )
     nnx.register_variable_name(name, Own)
-    state = nnx.State({"w": Own(jnp.ones(1)), "v": nnx.Param(jnp.ones(2))})
-    round_trip(state, path)
+    round_trip(nnx.State({"w": Own(jnp.ones(1)), "v": nnx.Param(jnp.ones(2))}), path)
 
 
 def test_sharded_arrays_are_stored_whole(path):
@@ -199,18 +192,10 @@ def test_sharded_arrays_are_stored_whole(path):
 
 
 def test_the_same_tree_makes_the_same_file(path):
-    contents = set()
-    for _ in range(2):
-        sparse_optax.save_sparse(path, {"b": normal((100, 10), 0.1), "a": jnp.ones(3)})
-        contents.add(path.read_bytes())
-    assert len(contents) == 1
-
-
-def test_masks_are_those_of_a_loaded_network(path):
-    params = round_trip({"w": normal((100, 10), 0.05), "b": jnp.zeros(10)}, path)
-    tx = sparse_optax.prune_by_magnitude(0.1)
-    state = sparse_optax.masks_from_zeros(params, tx.init(params))
-    assert jnp.sum(sparse_optax.get_masks(state)["w"]) == 50
+    sparse_optax.save_sparse(path, {"b": normal((100, 10), 0.1), "a": jnp.ones(3)})
+    first = path.read_bytes()
+    sparse_optax.save_sparse(path, {"b": normal((100, 10), 0.1), "a": jnp.ones(3)})
+    assert path.read_bytes() == first
 
 
 # ----------------------------------------------------------------------- any tree, like
@@ -273,23 +258,11 @@ def blank(leaf):
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_any_registered_tree_comes_back(name, tmp_path):
+def test_any_registered_tree_comes_back(name, path):
     tree = TREES[name]()
-    sparse_optax.save_sparse(tmp_path / "file", tree)
-    like = jax.tree.map(blank, tree)
-    loaded = sparse_optax.load_sparse(tmp_path / "file", like=like)
-    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+    sparse_optax.save_sparse(path, tree)
+    loaded = sparse_optax.load_sparse(path, like=jax.tree.map(blank, tree))
     check_same(loaded, tree)
-
-
-def test_an_equinox_model_works_again(tmp_path):
-    make = functools.partial(eqx.nn.MLP, 4, 3, 20, 2, activation=jax.nn.gelu)
-    model = make(key=jax.random.key(0))
-    sparse_optax.save_sparse(tmp_path / "file", model)
-    like = eqx.filter_eval_shape(make, key=jax.random.key(1))
-    loaded = sparse_optax.load_sparse(tmp_path / "file", like=like)
-    x = jnp.arange(4.0)
-    np.testing.assert_array_equal(loaded(x), model(x))
 
 
 @pytest.mark.parametrize(
@@ -301,18 +274,15 @@ def test_an_equinox_model_works_again(tmp_path):
         (optax.sgd(0.1, 0.9).init({"a": jnp.ones(1)}), r"optax\..*\.TraceState"),
         (nnx.State({"w": Own(jnp.ones(1))}), r".*\.Own"),
         ({"a": jnp.ones(1), "f": len}, r"builtins\.builtin_function_or_method"),
-        (
-            {"w": nnx.Param(jnp.ones(3), units=len)},
-            r"builtins\.builtin_function_or_method",
-        ),
+        ({"w": nnx.Param(jnp.ones(3), units=len)}, r"builtins\.builtin_function.*"),
         ({"w": nnx.Param(jnp.ones(3), units=np.ones(3))}, r"numpy\.ndarray"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_without_like_what_needs_it_is_named(tree, named, tmp_path):
-    sparse_optax.save_sparse(tmp_path / "file", tree)
+def test_without_like_what_needs_it_is_named(tree, named, path):
+    sparse_optax.save_sparse(path, tree)
     with pytest.raises(ValueError, match=f"the file contains {named}: pass `like`"):
-        sparse_optax.load_sparse(tmp_path / "file")
+        sparse_optax.load_sparse(path)
 
 
 @pytest.mark.parametrize(
@@ -338,21 +308,13 @@ def test_what_differs_from_like_is_named(like, file_has, like_has, path):
     assert (here == "[]") == (not file_has) and (there == "[].") == (not like_has)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        ["Popen", None, ["touch", "file"]],
-        ["os.system", None, ["true"]],
-        ["nnx.jit", ["dict", [], []], [1]],
-        ["nnx.Module", ["dict", [], []], [1]],
-    ],
-    ids=str,
-)
-def test_a_file_makes_only_containers(data, monkeypatch, tmp_path):
-    monkeypatch.setattr(_containers, "to_json", lambda tree: data)
-    sparse_optax.save_sparse(tmp_path / "file", jnp.ones(1))
-    with pytest.raises(ValueError, match="pass `like`"):
-        sparse_optax.load_sparse(tmp_path / "file")
+@pytest.mark.parametrize("kind", ["Popen", "os.system", "nnx.jit", "nnx.Module"])
+def test_a_file_makes_only_containers(kind, monkeypatch, path):
+    for data in ([kind, None, ["true"]], [kind, ["dict", [], []], [1]]):
+        monkeypatch.setattr(_containers, "to_json", lambda tree, data=data: data)
+        sparse_optax.save_sparse(path, jnp.ones(1))
+        with pytest.raises(ValueError, match="pass `like`"):
+            sparse_optax.load_sparse(path)
 
 
 # -------------------------------------------------------------------------------- sizes
@@ -405,9 +367,9 @@ def other_numbers():
 
 
 @pytest.mark.parametrize("values", [*other_numbers()])
-def test_neither_are_files_of_other_numbers(values, tmp_path):
-    sparse_optax.save_sparse(tmp_path / "file", values)
-    assert (tmp_path / "file").stat().st_size <= compressed([values]) + 512
+def test_neither_are_files_of_other_numbers(values, path):
+    sparse_optax.save_sparse(path, values)
+    assert path.stat().st_size <= compressed([values]) + 512
 
 
 @pytest.mark.parametrize("box", [nnx.Param, jnp.asarray])
@@ -438,51 +400,35 @@ def test_others_can_see_what_is_in_the_container(path):
 
 
 @pytest.mark.parametrize(
-    "tree, message",
+    "leaf, named",
     [
-        ({"a": {"b": object()}}, "a/b: object, which is not a concrete"),
-        ({"a": np.array(["x"])}, r"a: str32\[1\], which is not a concrete"),
-        (
-            {"a": np.zeros(9, np.clongdouble)},
-            r"a: complex\d+\[9\], which is not a concrete",
-        ),
-        (
-            {"a": np.zeros(9, np.longdouble)},
-            r"a: float\d+\[9\], which is not a concrete",
-        ),
-        ({"a": np.zeros(9, "m8[s]")}, "a: timedelta64.*, which is not a concrete"),
-        (
-            {"a": np.ma.masked_equal([1, 2], 2)},
-            r"a: int64\[2\], which .*: masked_array",
-        ),
-        ({"a": 2j}, "a: complex, which is not a concrete numeric array: 2j"),
-        (
-            {"a": jax.ShapeDtypeStruct((1,), jnp.float32)},
-            "a: float32.*, which is not .*: Shape",
-        ),
+        (object(), "object, which is not a concrete"),
+        (np.array(["x"]), r"str32\[1\], which is not a concrete"),
+        (np.zeros(9, np.clongdouble), r"complex\d+\[9\], which is not a concrete"),
+        (np.zeros(9, np.longdouble), r"float\d+\[9\], which is not a concrete"),
+        (np.zeros(9, "m8[s]"), "timedelta64.*, which is not a concrete"),
+        (np.ma.masked_equal([1, 2], 2), r"int64\[2\], which .*: masked_array"),
+        (2j, "complex, which is not a concrete numeric array: 2j"),
+        (jax.ShapeDtypeStruct((1,), jnp.float32), "float32.*, which is not .*: Shape"),
     ],
     ids=lambda x: "" if isinstance(x, str) else type(x).__name__,
 )
-def test_what_a_file_cannot_hold_is_named(tree, message, tmp_path):
-    path = tmp_path / "file"
-    with pytest.raises(TypeError, match=f"tree has {message}"):
-        sparse_optax.save_sparse(path, tree)
-    assert list(tmp_path.iterdir()) == []
+def test_what_a_file_cannot_hold_is_named(leaf, named, path):
+    with pytest.raises(TypeError, match=f"tree has a/b: {named}"):
+        sparse_optax.save_sparse(path, {"a": {"b": leaf}})
+    assert list(path.parent.iterdir()) == []
 
 
-def test_deleted_arrays_are_named(path):
+def test_deleted_arrays_and_tracers_are_named(path):
+    def save(w):
+        sparse_optax.save_sparse(path, {"w": w})
+
+    with pytest.raises(TypeError, match=r"w: float32\[\], which is not .*Tracer"):
+        jax.jit(save)(1.0)
     w = jnp.ones(3)
     w.delete()
     with pytest.raises(ValueError, match=r"w: float32\[3\], which is deleted"):
-        sparse_optax.save_sparse(path, {"w": w})
-
-
-def test_tracers_cannot_be_saved(tmp_path):
-    with pytest.raises(
-        TypeError,
-        match=r"w: float32\[\], which is not .*Tracer",
-    ):
-        jax.jit(lambda w: sparse_optax.save_sparse(tmp_path / "file", {"w": w}))(1.0)
+        save(w)
 
 
 def test_missing_folders_raise(tmp_path):
@@ -493,42 +439,31 @@ def test_missing_folders_raise(tmp_path):
 
 
 @pytest.mark.parametrize("extra", ["safetensors", "flax"])
-def test_missing_libraries_raise(extra, monkeypatch, tmp_path):
-    sparse_optax.save_sparse(
-        tmp_path / "file", nnx.state(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
-    )
+def test_missing_libraries_raise(extra, monkeypatch, path):
+    sparse_optax.save_sparse(path, nnx.State({"w": nnx.Param(jnp.ones(1))}))
     for name in [n for n in sys.modules if n.partition(".")[0] == extra]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=extra):
-        sparse_optax.load_sparse(tmp_path / "file")
+        sparse_optax.load_sparse(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"abc", b"Lorem ipsum dolor sit amet " * 10, None], ids=str
-)
-def test_foreign_files_are_refused(content, path):
-    if content is None:
-        safetensors.numpy.save_file({"w": np.ones(100)}, path)
-    else:
+def test_foreign_files_are_refused(path):
+    safetensors.numpy.save_file({"w": np.ones(100)}, path)
+    for content in (path.read_bytes(), b"Lorem ipsum dolor " * 10, b"abc", b""):
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=DAMAGED):
-        sparse_optax.load_sparse(path)
+        with pytest.raises(ValueError, match=DAMAGED):
+            sparse_optax.load_sparse(path)
 
 
-def test_later_versions_are_refused(monkeypatch, tmp_path):
+def test_other_versions_of_the_format_are_refused_by_name(monkeypatch, path):
     monkeypatch.setattr("sparse_optax._sparse_files._VERSION", 3)
-    sparse_optax.save_sparse(tmp_path / "file", jnp.ones(1))
+    sparse_optax.save_sparse(path, jnp.ones(1))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="file has version 3 of the format, not 2"):
-        sparse_optax.load_sparse(tmp_path / "file")
-
-
-def test_files_of_the_first_version_are_refused_by_name():
     # Written by save_sparse before what is stored was compressed by zlib.
-    path = pathlib.Path(__file__).parent / "version1.safetensors"
-    assert set(safetensors.numpy.load_file(path)) == {"0/kernel", "1/bias", "masks"}
-    with pytest.raises(ValueError, match="has version 1 of the format, not 2"):
-        sparse_optax.load_sparse(path)
+    first = pathlib.Path(__file__).parent / "version1.safetensors"
+    for file, version in ((first, 1), (path, 3)):
+        with pytest.raises(ValueError, match=f"has version {version} of .*, not 2"):
+            sparse_optax.load_sparse(file)
 
 
 def test_no_damage_goes_unnoticed(path):
@@ -556,17 +491,15 @@ def test_no_damage_goes_unnoticed(path):
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
-def test_a_failure_to_write_leaves_the_old_file(step, monkeypatch, tmp_path):
-    path = tmp_path / "file"
-    tree = {"w": jnp.ones(3)}
-    sparse_optax.save_sparse(path, tree)
+def test_a_failure_to_write_leaves_the_old_file(step, monkeypatch, path):
+    sparse_optax.save_sparse(path, {"w": jnp.ones(3)})
     before = path.read_bytes()
     written = []
 
     def fail(*_):
         # All of the new file is somewhere by then, and the old one where it was.
         assert path.read_bytes() == before
-        written.extend(x.stat().st_size for x in tmp_path.iterdir() if x != path)
+        written.extend(x.stat().st_size for x in path.parent.iterdir() if x != path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(step, fail)
@@ -574,7 +507,7 @@ def test_a_failure_to_write_leaves_the_old_file(step, monkeypatch, tmp_path):
         sparse_optax.save_sparse(path, {"w": jnp.zeros(3)})
     monkeypatch.undo()
     assert written and all(size > 200 for size in written)
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
     assert path.read_bytes() == before
 
 
@@ -587,8 +520,7 @@ def test_mode_and_links_are_kept(tmp_path):
     check_same(sparse_optax.load_sparse(tmp_path / "file"), jnp.ones(3))
 
 
-def test_what_is_loaded_needs_the_file_no_more(tmp_path):
-    path = tmp_path / "file"
+def test_what_is_loaded_needs_the_file_no_more(path):
     sparse_optax.save_sparse(path, [np.ones(1000), jnp.ones(1000)])
     loaded = sparse_optax.load_sparse(path)
     path.write_bytes(b"")
@@ -605,8 +537,7 @@ for value in range(1_000_000):
 
 
 @pytest.mark.slow
-def test_a_kill_while_writing_leaves_a_whole_file(tmp_path):
-    path = tmp_path / "file"
+def test_a_kill_while_writing_leaves_a_whole_file(path):
     rng = random.Random(0)
     for _ in range(3):
         writer = subprocess.Popen(
@@ -616,7 +547,6 @@ def test_a_kill_while_writing_leaves_a_whole_file(tmp_path):
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
             text=True,
         )
-        assert writer.stdout is not None
         assert writer.stdout.readline() == "0\n"
         time.sleep(rng.random() / 2)
         writer.send_signal(signal.SIGKILL)

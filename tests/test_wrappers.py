@@ -26,6 +26,7 @@ from sparse_optax import PruneState, RelevanceDecayState
 
 SIZE = 40  # weights in the tree of these tests
 LABELS = {"dense": {"bias": "a", "kernel": "b"}}
+KERNEL_ONLY = {"dense": {"bias": False, "kernel": True}}
 NOT_ZERO = r"not zero: .* at dense/kernel"
 by_magnitude = functools.partial(sparse_optax.prune_by_magnitude, mask=None)
 decay = functools.partial(sparse_optax.add_relevance_decay, 1e-3, 0.5, mask=None)
@@ -49,14 +50,10 @@ def injected():
 # Each wrapper, and in which groups of leaves its transformations rank weights.
 BOTH = [["bias", "kernel"]]
 APART = [["bias"], ["kernel"]]
-KERNEL = [["kernel"]]
 KEEP_ZEROS = {
     "chain": (base, BOTH),
     "relevance_pruning": (lambda: whole(optax.adam(0.05)), BOTH),
-    "masked": (
-        lambda: optax.masked(base(), {"dense": {"bias": False, "kernel": True}}),
-        KERNEL,
-    ),
+    "masked": (lambda: optax.masked(base(), KERNEL_ONLY), [["kernel"]]),
     "inject_hyperparams": (injected, BOTH),
     "nested": (
         lambda: optax.MultiSteps(
@@ -137,8 +134,7 @@ def test_zeros_are_kept(wrapper):
         np.testing.assert_array_equal(masks[name], zeros["dense"][name] != 0)
     assert len(jax.tree.leaves(masks)) == len(names)
     sparse_optax.check_sparsity(*step(zeros, marked, random_tree(1), prune=no))
-    kernel = {"dense": {"bias": False, "kernel": True}}
-    selected = sparse_optax.masks_from_zeros(zeros, state, mask=kernel)
+    selected = sparse_optax.masks_from_zeros(zeros, state, mask=KERNEL_ONLY)
     if "bias" in names:
         assert np.all(sparse_optax.get_masks(selected)["dense"]["bias"])
 
@@ -210,9 +206,7 @@ def assert_caught(params, state):
 
 
 LOSE_ZEROS = {
-    "add_noise": lambda: optax.chain(
-        base(), optax.add_noise(0.1, 0.5, jax.random.key(0))
-    ),
+    "add_noise": lambda: optax.chain(base(), optax.add_noise(0.1, 0.5, 0)),
     "scale": lambda: optax.chain(base(), optax.scale(0.5)),
     "trace": lambda: optax.chain(base(), optax.trace(0.9)),
     "mechanize": lambda: optax.contrib.mechanize(base()),
@@ -321,12 +315,10 @@ def test_the_optimizer_never_sees_a_pruned_weight(optimizer):
     _, pruned_state = sparse_optax.prune(kept_params, kept_state, 0.5)
     chex.assert_trees_all_equal(pruned_state, state)
     # From now on gradients of pruned weights are zero before the optimizer.
-    grads = jax.tree.map(
-        lambda g, m: jnp.where(m, g, jnp.nan), random_tree(3), masks
-    )  # which show wherever they get through
+    grads = jax.tree.map(lambda m, g: jnp.where(m, g, jnp.nan), masks, random_tree(3))
+    # NaNs, which show wherever they get through.
     params, state = step(params, state, grads, prune=no)
-    seen = state.optimizer[0]["seen"]
-    assert num_nonzero(seen) == SIZE // 2
+    assert num_nonzero(state.optimizer[0]["seen"]) == SIZE // 2
     chex.assert_tree_all_finite((params, state.optimizer))
     sparse_optax.check_sparsity(params, state)
 

@@ -21,6 +21,7 @@ from helpers import (
 )
 
 import sparse_optax
+from sparse_optax import get_masks
 
 PARAMS = random_tree(0)
 MASKS = jax.tree.map(lambda w: w > 0, PARAMS)
@@ -38,16 +39,12 @@ WEIGHTS_AND_STATE = (
     sparse_optax.check_sparsity,
 )
 STATE_ALONE = (
-    lambda params, state: sparse_optax.get_masks(state),
+    lambda params, state: get_masks(state),
     lambda params, state: sparse_optax.set_masks(state, MASKS),
 )
 WITH_MASKS = (
-    lambda params, state: sparse_optax.apply_masks(
-        params, sparse_optax.get_masks(state)
-    ),
-    lambda params, state: sparse_optax.sparsity_report(
-        params, sparse_optax.get_masks(state)
-    ),
+    lambda params, state: sparse_optax.apply_masks(params, get_masks(state)),
+    lambda params, state: sparse_optax.sparsity_report(params, get_masks(state)),
 )
 WEIGHTS_ALONE = (
     lambda params, state: sparse_optax.sparsity(params),
@@ -56,9 +53,7 @@ WEIGHTS_ALONE = (
     lambda params, state: sparse_optax.relevance_penalty(params, params, 0.1),
     lambda params, state: sparse_optax.matrices_only(params),
     lambda params, state: TX.init(params),
-    lambda params, state: sparse_optax.relevance_pruning(
-        optax.adam(0.1), 0.1, mask=None
-    ).init(params),
+    lambda params, state: WHOLE.init(params),
 )
 
 
