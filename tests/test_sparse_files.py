@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import errno
+import functools
 import io
 import itertools
 import json
@@ -263,6 +264,15 @@ def test_any_registered_tree_comes_back(name, path):
     sparse_optax.save_sparse(path, tree)
     loaded = sparse_optax.load_sparse(path, like=jax.tree.map(blank, tree))
     check_same(loaded, tree)
+
+
+def test_an_equinox_model_works_again(path):
+    make = functools.partial(eqx.nn.MLP, 4, 3, 20, 2, activation=jax.nn.gelu)
+    model = make(key=jax.random.key(0))
+    sparse_optax.save_sparse(path, model)
+    like = eqx.filter_eval_shape(make, key=jax.random.key(1))
+    x = jnp.arange(4.0)
+    np.testing.assert_array_equal(sparse_optax.load_sparse(path, like)(x), model(x))
 
 
 @pytest.mark.parametrize(
