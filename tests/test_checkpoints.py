@@ -262,9 +262,15 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     flags = "--epochs", "40", "--fraction", "0.05"
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
+    def last_write():
+        metrics = killed / "metrics.jsonl"
+        return metrics.stat().st_mtime_ns if metrics.exists() else None
+
     def kill_when(condition, delay=0.0, how=signal.SIGKILL):
+        before = last_write()
         process = start(killed, *flags)
-        wait_for(condition, process)
+        # What the run before left may meet the condition: Python has not started then.
+        wait_for(lambda: last_write() != before and condition(), process)
         time.sleep(delay)
         while True:
             process.send_signal(how)
