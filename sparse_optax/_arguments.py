@@ -7,7 +7,7 @@ are clamped where used.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-Scope = Literal["global", "leaf"]
 ScalarOrSchedule = float | jax.Array | optax.Schedule
 
 
@@ -58,11 +57,11 @@ def check_number(
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
 
 
-def check_integer(name: str, value: Any, low: int) -> None:
-    """Raises unless `value` is an integer of at least `low`."""
+def check_integer(name: str, value: Any, low: int | None = None) -> None:
+    """Raises unless `value` is an integer, of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer; got {value!r}.")
-    if value < low:
+    if low is not None and value < low:
         raise ValueError(f"{name} must be at least {low}; got {value!r}.")
 
 
@@ -70,12 +69,6 @@ def check_callable(name: str, value: Any) -> None:
     """Raises unless `value` can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable; got {value!r}.")
-
-
-def check_scope(scope: Any) -> None:
-    """Raises unless `scope` is one that there is."""
-    if scope not in ("global", "leaf"):
-        raise ValueError(f"scope must be 'global' or 'leaf'; got {scope!r}.")
 
 
 def check_params(params: Any) -> None:

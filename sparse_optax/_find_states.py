@@ -2,21 +2,17 @@
 
 A state is a tree, and the states of this package are nodes of it, wherever `chain`,
 `masked`, `multi_transform`, `MultiSteps`, `nnx.Optimizer` and others have put them.
-They are replaced in place; nothing else of the tree changes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sparse_optax import _trees
 from sparse_optax._prune_state import PruneState
-from sparse_optax._relevance import RelevanceDecayState
-from sparse_optax._relevance_pruning import RelevancePruningState, clear_pruned
-
-_STATES = (PruneState, RelevanceDecayState, RelevancePruningState)
 
 
 def get_masks(opt_state: optax.OptState) -> optax.Params:
@@ -92,7 +88,7 @@ def prune_states(opt_state: optax.OptState) -> list[PruneState]:
             "opt_state."
         )
     raise ValueError(
-        "opt_state has no masks: its optimizer has no prune_by_magnitude, "
+        "opt_state has no masks: its optimizer has no prune_by, prune_by_magnitude, "
         "prune_to_sparsity or relevance_pruning."
     )
 
@@ -101,34 +97,7 @@ def _was_prune_state(node: Any) -> bool:
     return isinstance(node, Mapping) and {"masks", "num_prunes"} <= set(node)
 
 
-def replace_states(
-    opt_state: optax.OptState,
-    new_pruning: Callable[[PruneState], PruneState],
-    new_decay: Callable[[RelevanceDecayState], RelevanceDecayState],
-) -> optax.OptState:
-    """Replaces the states of this package, which the functions get without boxes."""
-    prune_states(opt_state)  # an error if there is none
-
-    def replace(state):
-        match state:
-            case PruneState():
-                return new_pruning(state)
-            case RelevanceDecayState():
-                return new_decay(state)
-            case RelevancePruningState():
-                pruning = new_pruning(state.pruning)
-                return RelevancePruningState(
-                    decay=new_decay(state.decay),
-                    optimizer=clear_pruned(walk(state.optimizer), pruning.masks),
-                    pruning=pruning,
-                )
-
-    def visit(node):
-        if not isinstance(node, _STATES):
-            return node
-        return _trees.rebox(replace(_trees.unbox(node)), like=node)
-
-    def walk(tree):
-        return jax.tree.map(visit, tree, is_leaf=lambda x: isinstance(x, _STATES))
-
-    return walk(opt_state)
+def num_prunes(opt_state: optax.OptState) -> jax.Array:
+    """How many pruning steps all transformations together have made."""
+    counts = [state.num_prunes for state in prune_states(opt_state)]
+    return jnp.sum(jnp.stack(counts))

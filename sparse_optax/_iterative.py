@@ -16,12 +16,11 @@ import numpy as np
 
 from sparse_optax import _arguments, _fit, _trees
 from sparse_optax._counts import Count
-from sparse_optax._find_states import masks_of_networks, prune_states
+from sparse_optax._find_states import masks_of_networks, num_prunes, prune_states
 from sparse_optax._pruning_loop import (
     NO_METRIC,
     IterativePruningState,
     TrainState,
-    num_prunes,
     pruning_loop,
 )
 
@@ -225,9 +224,7 @@ def _report(state: IterativePruningState) -> PruningRound:
         sparsity=sparsity(state.kept),
         pruned=bool(state.pruned),
         num_prunes=int(num_prunes(state.current)),
-        shortfall=sum(
-            int(np.sum(s.shortfall)) for s in states if s.shortfall is not None
-        ),
+        shortfall=sum(int(np.sum(s.shortfall)) for s in states),
         revived=sum(count for s in states for count in _revived(s).values()),
         best_metric=best_metric if best_metric > NO_METRIC else -math.inf,
         best_sparsity=sparsity(state.best_kept),

@@ -84,8 +84,9 @@ def sparsity(tree: PyTree) -> jax.Array:
 
 @jax.jit  # so that outside of jit too it is compiled once
 def _sparsity(leaves: list[jax.Array]) -> jax.Array:
-    zeros = _counts.count_true_in(map(is_zero, leaves))
-    return _counts.ratio(zeros, _counts.constant(sum(x.size for x in leaves)))
+    with jax.enable_x64(True):
+        zeros = _counts.count_true_in(map(is_zero, leaves))
+        return _counts.ratio(zeros, sum(x.size for x in leaves))
 
 
 def is_zero(x: jax.Array) -> jax.Array:
@@ -101,17 +102,3 @@ def nonzero(array: np.ndarray) -> np.ndarray:
     """Where an array of weights, in NumPy, is not exactly zero."""
     # By bits: a comparison may take numbers too small to be normal for zeros.
     return array.view(f"uint{8 * array.itemsize}") << 1 != 0
-
-
-def count_revived(masks: PyTree, weights: PyTree) -> jax.Array:
-    """How many weights of each leaf are not zero although masks call them pruned."""
-
-    def revived(mask, weight):
-        if _trees.is_masked(mask):
-            return mask
-        return ~mask & ~is_zero(jnp.asarray(weight))
-
-    leaves = jax.tree.leaves(
-        jax.tree.map(revived, masks, weights, is_leaf=_trees.is_masked)
-    )
-    return _counts.as_word(_counts.count_true_in_each(leaves))

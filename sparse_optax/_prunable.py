@@ -1,28 +1,49 @@
-"""Which leaves a pruning transformation prunes: its initial state, and checks of it."""
+"""Which leaves a pruning transformation prunes, and by which rules."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from sparse_optax import _arguments, _fit, _floors, _leaves, _trees
-from sparse_optax._floors import Floors
+from sparse_optax import _amounts, _arguments, _caps, _fit, _layers, _leaves, _trees
+from sparse_optax._caps import Caps
+from sparse_optax._layers import StructureArgument
 from sparse_optax._leaves import Mask
-from sparse_optax._prune_state import PruneState
+from sparse_optax._prune_state import (
+    Distribution,
+    PruneState,
+    PruningRules,
+    register_with_flax,
+)
+from sparse_optax._structures import Structure
 
 _ANEW = "Begin with tx.init(params), and set_masks(state, masks) keeps the masks."
 
 
-class PrunableLeaves(NamedTuple):
-    """The arguments that say which leaves are pruned, and how far at the most."""
+class Prunable(NamedTuple):
+    """The arguments that say what is pruned, and how far at the most."""
 
     mask: Mask | None
-    min_kept: Floors | None
-    max_sparsity: Floors | None
+    structure: StructureArgument
+    distribution: Distribution
+    stacked: Mapping[str, int] | None
+    min_kept: Caps | None
+    max_sparsity: Caps | None
+    by_magnitude: bool
+
+    def check_arguments(self) -> None:
+        """Raises unless these can be right for some params."""
+        _leaves.check_mask(self.mask)
+        _layers.check_structure(self.structure, self.stacked)
+        _amounts.check_distribution(self.distribution)
+        _caps.check_caps(self.min_kept, self.max_sparsity)
 
     def init(self, params: optax.Params) -> PruneState:
         """The state before any pruning step: all kept where weights may be pruned."""
+        register_with_flax()
         masks = params
         if jax.tree.leaves(params):
             masks = jax.tree.map(
@@ -30,46 +51,53 @@ class PrunableLeaves(NamedTuple):
                 _leaves.select_leaves(self.mask, params),
                 params,
             )
-        floors = self.floors(params, masks)
         num_leaves = max(len(jax.tree.leaves(masks)), 1)  # Orbax saves no empty array
         return PruneState(
             masks,
             num_prunes=jnp.zeros([], jnp.int32),
-            min_kept=floors,
-            shortfall=None if floors is None else jnp.zeros([], jnp.uint32),
             revived=jnp.zeros([num_leaves], jnp.uint32),
+            shortfall=jnp.zeros([], jnp.uint32),
+            rules=self.rules(params, masks),
         )
 
-    def floors(self, params: optax.Params, masks: optax.Params) -> jax.Array | None:
-        return _floors.floors_of(self.min_kept, self.max_sparsity, params, masks)
+    def rules(self, params: optax.Params, masks: optax.Params) -> PruningRules:
+        """The rules for these params."""
+        params, shapes = _trees.unbox(params), shapes_of(masks)
+        structure = _layers.resolve(self.structure, self.stacked, params, shapes)
+        if self.distribution == "erk" and not isinstance(structure, _layers.ByLeaf):
+            raise ValueError("distribution='erk' is for structures of one leaf.")
+        most = _caps.most_removed(
+            self.min_kept, self.max_sparsity, params, sizes_of(structure, shapes)
+        )
+        flat = tuple(int(n) for layers in most.values() for n in layers)
+        return PruningRules(structure, self.distribution, flat, self.by_magnitude)
 
     def check(self, state: Any, params: Any, *, counts_updates: bool) -> PruneState:
-        """The state with the floors of these arguments, or an error if it is another's.
-
-        A state may be one from a checkpoint, and the arguments others than then.
-        """
+        """The state, or an error if it is that of other params or arguments."""
         _arguments.check_params(params)
         _arguments.check_state(state, PruneState)
         _fit.check_masks_fit(state.masks, params, "params")
-        if counts_updates and state.num_updates is None:
+        if counts_updates != (state.num_updates is not None):
+            kinds = "prune_by", "prune_to_sparsity"
             raise ValueError(
-                "state is that of prune_by_magnitude, and this is prune_to_sparsity. "
-                + _ANEW
-            )
-        if not counts_updates and state.num_updates is not None:
-            raise ValueError(
-                "state is that of prune_to_sparsity, and this is prune_by_magnitude. "
-                + _ANEW
+                f"state is that of {kinds[not counts_updates]}, and this is "
+                f"{kinds[counts_updates]}. {_ANEW}"
             )
         self._check_mask(state, params)
-        floors = self.floors(params, state.masks)
-        if (floors is None) != (state.min_kept is None):
+        rules = self.rules(params, state.masks)
+        if rules != state.rules:
+            differ = [
+                name
+                for name, mine in vars(rules).items()
+                if mine != getattr(state.rules, name)
+            ]
             raise ValueError(
-                "min_kept and max_sparsity are part of the state: the state has "
-                f"{'none' if state.min_kept is None else 'some'}, this transformation "
-                f"has {'none' if floors is None else 'some'}. {_ANEW}"
+                "the rules of the transformation are part of its state, and those of "
+                f"the state differ from this transformation's in {differ}: "
+                f"{[getattr(state.rules, name) for name in differ]} there, "
+                f"{[getattr(rules, name) for name in differ]} here. {_ANEW}"
             )
-        return state._replace(min_kept=floors)
+        return state
 
     def _check_mask(self, state: PruneState, params: optax.Params) -> None:
         try:
@@ -88,3 +116,48 @@ class PrunableLeaves(NamedTuple):
         jax.tree_util.tree_map_with_path(
             check, masks, selected, is_leaf=_trees.is_masked
         )
+
+
+def prunable_leaves(masks: optax.Params, tree: Any) -> dict[str, Any]:
+    """The leaves of a tree that have masks, by name."""
+    found = {}
+
+    def add(path, mask, leaf):
+        if not _trees.is_masked(mask):
+            found[_trees.leaf_name(path)] = leaf
+
+    masks, tree = _trees.unbox(masks), _trees.unbox(tree)
+    jax.tree_util.tree_map_with_path(add, masks, tree, is_leaf=_trees.is_masked)
+    return found
+
+
+def with_leaves(masks: optax.Params, leaves: Mapping[str, jax.Array]) -> optax.Params:
+    """The masks with these arrays, by name, in place of their leaves."""
+    ordered = [leaves[name] for name in prunable_leaves(masks, masks)]
+    return jax.tree.unflatten(jax.tree.structure(masks), ordered)
+
+
+def shapes_of(masks: optax.Params) -> dict[str, tuple[int, ...]]:
+    """The shapes of the prunable leaves, by name."""
+    return {name: np.shape(x) for name, x in prunable_leaves(masks, masks).items()}
+
+
+def sizes_of(
+    structure: Structure, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """How many units the layers of each array of units have, by name."""
+    scores = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    masks = {n: jax.ShapeDtypeStruct(s, jnp.bool_) for n, s in shapes.items()}
+    names: list[str] = []
+
+    def kept(scores, masks):
+        units = structure.to_units(scores, masks)
+        names.extend(units)  # in their own order, and not in that of a tree
+        return [unit.kept for unit in units.values()]
+
+    sizes = [x.size for x in jax.eval_shape(kept, scores, masks)]
+    num_layers = structure.num_layers(shapes)
+    return {
+        name: np.full(num_layers[name] or 1, size // (num_layers[name] or 1), np.int64)
+        for name, size in zip(names, sizes, strict=True)
+    }

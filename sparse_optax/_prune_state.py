@@ -1,13 +1,37 @@
 """The state of a pruning transformation."""
 
-from typing import NamedTuple
+import dataclasses
+import sys
+from typing import Literal, NamedTuple
 
 import jax
 import optax
 
+from sparse_optax._structures import Structure
+
+Distribution = Literal["global", "uniform", "erk"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class PruningRules:
+    """How a pruning transformation prunes: a static part of its state.
+
+    Attributes:
+        structure: what is removed as a whole.
+        distribution: how an amount is spread over the layers.
+        most_removed: how many units of each layer may be removed.
+        by_magnitude: whether units are ranked by the criterion `magnitude`.
+    """
+
+    structure: Structure
+    distribution: Distribution
+    most_removed: tuple[int, ...]
+    by_magnitude: bool
+
 
 class PruneState(NamedTuple):
-    """State of `prune_by_magnitude` and of `prune_to_sparsity`.
+    """State of `prune_by` and of `prune_to_sparsity`.
 
     Attributes:
         masks: booleans shaped and sharded like the params, True for the weights that
@@ -17,17 +41,29 @@ class PruneState(NamedTuple):
             weights the last pruning step was given that `masks` call pruned and that
             are not zero; 2^32 - 1 for all numbers above. It is not 0 where something
             after the pruning transformation moves weights that were pruned.
+        shortfall: how many units the last pruning step was asked to remove and could
+            not, because of `min_kept`, `max_sparsity` or the structure; 2^32 - 1 for
+            all numbers above.
+        rules: static: equal for equal transformations, and no array.
         num_updates: how many updates were made. Only `prune_to_sparsity` is driven by
             them, and counts them.
-        min_kept: how many weights of each prunable leaf are kept at the least, in the
-            order of the leaves of `masks`; None if there are no floors.
-        shortfall: pruning budget that the last due pruning step left unused because of
-            `min_kept` or `max_sparsity`; 2^32 - 1 for all numbers above.
     """
 
     masks: optax.Params  # bool
     num_prunes: jax.Array  # shape=(), dtype=int32.
     revived: jax.Array  # shape=(L,), dtype=uint32; one element if L is 0.
+    shortfall: jax.Array  # shape=(), dtype=uint32.
+    rules: PruningRules
     num_updates: jax.Array | None = None  # shape=(), dtype=int32.
-    min_kept: jax.Array | None = None  # shape=(L,), dtype=uint32; as `revived`.
-    shortfall: jax.Array | None = None  # shape=(), dtype=uint32.
+
+
+def register_with_flax() -> None:
+    """Lets `flax.serialization` save states: rules are not saved, and stay as they are.
+
+    It asks for every node that is no tuple, dict or dataclass of its own.
+    """
+    serialization = sys.modules.get("flax.serialization")
+    if serialization is not None:
+        serialization.register_serialization_state(
+            PruningRules, lambda rules: {}, lambda rules, state: rules, override=True
+        )

@@ -1,11 +1,12 @@
 """Transformations that prune: masks in the optimizer state, and zeros that stay zero.
 
-A pruning transformation is the last of a chain. It turns the update of every pruned
-weight into -w, so that `optax.apply_updates` makes it exactly zero in any dtype. In a
-pruning step (`_pruning_step`) it removes more weights.
+A pruning transformation is the last of a chain. In a pruning step (`_pruning_step`) it
+first removes the lowest of the weights that it is given. It then turns the update of
+every pruned weight into -w, so that `optax.apply_updates` makes it exactly zero in any
+dtype.
 """
 
-import functools
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -13,48 +14,78 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparse_optax import _arguments, _fit, _floors, _leaves, _pruning_step, _trees
-from sparse_optax._arguments import ScalarOrSchedule, Scope
-from sparse_optax._floors import Floors
+from sparse_optax import (
+    _amounts,
+    _arguments,
+    _criteria,
+    _fit,
+    _layers,
+    _pruning_step,
+    _trees,
+)
+from sparse_optax._amounts import Kind, Value
+from sparse_optax._arguments import ScalarOrSchedule
+from sparse_optax._caps import Caps
+from sparse_optax._criteria import Criterion, Scores
+from sparse_optax._layers import StructureArgument
 from sparse_optax._leaves import Mask
-from sparse_optax._prunable import PrunableLeaves
+from sparse_optax._prunable import Prunable
+from sparse_optax._prune_state import Distribution, PruneState
+from sparse_optax._structures import Unstructured
 
 
-def prune_by_magnitude(
-    fraction: ScalarOrSchedule = 0.1,
+def prune_by(
+    criterion: Criterion,
+    fraction: ScalarOrSchedule | Mapping[str, ScalarOrSchedule] | None = None,
     *,
-    scope: Scope = "global",
-    min_kept: Floors | None = None,
-    max_sparsity: Floors | None = None,
+    count: int | optax.Schedule | Mapping[str, int] | None = None,
+    structure: StructureArgument = Unstructured(),
+    distribution: Distribution = "global",
+    stacked: Mapping[str, int] | None = None,
+    min_kept: Caps | None = None,
+    max_sparsity: Caps | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the smallest weights for good, whenever you ask for it.
+    r"""Removes the weights of the lowest scores for good, whenever you ask for it.
 
-    `update(updates, state, params, prune=True)` removes, of the n weights still kept,
-    the k of smallest magnitude after this update,
+    `update(updates, state, params, prune=True)` ranks the weights that it is given and
+    removes, of the n units still kept, the k lowest,
 
     .. math:: k = \mathrm{round}(\mathrm{fraction} \cdot n)
         \quad\text{(half to even, exactly)}
 
-    and every update leaves pruned weights exactly zero. It must be the last
-    transformation of a chain: a later one may move them again (see `check_sparsity`).
+    The step is then made for the weights that are left, and every update leaves pruned
+    weights exactly zero. It must be the last transformation of a chain: a later one may
+    move them again (see `check_sparsity`).
 
-    `prune` may be a Python boolean or a traced one. With a traced one, every update
-    takes about three times as long on CPU. With False or none, nothing of the selection
-    is compiled, and an update reads one byte of mask for each weight.
+    `prune` may be a Python boolean or a traced one. With False or none, nothing of the
+    selection is compiled, and an update reads one byte of mask for each weight.
 
     Args:
-        fraction: of the remaining weights, in [0, 1], or an optax schedule of the
-            number of pruning steps so far. Used as a `float32`.
-        scope: "global" ranks the weights of all leaves together, "leaf" removes the
-            fraction of each leaf.
-        min_kept: the least number of weights to keep of each leaf. Smaller leaves are
+        criterion: `magnitude`, `saliency`, `random(key)`, `relevance(scale)`,
+            `per_leaf(criterion)`, or any function `(params, grads) -> scores`: from the
+            prunable leaves (and `optax.MaskedNode()` elsewhere) to a tree of floating
+            scores, larger for what is kept. NaN counts as largest.
+        fraction: of the remaining units, in [0, 1], or an optax schedule of the number
+            of pruning steps so far. Used as a `float32`. A dict from regular
+            expressions of names to such gives each leaf its own (the first match wins).
+        count: how many units to remove, in place of `fraction`; given like that. Give
+            neither for all that the structure allows: `NM` only.
+        structure: what is removed as a whole: `Unstructured()`, `NM(2, 4)`,
+            `Block((4, 4))`, `Channel()`; or a dict from regular expressions to such.
+        distribution: "global" ranks the units of all leaves together; "uniform" removes
+            the amount of each leaf; "erk" removes as much in all, and of each leaf as
+            much as its Erdos-Renyi kernel density says. A dict of amounts is uniform.
+        stacked: a dict from regular expressions of names to the axis along which a leaf
+            holds the weights of several layers, as under `nn.scan`. Each layer counts
+            as a leaf: for structures, distributions and `min_kept`.
+        min_kept: the least number of units to keep of each leaf. Smaller leaves are
             left intact. A number for every leaf; a dict from regular expressions to
             numbers, where the first match wins, and a pattern matches the name of a
             leaf (such as `"layer/kernel"`) or of a part of the tree that it is in; or a
-            tree of numbers, or a prefix of one. By default a leaf may lose all weights.
+            tree of numbers, or a prefix of one. By default a leaf may lose all units.
         max_sparsity: in [0, 1], the same as a sparsity: round(max_sparsity * N) of the
-            N weights of a leaf may be removed. Given like `min_kept`. Where both are
+            N units of a leaf may be removed. Given like `min_kept`. Where both are
             given, the one that keeps more counts.
         mask: which leaves may be pruned. `"matrices"` (see `matrices_only`) leaves out
             biases and norms, whose zeros are often initial values. None is every
@@ -67,29 +98,97 @@ def prune_by_magnitude(
     Returns:
         A transformation with the state `PruneState`. `update` needs params, returns the
         updates of prunable leaves in the dtypes of their weights (all others as they
-        are), and takes the extra argument `prune`.
-
-    Where `min_kept` or `max_sparsity` keeps a small weight, a larger one of another
-    leaf is removed instead, so that exactly k are removed. Where they allow less, as
-    many as they allow are removed, and `shortfall` in the state counts the rest. They
-    are part of the state, and hold in `sparse_optax.prune` too.
-
-    Of equal magnitudes the earlier is removed first (by order of leaves, then row-major
-    index). Non-finite weights rank largest; one that is removed nevertheless cannot be
-    made zero by an update, but by `sparse_optax.prune` and `apply_masks`. The result is
-    the same with and without `jit`, and for every sharding.
-
-    A wrapper that discards a step, such as `optax.MultiSteps` between two updates or
-    `optax.apply_if_finite` at a NaN, discards its pruning step too. One that takes no
-    extra arguments, such as `optax.lookahead`, drops or rejects `prune`. The function
-    `sparse_optax.prune` reaches through all wrappers.
+        are), and takes the extra arguments `prune` and `grad`: the gradients, for
+        criteria that need them. `hide_pruned` passes those.
 
     Raises:
         TypeError: if an argument is of the wrong type, or if `mask` names a leaf that
             cannot be pruned.
-        ValueError: if one is out of range, if `mask` does not fit or selects nothing,
-            if `update` gets no params, or if the state is that of other params, or of
-            a transformation with another `mask`, or lacks this one's `min_kept`.
+        ValueError: if one is out of range, if no amount is given and the structure
+            needs one, if `mask` or `structure` does not fit or selects nothing; by
+            `update`, if it gets no params, if the criterion needs gradients and a
+            pruning step may be made without, or if the state is that of other params or
+            arguments.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> tx = optax.chain(
+        ...     optax.sgd(0.1), sparse_optax.prune_by(sparse_optax.saliency, 0.5)
+        ... )
+        >>> params = jnp.array([[0.3, -0.1, 2.0, 0.2]])
+        >>> grads = jnp.array([[2.0, 3.0, 0.1, 0.0]])
+        >>> updates, state = tx.update(
+        ...     grads, tx.init(params), params, prune=True, grad=grads
+        ... )
+        >>> print(optax.apply_updates(params, updates).round(1))
+        [[ 0.1 -0.4  0.   0. ]]
+    """
+    _layers.check_structure(structure, stacked)
+    kind, value = the_amount(structure, fraction=fraction, count=count)
+    prunable = Prunable(
+        mask,
+        structure,
+        _spread(distribution, value),
+        stacked,
+        min_kept,
+        max_sparsity,
+        by_magnitude=criterion is _criteria.magnitude,
+    )
+    _arguments.check_callable("criterion", criterion)
+    prunable.check_arguments()
+
+    def init_fn(params) -> Any:
+        return prunable.init(params)
+
+    def update_fn(updates, state, params=None, *, prune=False, grad=None, **extra_args):
+        del extra_args
+        flag = _arguments.as_flag(prune)
+        state = prunable.check(state, params, counts_updates=False)
+        _fit.check_masks_fit(state.masks, updates, "updates")
+        if flag is not False:
+            amount = amount_at(kind, value, state.num_prunes, state)
+
+            def remove():
+                scores = scores_of(criterion, state.masks, params, grad)
+                return _pruning_step.remove_units(state, params, scores, kind, amount)
+
+            state = remove() if flag is True else lax.cond(flag, remove, lambda: state)
+        return make_zero(updates, state.masks, params), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def prune_by_magnitude(
+    fraction: ScalarOrSchedule | Mapping[str, ScalarOrSchedule] | None = None,
+    *,
+    count: int | optax.Schedule | Mapping[str, int] | None = None,
+    structure: StructureArgument = Unstructured(),
+    distribution: Distribution = "global",
+    stacked: Mapping[str, int] | None = None,
+    min_kept: Caps | None = None,
+    max_sparsity: Caps | None = None,
+    mask: Mask | None = "matrices",
+) -> optax.GradientTransformationExtraArgs:
+    """Removes the smallest weights for good: `prune_by(magnitude, ...)`.
+
+    Args:
+        fraction: as in `prune_by`.
+        count: as in `prune_by`.
+        structure: as in `prune_by`.
+        distribution: as in `prune_by`.
+        stacked: as in `prune_by`.
+        min_kept: as in `prune_by`.
+        max_sparsity: as in `prune_by`.
+        mask: as in `prune_by`.
+
+    Returns:
+        A transformation with the state `PruneState`, as `prune_by` does.
+
+    Raises:
+        TypeError: as `prune_by`.
+        ValueError: as `prune_by`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -104,42 +203,39 @@ def prune_by_magnitude(
         [[0.3 0.  2.  0. ]]
 
     References:
-        Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
-        <https://arxiv.org/abs/2204.04977>`_, 2022.
+        Han et al, `Learning both Weights and Connections for Efficient Neural Networks
+        <https://arxiv.org/abs/1506.02626>`_, 2015.
     """
-    _arguments.check_number("fraction", fraction, high=1.0)
-    _arguments.check_scope(scope)
-    _leaves.check_mask(mask)
-    _floors.check_floors(min_kept, max_sparsity)
-    leaves = PrunableLeaves(mask, min_kept, max_sparsity)
-
-    def init_fn(params) -> Any:
-        return leaves.init(params)
-
-    def update_fn(updates, state, params=None, *, prune=False, **extra_args):
-        del extra_args
-        flag = _arguments.as_flag(prune)
-        state = leaves.check(state, params, counts_updates=False)
-        share = _arguments.value_at("fraction", fraction, state.num_prunes)
-        return _update(updates, state, params, flag, share, "remaining", scope)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return prune_by(
+        _criteria.magnitude,
+        fraction,
+        count=count,
+        structure=structure,
+        distribution=distribution,
+        stacked=stacked,
+        min_kept=min_kept,
+        max_sparsity=max_sparsity,
+        mask=mask,
+    )
 
 
 def prune_to_sparsity(
-    sparsity: ScalarOrSchedule,
+    sparsity: ScalarOrSchedule | Mapping[str, ScalarOrSchedule],
     *,
     every: int = 1,
-    scope: Scope = "global",
-    min_kept: Floors | None = None,
-    max_sparsity: Floors | None = None,
+    criterion: Criterion = _criteria.magnitude,
+    structure: StructureArgument = Unstructured(),
+    distribution: Distribution = "global",
+    stacked: Mapping[str, int] | None = None,
+    min_kept: Caps | None = None,
+    max_sparsity: Caps | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the smallest weights to reach a sparsity given by the step count.
+    r"""Removes the lowest weights to reach a sparsity given by the step count.
 
-    As `prune_by_magnitude`, but driven by the number of updates alone: for gradual
-    pruning, and for loops that pass no extra argument, such as linen's `TrainState`. At
-    every `every`-th update it prunes until, of the N prunable weights,
+    As `prune_by`, but driven by the number of updates alone: for gradual pruning, and
+    for loops that pass no extra argument, such as linen's `TrainState`. At every
+    `every`-th update it prunes until, of the N prunable units,
 
     .. math:: \mathrm{round}(\mathrm{sparsity}(t) \cdot N)
         \quad\text{(half to even, exactly)}
@@ -149,25 +245,27 @@ def prune_to_sparsity(
     step after it. Weights are never revived: where the schedule falls or stays, or
     `min_kept` allows no more, nothing is done and no pruning step is counted.
 
-    Updates take as long as those of `prune_by_magnitude` with a traced `prune`.
-
     Args:
         sparsity: in [0, 1], an optax schedule of the number of updates, including this
-            one; or a number, for one pruning step at the `every`-th update.
+            one; or a number, for one pruning step at the `every`-th update. A dict from
+            regular expressions of names to such gives each leaf its own.
         every: the number of updates between two pruning steps, at least 1.
-        scope: "global" or "leaf", as in `prune_by_magnitude`.
-        min_kept: as in `prune_by_magnitude`.
-        max_sparsity: as in `prune_by_magnitude`.
-        mask: which leaves may be pruned, as in `prune_by_magnitude`.
+        criterion: as in `prune_by`.
+        structure: as in `prune_by`.
+        distribution: as in `prune_by`.
+        stacked: as in `prune_by`.
+        min_kept: as in `prune_by`.
+        max_sparsity: as in `prune_by`.
+        mask: as in `prune_by`.
 
     Returns:
         A transformation with the state `PruneState`. `update` needs params. It ignores
-        the extra argument `prune`: the decay of `add_relevance_decay` restarts only
-        where the caller passes `prune=True` as well.
+        the extra argument `prune`. In a plain chain, earlier transformations do not
+        notice its pruning steps: schedules that restart at one need `hide_pruned`.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: as for `prune_by_magnitude`, or if `every` is less than 1.
+        ValueError: as for `prune_by`, or if `every` is less than 1.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -187,77 +285,147 @@ def prune_to_sparsity(
 
     References:
         Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
-        2017, for gradual pruning.
+        2017, for gradual pruning, and its schedule `cubic_sparsity`.
     """
-    _arguments.check_number("sparsity", sparsity, high=1.0)
+    _layers.check_structure(structure, stacked)
+    the_amount(structure, sparsity=sparsity)
     if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
         _arguments.check_integer("every", every, low=1)
-    _arguments.check_scope(scope)
-    _leaves.check_mask(mask)
-    _floors.check_floors(min_kept, max_sparsity)
-    leaves = PrunableLeaves(mask, min_kept, max_sparsity)
+    _arguments.check_callable("criterion", criterion)
+    prunable = Prunable(
+        mask,
+        structure,
+        _spread(distribution, sparsity),
+        stacked,
+        min_kept,
+        max_sparsity,
+        by_magnitude=criterion is _criteria.magnitude,
+    )
+    prunable.check_arguments()
 
     def init_fn(params) -> Any:
-        return leaves.init(params)._replace(num_updates=jnp.zeros([], jnp.int32))
+        return prunable.init(params)._replace(num_updates=jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None, **extra_args):
+    def update_fn(updates, state, params=None, *, grad=None, **extra_args):
         del extra_args
-        state = leaves.check(state, params, counts_updates=True)
+        state = prunable.check(state, params, counts_updates=True)
+        _fit.check_masks_fit(state.masks, updates, "updates")
         before = cast(jax.Array, state.num_updates)
         num_updates = jnp.asarray(optax.safe_increment(before))
-        target = _arguments.value_at("sparsity", sparsity, num_updates)
-        due, shortfall = _pruning_step.is_due(
-            num_updates % every == 0, state, target, scope
-        )
-        state = state._replace(num_updates=num_updates, shortfall=shortfall)
-        return _update(updates, state, params, due, target, "all", scope)
+        state = state._replace(num_updates=num_updates)
+        amount = amount_at("sparsity", sparsity, num_updates, state)
+
+        def remove():
+            scores = scores_of(criterion, state.masks, params, grad)
+            return _pruning_step.remove_units(state, params, scores, "sparsity", amount)
+
+        def remove_if_needed():
+            needed = _pruning_step.is_needed(state, "sparsity", amount)
+            return lax.cond(needed, remove, lambda: state)
+
+        is_due = num_updates % every == 0
+        state = lax.cond(is_due, remove_if_needed, lambda: state)
+        return make_zero(updates, state.masks, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _update(updates, state, params, prune, share, of, scope):
-    """One update that also drops weights if `prune` is true."""
-    _fit.check_masks_fit(state.masks, updates, "updates")
-    boxed_updates, boxed_masks = updates, state.masks
-    updates, params = _trees.unbox(updates), _trees.unbox(params)
-    state = state._replace(masks=_trees.unbox(state.masks))
-    if prune is False:
-        updates = _in_dtypes_of(params, updates, state.masks)
-    else:
-        updates, state = _drop_after(
-            updates, state, params, jnp.asarray(prune), share, of, scope
+def scores_of(
+    criterion: Criterion,
+    masks: optax.Params,
+    params: optax.Params,
+    grads: optax.Updates | None,
+) -> Scores | None:
+    """The scores of the prunable leaves, or None for the magnitudes of `params`."""
+    if criterion is _criteria.magnitude:
+        return None
+    if grads is not None:
+        _fit.check_masks_fit(masks, grads, "grad")
+        grads = _only_prunable(masks, grads)
+    scores = criterion(_only_prunable(masks, params), grads)
+    check_scores(masks, scores)
+    return scores
+
+
+def check_scores(masks: optax.Params, scores: Scores) -> None:
+    """Raises unless these are floating arrays like those that have masks."""
+    _fit.check_masks_fit(masks, scores, "scores")
+
+
+def _only_prunable(masks, tree):
+    masks, tree = _trees.unbox(masks), _trees.unbox(tree)
+    return jax.tree.map(
+        lambda m, x: m if _trees.is_masked(m) else x,
+        masks,
+        tree,
+        is_leaf=_trees.is_masked,
+    )
+
+
+def the_amount(structure: Any, **given: Value) -> tuple[Kind | None, Value]:
+    """The one amount that is given, and its kind; without one, both are None.
+
+    Raises:
+        TypeError: if it is of the wrong type.
+        ValueError: if several are given, or if it is out of range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"give one of {', '.join(given)}; got {given}.")
+    kind, value = next(iter(given.items()), (None, None))
+    if kind is not None:
+        _amounts.check_amount(kind, value)
+    check_amount_fits(kind, value, structure)
+    return kind, value
+
+
+def check_amount_fits(kind: Kind | None, value: Value, structure: Any) -> None:
+    """Raises if a structure does not allow an amount, or needs one."""
+    highest = _layers.highest_sparsity(structure)
+    if kind is None and highest == 1:
+        raise ValueError(
+            "an amount is needed, fraction, count or sparsity: a structure alone says "
+            f"how much to remove only where it is NM everywhere; got {structure}."
         )
+    if kind in (None, "count"):
+        return
+    for number in value.values() if isinstance(value, Mapping) else [value]:
+        if isinstance(number, int | float) and number > highest:
+            raise ValueError(
+                f"{kind} must be at most {highest:g}, which {structure} allows; got "
+                f"{number!r}."
+            )
+
+
+def _spread(distribution: Distribution, value: Value) -> Distribution:
+    """The distribution of an amount: of a dict, by leaf."""
+    if not isinstance(value, Mapping):
+        return distribution
+    if distribution == "erk":
+        raise ValueError("distribution='erk' takes one amount, and not a dict of such.")
+    return "uniform"
+
+
+def amount_at(
+    kind: Kind | None, value: Value, step: jax.Array, state: PruneState
+) -> jax.Array | None:
+    """The amount at a step, as `_pruning_step` takes it."""
+    if kind is None:
+        return None
+    num_rows = _pruning_step.num_rows(state)
+    return _amounts.value_at(kind, value, step, _trees.unbox(state.masks), num_rows)
+
+
+def make_zero(updates: Any, masks: optax.Params, params: optax.Params) -> Any:
+    """The updates in the dtypes of their weights, -w where a weight is pruned."""
+    boxed, updates = updates, _trees.unbox(updates)
+    masks, params = _trees.unbox(masks), _trees.unbox(params)
 
     # By `where` and not by a product: a NaN or infinite update may not pass.
     updates = _trees.map_masks(
-        lambda m, u, p: jnp.where(m, u, -p), state.masks, updates, params
+        lambda m, u, p: jnp.where(m, jnp.asarray(u, jnp.result_type(p)), -p),
+        masks,
+        updates,
+        params,
     )
-    state = state._replace(masks=_trees.rebox(state.masks, like=boxed_masks))
-    return _trees.rebox(updates, like=boxed_updates), state
-
-
-@functools.partial(jax.jit, static_argnames=("of", "scope"))  # once, also eagerly
-def _drop_after(updates, state, params, prune, share, of, scope):
-    """The updates, and the state in which they have been made and weights dropped."""
-    # XLA may compute a sum of the update twice, rounded differently: once for ranking
-    # and once for the weights that the caller stores. The barriers make them the same.
-    updates = lax.optimization_barrier(_in_dtypes_of(params, updates, state.masks))
-
-    def drop():
-        weights = _trees.map_masks(
-            lambda _, p, u: lax.optimization_barrier(p + u),
-            state.masks,
-            params,
-            updates,
-        )
-        return _pruning_step.drop_weights(state, weights, params, share, of, scope)
-
-    # A branch even where it is always taken: the sum is not made outside of it.
-    return updates, lax.cond(lax.optimization_barrier(prune), drop, lambda: state)
-
-
-def _in_dtypes_of(params, updates, masks):
-    """Updates of prunable leaves in the dtypes of their weights."""
-    return _trees.map_masks(
-        lambda _, u, p: jnp.asarray(u, jnp.result_type(p)), masks, updates, params
-    )
+    return _trees.rebox(updates, like=boxed)

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from sparse_optax import _arguments, _counts, _fit, _trees
 from sparse_optax._counts import Count
-from sparse_optax._find_states import masks_of_networks, prune_states
+from sparse_optax._find_states import masks_of_networks, num_prunes
 
 TrainState = TypeVar("TrainState")  # a tree of arrays
 
@@ -285,12 +285,7 @@ def count_kept(train_state: Any) -> tuple[Count, jax.Array]:
 
 @jax.jit
 def _count_kept(masks):
-    total = _counts.constant(sum(mask.size for mask in masks))
-    kept = _counts.count_true_in(masks)
-    return kept, _counts.ratio(_counts.subtract(total, kept), total)
-
-
-def num_prunes(train_state: Any) -> jax.Array:
-    """How many pruning steps all transformations together have made."""
-    counts = [state.num_prunes for state in prune_states(train_state)]
-    return jnp.sum(jnp.stack(counts))
+    total = sum(mask.size for mask in masks)
+    with jax.enable_x64(True):
+        kept = _counts.count_true_in(masks)
+        return _counts.to_words(kept), _counts.ratio(total - kept, total)

@@ -1,114 +1,165 @@
-"""A pruning step: how many weights to drop, and the state without them.
-
-Which weights are dropped is decided in `_selection`.
-"""
+"""A pruning step: from masks and scores to the masks without the lowest units."""
 
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from sparse_optax import _counts, _masks, _selection, _trees
-from sparse_optax._arguments import Scope
-from sparse_optax._counts import Count
+from sparse_optax import _amounts, _counts, _layers, _prunable, _selection
+from sparse_optax._amounts import Kind, Target
+from sparse_optax._criteria import Scores
+from sparse_optax._masks import is_zero
 from sparse_optax._prune_state import PruneState
-
-# What a pruning step drops: a share of the weights that are left, or what a share of
-# all weights still lacks.
-Of = Literal["remaining", "all"]
+from sparse_optax._selection import Units
 
 
-def _amount(share: jax.Array, of: Of, remaining: Count, total: Count) -> Count:
-    """How many weights to drop."""
-    if of == "remaining":
-        return _counts.fraction_of(share, remaining)
-    pruned = _counts.subtract(total, remaining)
-    return _counts.subtract(_counts.fraction_of(share, total), pruned)
-
-
-def drop_weights(
+@functools.partial(jax.jit, static_argnames="kind")  # so that it is compiled once
+def remove_units(
     state: PruneState,
-    weights: optax.Params,
-    given: optax.Params,
-    share: jax.Array,
-    of: Of,
-    scope: Scope,
+    params: optax.Params,
+    scores: Scores | None,
+    kind: Kind | None,
+    value: jax.Array | None,
 ) -> PruneState:
-    """The state after a pruning step: with the smallest of the kept weights dropped.
+    """The state after a pruning step: with the lowest of the kept units removed.
 
     Args:
         state: before.
-        weights: what is ranked.
-        given: the weights that the pruning step was given, of which those that are
-            pruned already should be zero.
-        share: in [0, 1].
-        of: the weights that `share` is a share of.
-        scope: as in `prune_by_magnitude`.
+        params: the weights, of which those that are pruned already should be zero.
+        scores: a tree like `params`; None for the magnitudes of `params`.
+        kind: of the amount; None for all that the structure allows to be removed.
+        value: of the amount: a number, or one for each layer.
     """
-    masks = jax.tree.leaves(state.masks)
-    prunable = jax.tree.leaves(
-        jax.tree.map(_weight, state.masks, weights, is_leaf=_trees.is_masked)
-    )
-    k, most, shortfall = _how_many(state, share, of, scope)
-    if scope == "global":
-        dropped = _selection.drop_smallest(prunable, masks, k, most)
-    else:
-        dropped = _selection.drop_smallest_of_each(prunable, masks, k)
-    return state._replace(
-        masks=jax.tree.unflatten(jax.tree.structure(state.masks), dropped),
-        num_prunes=optax.safe_increment(state.num_prunes),
-        shortfall=shortfall,
-        revived=_masks.count_revived(state.masks, given) if masks else state.revived,
-    )
-
-
-def _weight(mask, weight):
-    return mask if _trees.is_masked(mask) else weight
-
-
-def _how_many(
-    state: PruneState, share: jax.Array, of: Of, scope: Scope
-) -> tuple[Count, Count | None, jax.Array | None]:
-    """What a pruning step drops: how many, at most of each leaf, and its shortfall.
-
-    The first is one number for all leaves, or one for each, as the scope says.
-    """
-    masks = lax.optimization_barrier(jax.tree.leaves(state.masks))
+    masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
-        return _counts.constant(0), None, state.shortfall
-    if scope == "global":
-        total = _counts.constant(sum(mask.size for mask in masks))
-        k = _amount(share, of, _counts.count_true_in(masks), total)
+        return state._replace(num_prunes=optax.safe_increment(state.num_prunes))
+    # Which weights are removed is no differentiable function of them.
+    params, scores = lax.stop_gradient((params, scores))
+    weights = _prunable.prunable_leaves(state.masks, params)
+    # The magnitudes of weights are made anew in every pass, and take no memory.
+    by_size = scores is None and _layers.is_unstructured(state.rules.structure)
+    if scores is None:
+        ranked = weights if by_size else {n: jnp.abs(w) for n, w in weights.items()}
     else:
-        sizes = _counts.stack([_counts.constant(mask.size) for mask in masks])
-        k = jax.vmap(functools.partial(_amount, share, of))(
-            _counts.count_true_in_each(masks), sizes
+        ranked = _prunable.prunable_leaves(state.masks, scores)
+    units = state.rules.structure.to_units(ranked, masks)
+    with jax.enable_x64(True):
+        target = _target_of(state, units, kind, value)
+        by_layer = _is_by_layer(state, value)
+        removal = _selection.remove_lowest(
+            list(units.values()),
+            target.most,
+            jnp.sum(target.most) if by_layer else target.total,
+            layers=_num_layers(state, units),
+            by_size=by_size,
+            by_layer=by_layer,
         )
-    if state.min_kept is None:
-        return k, None, None
-    floors = Count(jnp.zeros_like(state.min_kept), state.min_kept)
-    most = _counts.subtract(_counts.count_true_in_each(masks), floors)
-    if scope == "global":
-        allowed = _counts.minimum(k, _counts.total(most))
-        missing = _counts.subtract(k, allowed)
-    else:
-        allowed = _counts.minimum(k, most)
-        missing = _counts.total(_counts.subtract(k, allowed))
-    return allowed, most, _counts.as_word(missing)
+        shortfall = _counts.as_word(target.total - removal.total)
+        revived = [_count_revived(mask, weights[name]) for name, mask in masks.items()]
+    kept = dict(zip(units, removal.kept, strict=True))
+    return state._replace(
+        masks=_prunable.with_leaves(
+            state.masks, state.rules.structure.to_masks(kept, masks)
+        ),
+        num_prunes=optax.safe_increment(state.num_prunes),
+        shortfall=shortfall if kind else jnp.zeros_like(shortfall),
+        revived=jnp.stack(revived),
+    )
 
 
-@functools.partial(jax.jit, static_argnames="scope")
-def is_due(is_step_due, state, sparsity, scope):
-    """Whether to prune to `sparsity` now, and there is something to drop; shortfall."""
+@functools.partial(jax.jit, static_argnames="kind")
+def is_needed(state: PruneState, kind: Kind, value: jax.Array) -> jax.Array:
+    """Whether a pruning step to this amount would remove something, if it may."""
+    masks = _prunable.prunable_leaves(state.masks, state.masks)
+    if not masks:
+        return jnp.zeros([], bool)
+    scores = {name: jnp.zeros(mask.shape, jnp.float32) for name, mask in masks.items()}
+    units = state.rules.structure.to_units(scores, masks)
+    with jax.enable_x64(True):
+        removed = _count_removed(units, _num_layers(state, units))
+        target = _target_of(state, units, kind, value)
+        if _is_by_layer(state, value):
+            return jnp.any(target.most > removed)
+        return (target.total > jnp.sum(removed)) & jnp.any(target.most > removed)
 
-    def anything_to_drop():
-        k, _, shortfall = _how_many(state, sparsity, "all", scope)
-        return ~jnp.all(_counts.is_zero(k)), shortfall
 
-    def not_now():
-        return jnp.zeros([], bool), state.shortfall
+def _target_of(
+    state: PruneState, units: Mapping[str, Units], kind: Kind | None, value: Any
+) -> Target:
+    """What the layers are to lose: `int64`."""
+    rules, shapes = state.rules, _prunable.shapes_of(state.masks)
+    num_layers = _num_layers(state, units)
+    removed = _count_removed(units, num_layers)
+    caps = jnp.maximum(jnp.array(rules.most_removed, jnp.int64), removed)
+    sizes = _sizes(units, num_layers)
+    if kind is None:
+        return Target(caps, jnp.sum(caps))
+    layer_shapes = None
+    if rules.distribution == "erk":
+        by_name = rules.structure.layer_shapes(shapes)
+        layer_shapes = [
+            by_name[name]
+            for name, n in zip(units, num_layers, strict=True)
+            for _ in range(n or 1)
+        ]
+    return _amounts.target_of(
+        kind, value, rules.distribution, removed, sizes, caps, layer_shapes
+    )
 
-    return lax.cond(is_step_due, anything_to_drop, not_now)
+
+def num_rows(state: PruneState) -> dict[str, int]:
+    """How many layers each array of units has, by name."""
+    shapes = _prunable.shapes_of(state.masks)
+    return {
+        name: n or 1 for name, n in state.rules.structure.num_layers(shapes).items()
+    }
+
+
+def _is_by_layer(state: PruneState, value: Any) -> bool:
+    return state.rules.distribution != "global" or np.ndim(value) == 1
+
+
+def _num_layers(state: PruneState, units: Mapping[str, Units]) -> tuple[int, ...]:
+    found = state.rules.structure.num_layers(_prunable.shapes_of(state.masks))
+    return tuple(found[name] for name in units)
+
+
+def _sizes(units: Mapping[str, Units], num_layers: tuple[int, ...]) -> np.ndarray:
+    """How many units each layer has."""
+    return np.concatenate(
+        [
+            np.full(n or 1, unit.kept.size // (n or 1), np.int64)
+            for unit, n in zip(units.values(), num_layers, strict=True)
+        ]
+    )
+
+
+def _count_removed(
+    units: Mapping[str, Units], num_layers: tuple[int, ...]
+) -> jax.Array:
+    """How many units of each layer are removed."""
+    return jnp.concatenate(
+        [
+            _count_false(unit.kept, n)
+            for unit, n in zip(units.values(), num_layers, strict=True)
+        ]
+    )
+
+
+@functools.partial(jax.jit, static_argnames="num_layers")
+def _count_false(kept, num_layers):
+    axes = range(1 if num_layers else 0, kept.ndim)
+    kept = lax.optimization_barrier(kept)  # a constant would be counted by the compiler
+    return _counts.count_true([~kept, kept], axes)[0].reshape(num_layers or 1)
+
+
+@jax.jit
+def _count_revived(mask, weight):
+    """How many weights are not zero although the mask calls them pruned."""
+    revived = ~mask & ~is_zero(jnp.asarray(weight))
+    return _counts.as_word(_counts.count_true([revived, mask], range(mask.ndim))[0])

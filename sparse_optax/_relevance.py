@@ -12,7 +12,7 @@ Weights in Deep Neural Architectures <https://arxiv.org/abs/2204.04977>`_, 2022.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +22,10 @@ from sparse_optax import _arguments, _fit, _leaves, _trees
 from sparse_optax._arguments import ScalarOrSchedule
 from sparse_optax._exponential import exp_of_minus
 from sparse_optax._leaves import Mask
+from sparse_optax._restart import StepsSincePruning, restart
 from sparse_optax._trees import PyTree
 
 IrrelevanceFn = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-class RelevanceDecayState(NamedTuple):
-    """State of the transformation returned by `add_relevance_decay`.
-
-    Attributes:
-        steps_since_prune: updates since the last pruning step.
-    """
-
-    steps_since_prune: jax.Array  # shape=(), dtype=int32.
 
 
 def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.Updates:
@@ -182,18 +173,18 @@ def add_relevance_decay(
 
     Args:
         strength: gamma >= 0, or an optax schedule of the number of updates since the
-            last pruning step: the first update after `init`, after one with the extra
-            argument `prune=True` (the same that `prune_by_magnitude` obeys), and after
-            `sparse_optax.prune` sees 0; in the optimizer inside `relevance_pruning`,
-            the update with `prune=True` itself does. The paper's linear decay over N
-            updates is `optax.linear_schedule(strength, 0.0, N)`.
+            last pruning step: 0 at the first update after `init` and after
+            `sparse_optax.prune`, and at an update with `prune=True`. Inside
+            `hide_pruned` it is 0 at every pruning step, gradual ones included. The
+            paper's linear decay over N updates is
+            `optax.linear_schedule(strength, 0.0, N)`.
         scale: alpha > 0, in the units of the gradient, or such a schedule.
         irrelevance_fn: takes `|g|` (`float32`, of the shape of the leaf) and the scale,
             and returns the irrelevance I instead of `exp(-|g| / scale)`.
         mask: which leaves decay, as in `prune_by_magnitude`.
 
     Returns:
-        A transformation with the state `RelevanceDecayState`. `update` needs params.
+        A transformation with the state `StepsSincePruning`. `update` needs params.
         Relevance is computed in `float32`, and the decay in `float32` too (`float64`
         for such weights); the updates have the dtype that `optax.add_decayed_weights`
         would give them.
@@ -205,8 +196,8 @@ def add_relevance_decay(
             params.
 
     Under `optax.inject_hyperparams` a schedule is evaluated by the wrapper, which
-    counts all updates and not those since the last prune. List what is not a number in
-    its `static_args` ("irrelevance_fn", "mask", and schedules that should restart).
+    counts all updates and not those since the last pruning step. List what is not a
+    number in its `static_args` ("irrelevance_fn", "mask", and schedules that should restart).
 
     Examples:
         >>> import jax.numpy as jnp
@@ -236,7 +227,7 @@ def relevance_shrinkage(
     scale: ScalarOrSchedule,
     irrelevance_fn: IrrelevanceFn | None,
     mask: Mask | None,
-) -> tuple[Callable[..., Any], Callable[..., tuple[PyTree, RelevanceDecayState]]]:
+) -> tuple[Callable[..., Any], Callable[..., tuple[PyTree, StepsSincePruning]]]:
     """`init` and `update` of the decay alone, which is 2 * strength * I * w.
 
     `update` returns it in place of the updates, with `optax.MaskedNode()` for leaves
@@ -251,14 +242,15 @@ def relevance_shrinkage(
 
     def init_fn(params):
         _leaves.select_leaves(mask, params)  # errors belong here, not in the first step
-        return RelevanceDecayState(steps_since_prune=jnp.zeros([], jnp.int32))
+        return StepsSincePruning(jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, *, prune=False, **extra_args):
         del extra_args
         _arguments.check_params(params)
-        _arguments.check_state(state, RelevanceDecayState)
+        _arguments.check_state(state, StepsSincePruning)
         _fit.check_fits(params, updates, "updates", like="params")
-        steps = state.steps_since_prune
+        state = restart(state, _arguments.as_flag(prune))
+        steps = state.num_steps
         strength_now = _arguments.value_at("strength", strength, steps)
         strength_now = jnp.where(strength_now > 0, strength_now, 0)
         scale_now = _arguments.value_at("scale", scale, steps)
@@ -274,18 +266,9 @@ def relevance_shrinkage(
 
         selected = _leaves.select_leaves(mask, params)
         shrinkage = jax.tree.map(shrink, selected, updates, params)
-        following = RelevanceDecayState(jnp.asarray(optax.safe_increment(steps)))
-        return shrinkage, restart_if(_arguments.as_flag(prune), following)
+        return shrinkage, StepsSincePruning(jnp.asarray(optax.safe_increment(steps)))
 
     return init_fn, update_fn
-
-
-def restart_if(
-    prune: bool | jax.Array, state: RelevanceDecayState
-) -> RelevanceDecayState:
-    """The state from which schedules begin anew, if there is a pruning step."""
-    steps = state.steps_since_prune
-    return RelevanceDecayState(jnp.where(prune, jnp.zeros_like(steps), steps))
 
 
 def add_shrinkage(updates: PyTree, shrinkage: PyTree, params: PyTree) -> PyTree:

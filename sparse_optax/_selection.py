@@ -1,241 +1,263 @@
-"""Finding exactly the k smallest weights of a tree, without sorting it.
+"""Removing exactly the k lowest scores of a tree, without sorting it.
 
-The bit pattern of a non-negative float, read as an integer, orders as the float does.
-So the k-th smallest magnitude is found digit by digit from the top, each time counting
-the weights below every value that the digit may take. To count is to sum: that gathers
-nothing, so it works the same on arrays spread over devices, whatever their sharding,
-and is one pass over the weights on every backend.
+The bits of a float, read as an integer, order as the float does. So the bound below
+which the k lowest are is found digit by digit from the top, each time counting the
+scores below every value that the digit may take; and where equal scores are cut, the
+position up to which they are removed is found in the same way. To count is to sum: that
+gathers nothing, so it works the same on arrays spread over devices, whatever their
+sharding, and is one pass over the scores on every backend.
 
-This file is the only one that knows how weights are chosen; everything else says how
+All of it is one loop, in which everything but the counting is done for all layers at
+once: hundreds of leaves compile in seconds.
+
+This file is the only one that knows how units are chosen; everything else says how
 many.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sparse_optax import _counts
-from sparse_optax._counts import Count
 
 _DIGIT = 2  # bits: a longer one takes fewer passes, each of twice as many counts
+_CHOICES = np.arange(1, 2**_DIGIT)[:, None]  # of a digit, beside 0
 
 
-@jax.jit  # so that outside of jit too the loops below are compiled once
-def drop_smallest(
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-    k: Count,
-    most: Count | None = None,
-) -> list[jax.Array]:
-    """Returns `masks` without the `k` weights smallest in magnitude among the kept.
+class Units(NamedTuple):
+    """The units of one leaf, each of which is kept or removed as a whole.
+
+    Attributes:
+        scores: floating; lower ones are removed first.
+        kept: of the same shape, False for what is removed already.
+        removable: of the same shape, of the kept ones those that may be removed; all if
+            None.
+    """
+
+    scores: jax.Array
+    kept: jax.Array
+    removable: jax.Array | None = None
+
+
+class Removal(NamedTuple):
+    """What `remove_lowest` returns.
+
+    Attributes:
+        kept: of each leaf, which units are kept now.
+        counts: how many are removed of each layer, `int64`.
+        total: of all, but for those that a layer had above its `most` before.
+    """
+
+    kept: list[jax.Array]
+    counts: jax.Array
+    total: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "by_size", "by_layer"))
+def remove_lowest(
+    leaves: Sequence[Units],
+    most: jax.Array,
+    k: jax.Array,
+    *,
+    layers: tuple[int, ...],
+    by_size: bool = False,
+    by_layer: bool = False,
+) -> Removal:
+    """Removes units in the order of their scores, until `k` are removed.
+
+    Removed before counts as lowest. Among equal scores the earlier is removed first: by
+    position in the list, then by row-major index. Zeros of either sign are equal,
+    infinities are larger than any number, and NaNs larger still and equal to one
+    another.
 
     Args:
-        weights: floating arrays, of any shapes and dtypes.
-        masks: boolean arrays of the same shapes, True where a weight is still kept.
-        k: how many to drop, at most as many as are kept.
-        most: for each array, how many of it may go, at most as many as are kept; if all
-            may, None. In total at least `k`. Of an array that has lost so many none
-            goes any more, and larger ones of others go instead.
-
-    Among equal magnitudes the earlier goes first: by position in the list, then by
-    row-major index. Zeros of either sign are equal, infinities are larger than any
-    number, and NaNs larger still and equal to one another.
-    """
-    if not weights:
-        return []
-    keys, num_bits = _magnitude_keys(weights)
-
-    def count_those_that_may_go(leaves):
-        if most is None:
-            return _counts.count_all(leaves)
-        each_kind = _counts.count_each(leaves)
-        return [_counts.total(_counts.minimum(n, most)) for n in each_kind]
-
-    bound = _kth_smallest(keys, (weights, masks), k, num_bits, count_those_that_may_go)
-    below, ties, num_below, num_ties = _at(bound, keys(weights, masks))
-    n, up_to = num_below, _counts.add(num_below, num_ties)  # to drop of each array
-    if most is not None:
-        n, up_to = _counts.minimum(n, most), _counts.minimum(up_to, most)
-    tied = _counts.subtract(k, _counts.total(n))
-    n = _counts.add(n, _in_order(tied, _counts.subtract(up_to, n)))
-    if most is not None:
-        # Where more than may go are below the bound, a bound of their own.
-        is_over = _counts.less(most, num_below)
-        own_n = _counts.where(is_over, n, _counts.constant(0))
-        own = _kth_smallest(keys, (weights, masks), own_n, num_bits, _counts.count_each)
-        bound = jnp.where(is_over, own, bound)
-        below, ties, num_below, num_ties = _at(bound, keys(weights, masks))
-    return _without(masks, below, ties, _counts.subtract(n, num_below), num_ties)
-
-
-@jax.jit
-def drop_smallest_of_each(
-    weights: Sequence[jax.Array], masks: Sequence[jax.Array], ks: Count
-) -> list[jax.Array]:
-    """The same array by array, with a number to drop for each."""
-    if not weights:
-        return []
-    keys, num_bits = _magnitude_keys(weights)
-    bounds = _kth_smallest(keys, (weights, masks), ks, num_bits, _counts.count_each)
-    below, ties, num_below, num_ties = _at(bounds, keys(weights, masks))
-    return _without(masks, below, ties, _counts.subtract(ks, num_below), num_ties)
-
-
-def _magnitude_keys(
-    weights: Sequence[jax.Array],
-) -> tuple[Callable[..., list[jax.Array]], int]:
-    """A function from weights and masks to integers, and how many bits these have.
-
-    They order as magnitudes do, and pruned weights come last. They are the bit patterns
-    in a float to which all convert without loss, but for the zeros that those of
-    narrower ones end in, which need not be searched.
-    """
-    wide = jnp.float64 if any(w.dtype == jnp.float64 for w in weights) else jnp.float32
-    dtype = jnp.int64 if wide == jnp.float64 else jnp.int32
-    num_zeros = jnp.finfo(wide).nmant - max(jnp.finfo(w.dtype).nmant for w in weights)
-    largest = jnp.array(jnp.iinfo(dtype).max, dtype)
-    infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, wide), dtype)
-    nan = (infinity >> num_zeros) + 1  # all of them alike
-
-    def key(weight, mask):
-        bits = lax.bitcast_convert_type(weight.astype(wide), dtype) & largest
-        return jnp.where(mask, jnp.minimum(bits >> num_zeros, nan), largest)
-
-    def keys(weights, masks):
-        return [key(w, m) for w, m in zip(weights, masks, strict=True)]
-
-    return keys, jnp.finfo(wide).bits - 1 - num_zeros  # the sign bit is never set
-
-
-def _kth_smallest(
-    keys: Callable[..., Sequence[jax.Array]],
-    inputs: tuple,
-    k: Count,
-    num_bits: int,
-    count: Callable[[Iterable[Sequence[jax.Array]]], list[Count]],
-) -> jax.Array:
-    """The largest number with fewer than `k` keys below it, or 0 if `k` is 0.
-
-    Args:
-        keys: returns arrays of integers, of one dtype, made of the `inputs`.
-        inputs: anything that takes memory already.
-        k: at most as many as there are keys of `num_bits` bits; or one for each array.
-        num_bits: of the number.
-        count: counts what is true, of several kinds in each array: for each kind a
-            `Count`, or one for each array.
+        leaves: the units, of any shapes and dtypes.
+        most: how many units of each layer may be removed, `int64`. Of a layer that has
+            lost so many none is removed any more, and higher ones of others are removed
+            instead.
+        k: how many are to be removed, those removed before included, `int64`.
+        layers: for each leaf, the number of stacked layers along its first axis; 0 if
+            it is one layer, without such an axis.
+        by_size: the absolute values of the scores are what counts.
+        by_layer: remove of each layer as many as `most` says, whatever `k` is.
 
     Returns:
-        A number, or one for each array.
+        A `Removal`; fewer are removed where there are not enough.
     """
-    dtype = jax.eval_shape(keys, *inputs)[0].dtype
+    keys = _Keys.of(leaves, layers, by_size)
+    num_rows = [n or 1 for n in layers]
+    sizes = [x.kept.size // n for x, n in zip(leaves, num_rows, strict=True)]
+    sizes = np.repeat(np.array(sizes, np.int64), num_rows)
+    starts, ends = np.cumsum(sizes) - sizes, np.cumsum(num_rows)
+    num_key_digits = -(-keys.num_bits // _DIGIT)
+    num_digits = num_key_digits + -(-int(sizes.sum()).bit_length() // _DIGIT)
 
-    def add_digit(i, bound):
+    def step_of(i):
+        last = jnp.where(i < num_key_digits, num_key_digits, num_digits) - 1
+        return jnp.int64(1) << (_DIGIT * (last - i))
+
+    def limits_of(i, alone, bound, place):
+        """What the next pass compares ranks with, for each leaf."""
+
+        def before(place):  # in a leaf
+            return jnp.maximum(place - jnp.where(alone, 0, starts), 0)
+
+        steps = _CHOICES * step_of(i)
+        by_key = i < num_key_digits
+        tried = jnp.where(by_key, bound + steps, before(place + steps))
+        limits = jnp.concatenate([tried, bound[None], before(place)[None]])
+        # Each leaf's in a part of its own of the state of the loop, so that XLA
+        # compiles one program for all leaves of one shape.
+        return jnp.split(_clip(limits, keys.dtype), ends[:-1], axis=1)
+
+    def add_digit(carry):
+        i, is_done, alone, bound, place, most, count, limits = carry
         # Keys are made anew for every digit: behind the barrier, or XLA would make
-        # them once before the loop, and they would take as much memory as the weights.
-        inputs_now, bound = lax.optimization_barrier((inputs, bound))
-        shift = jnp.maximum(num_bits - _DIGIT * (i + 1), 0).astype(dtype)
-        steps = [jnp.array(digit, dtype) << shift for digit in range(1, 2**_DIGIT)]
-        num_below = count(
-            [key < b + step for step in steps]
-            for key, b in _with_each(keys(*inputs_now), bound)
-        )
-        digit = sum(_counts.less(n, k).astype(dtype) for n in num_below)
-        return bound + (digit << shift)
-
-    # Nothing is searched for 0 of them, as among ties that are dropped all or none.
-    nothing = jnp.all(_counts.is_zero(k))
-    num_digits = jnp.where(nothing, 0, -(-num_bits // _DIGIT))
-    start = 0 * k.low.astype(dtype)  # which varies between devices where `k` does
-    return lax.fori_loop(0, num_digits, add_digit, start)
-
-
-def _at(
-    bound: jax.Array, keys: Sequence[jax.Array]
-) -> tuple[list[jax.Array], list[jax.Array], Count, Count]:
-    """What is below a bound and what is equal to it, and how many of each array."""
-    below = [key < b for key, b in _with_each(keys, bound)]
-    ties = [key == b for key, b in _with_each(keys, bound)]
-    num_below, num_ties = _counts.count_each(zip(below, ties, strict=True))
-    return below, ties, num_below, num_ties
-
-
-def _without(
-    masks: Sequence[jax.Array],
-    below: Sequence[jax.Array],
-    ties: Sequence[jax.Array],
-    tied: Count,
-    num_ties: Count,
-) -> list[jax.Array]:
-    """Masks without what is below a bound, and the first `tied` of what is equal."""
-    dropped = _first(ties, tied, num_ties)
-    return [m & ~(b | d) for m, b, d in zip(masks, below, dropped, strict=True)]
-
-
-def _in_order(n: Count, available: Count) -> Count:
-    """How many to take of each array, where all of one are taken before the next."""
-    up_to_here = lax.associative_scan(_counts.add, available)
-    before_here = _counts.subtract(up_to_here, available)
-    return _counts.minimum(_counts.subtract(n, before_here), available)
-
-
-def _first(arrays: Sequence[jax.Array], n: Count, num_true: Count) -> list[jax.Array]:
-    """The first `n` of the true elements of each array, in row-major order.
-
-    Args:
-        arrays: boolean.
-        n: for each, at most as many as there are true elements.
-        num_true: of each array.
-    """
-    is_whole = ~_counts.less(n, num_true)
-    is_cut = ~is_whole & ~_counts.is_zero(n)
-    n = _counts.where(is_cut, n, _counts.constant(0))
-
-    # In an array that is cut, up to the last of them: its row, then within the row.
-    here = [x & cut for x, cut in _with_each(arrays, is_cut)]
-    first = [x & whole for x, whole in _with_each(arrays, is_whole)]
-    for level in zip(*(_counts.rows_and_columns(x.shape) for x in arrays), strict=True):
-        if not any(level):
-            continue
-
-        def keys(here, level=level):
-            return [
-                jnp.where(x, _index(x, axes), ~jnp.uint32(0))
-                for x, axes in zip(here, level, strict=True)
-            ]
-
-        sizes = [
-            math.prod(x.shape[axis] for axis in axes)
-            for x, axes in zip(here, level, strict=True)
+        # them once before the loop, and they would take as much memory as the scores.
+        now, limits = lax.optimization_barrier((leaves, limits))
+        by_key = i < num_key_digits
+        counts = [
+            _count(leaf, limit, by_key, keys, num_layers)
+            for leaf, limit, num_layers in zip(now, limits, layers, strict=True)
         ]
-        num_bits = max(sizes).bit_length()
-        last = _kth_smallest(keys, (here,), n, num_bits, _counts.count_each)
-        pairs = [
-            (x & (key < b), x & (key == b))
-            for x, (key, b) in zip(here, _with_each(keys(here), last), strict=True)
-        ]
-        before, here = ([pair[i] for pair in pairs] for i in range(2))
-        n = _counts.subtract(n, _counts.count_true_in_each(before))
-        first = [x | b for x, b in zip(first, before, strict=True)]
-    return [x | last_one for x, last_one in zip(first, here, strict=True)]
+        counts = jnp.stack([jnp.concatenate(n) for n in zip(*counts, strict=True)])
+        in_all = jnp.sum(jnp.minimum(counts, most), axis=1, keepdims=True)
+        digit = jnp.sum(jnp.where(alone, counts <= most, in_all <= k), axis=0)
+        taken = jnp.where(digit >= _CHOICES, counts, count)
+        count = jnp.max(taken, axis=0)
+        bound = bound + jnp.where(by_key, digit * step_of(i), 0)
+        place = place + jnp.where(by_key, 0, digit * step_of(i))
+
+        together = jnp.sum(jnp.minimum(count, most))
+        is_exact = jnp.where(alone, jnp.all(count == most), together == k)
+        i = i + 1
+        is_done = (i == num_digits) | ((i == num_key_digits) & is_exact)
+        # Where more of a layer than may be removed are below the bound, each layer gets
+        # a bound of its own.
+        again = is_done & jnp.any(count > most)
+        most = jnp.where(again, jnp.minimum(count, most), most)
+        i, is_done, alone = jnp.where(again, 0, i), is_done & ~again, alone | again
+        bound = jnp.where(again, keys.lowest, bound)
+        place, count = (jnp.where(again, 0, x) for x in (place, count))
+        limits = limits_of(i, alone, bound, place)
+        return i, is_done, alone, bound, place, most, count, limits
+
+    def is_unfinished(carry):
+        # Of the number of the pass too, or XLA would try to foresee the last one, which
+        # takes a fifth of the time to compile.
+        i, is_done, *_ = carry
+        return ~is_done & (i < num_digits)
+
+    # Varying between devices where the units do, from the first pass on.
+    zero = 0 * jnp.sum(most) + 0 * k
+    zeros = 0 * most + zero
+    no = zero == 1
+    start = zero, no | by_layer, zeros + keys.lowest, zeros
+    # The same for all layers, and so for all leaves.
+    first = jnp.array([keys.lowest, 0])[:, None] + zero
+    first = jnp.concatenate([keys.lowest + _CHOICES * step_of(zero), first])
+    first = _clip(first, keys.dtype)
+    limits = [jnp.broadcast_to(first, (len(first), n)) for n in num_rows]
+    carry = zero, no, *start[1:], most + zero, zeros, limits
+    carry = lax.while_loop(is_unfinished, add_digit, carry)
+    *_, most, count, limits = carry
+    return Removal(
+        [
+            _kept(leaf, limit, keys, num_layers)
+            for leaf, limit, num_layers in zip(leaves, limits, layers, strict=True)
+        ],
+        count,
+        jnp.sum(jnp.minimum(count, most)),
+    )
 
 
-def _index(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """The row-major index of every element of `x` along the given axes."""
-    index = jnp.zeros_like(x, jnp.uint32)
-    for axis in axes:
-        along = lax.broadcasted_iota(
-            jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
+class _Keys(NamedTuple):
+    """How scores become integers: the same for all leaves, so that they compare."""
+
+    float: Any  # dtype, to which all scores convert without loss
+    dtype: Any  # of keys and of positions
+    num_zeros: int  # bits that the significands of narrower floats end in
+    by_size: bool
+
+    @classmethod
+    def of(
+        cls, leaves: Sequence[Units], layers: Sequence[int], by_size: bool
+    ) -> "_Keys":
+        floats = [jnp.dtype(leaf.scores.dtype) for leaf in leaves]
+        wide = jnp.dtype("float64" if "float64" in floats else "float32")
+        num_zeros = jnp.finfo(wide).nmant - max(jnp.finfo(f).nmant for f in floats)
+        longest = max(x.kept.size // (n or 1) for x, n in zip(leaves, layers, strict=True))
+        is_long = wide == jnp.float64 or longest > jnp.iinfo(jnp.int32).max
+        dtype = jnp.dtype(jnp.int64 if is_long else jnp.int32)
+        return cls(wide, dtype, num_zeros, by_size)
+
+    @property
+    def num_bits(self) -> int:
+        return jnp.finfo(self.float).bits - self.num_zeros
+
+    @property
+    def lowest(self) -> int:  # of what is removed already
+        return -1 if self.by_size else -(1 << (self.num_bits - 1))
+
+    def __call__(self, leaf: Units) -> jax.Array:
+        integer = jnp.dtype(f"int{jnp.finfo(self.float).bits}")
+        bits = lax.bitcast_convert_type(leaf.scores.astype(self.float), integer)
+        size = (bits & jnp.iinfo(integer).max) >> self.num_zeros
+        inf = lax.bitcast_convert_type(self.float.type(jnp.inf), integer)
+        nan = (inf >> self.num_zeros) + 1
+        if self.by_size:
+            key = jnp.minimum(size, nan)
+        else:
+            key = jnp.where(size >= nan, nan, jnp.where(bits < 0, -size, size))
+        return jnp.where(leaf.kept, key, self.lowest).astype(self.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("keys", "num_layers"))
+def _count(leaf, limits, by_key, keys, num_layers):
+    """How many units each choice removes, of each layer."""
+    *tried, bound, _ = _in_shape_of(leaf.kept, limits, num_layers)
+    ranks = jnp.where(by_key, keys(leaf), _places(leaf, bound, keys, num_layers))
+    if leaf.removable is not None:
+        never = jnp.iinfo(ranks.dtype).max
+        ranks = jnp.where(leaf.kept & ~leaf.removable, never, ranks)
+    axes = tuple(range(1 if num_layers else 0, ranks.ndim))
+    counts = _counts.count_true([ranks < limit for limit in tried], axes)
+    return [n.reshape(num_layers or 1) for n in counts]
+
+
+@functools.partial(jax.jit, static_argnames=("keys", "num_layers"))
+def _kept(leaf, limits, keys, num_layers):
+    """What is kept in the end."""
+    *_, bound, before = _in_shape_of(leaf.kept, limits, num_layers)
+    removed = _places(leaf, bound, keys, num_layers) < before
+    if leaf.removable is not None:
+        removed &= leaf.removable
+    return leaf.kept & ~removed
+
+
+def _places(leaf, bound, keys, num_layers):
+    """The positions of what is equal to the bound; -1 for what is below it."""
+    key = keys(leaf)
+    place = jnp.zeros_like(key)
+    for axis in range(1 if num_layers else 0, key.ndim):
+        place = place * key.shape[axis] + lax.broadcasted_iota(
+            key.dtype, key.shape, axis, out_sharding=jax.typeof(key).sharding
         )
-        index = index * jnp.uint32(x.shape[axis]) + along
-    return index
+    above = jnp.iinfo(key.dtype).max
+    return jnp.where(key < bound, -1, jnp.where(key == bound, place, above))
 
 
-def _with_each(
-    arrays: Sequence[jax.Array], values: jax.Array
-) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """The arrays, each with its value: one of a vector, or the one that there is."""
-    each = list(values) if values.ndim else [values] * len(arrays)
-    return zip(arrays, each, strict=True)
+def _in_shape_of(x, limits, num_layers):
+    """Limits that broadcast against `x`: numbers, or vectors along its first axis."""
+    shape = (num_layers, *[1] * (x.ndim - 1)) if num_layers else ()
+    return [limit.reshape(shape) for limit in limits]
+
+
+def _clip(x, dtype):
+    limits = jnp.iinfo(dtype)
+    return jnp.clip(x, limits.min, limits.max).astype(dtype)

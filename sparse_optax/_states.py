@@ -1,9 +1,11 @@
 """Pruning outside a training step, and masks into a state.
 
-All of it reaches through wrappers, see `_find_states`.
+All of it reaches through wrappers: a state is a tree, and the states of this package
+are nodes of it. They are replaced in place; nothing else of the tree changes.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,43 +14,58 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from sparse_optax import _arguments, _fit, _leaves, _pruning_step, _trees
-from sparse_optax._arguments import Scope
-from sparse_optax._find_states import prune_states, replace_states
+from sparse_optax import (
+    _arguments,
+    _fit,
+    _leaves,
+    _pruning,
+    _pruning_step,
+    _trees,
+)
+from sparse_optax._criteria import Criterion, Scores
+from sparse_optax._find_states import get_masks, prune_states
+from sparse_optax._hide_pruned import HidePrunedState, clear_pruned
 from sparse_optax._leaves import Mask
 from sparse_optax._masks import is_zero, nonzero, zero_pruned
 from sparse_optax._prune_state import PruneState
-from sparse_optax._relevance import RelevanceDecayState
+from sparse_optax._restart import restart
+
+Amount = float | jax.Array | Mapping[str, float | jax.Array]
 
 
 def prune(
     params: optax.Params,
     opt_state: optax.OptState,
-    fraction: float | jax.Array | None = None,
+    fraction: Amount | None = None,
     *,
-    sparsity: float | jax.Array | None = None,
-    scope: Scope = "global",
+    sparsity: Amount | None = None,
+    count: int | jax.Array | Mapping[str, int] | None = None,
+    criterion: Criterion | None = None,
+    scores: Scores | None = None,
 ) -> tuple[optax.Params, optax.OptState]:
-    """Prunes outside a training step: the smallest weights become zero for good.
+    """Prunes outside a training step: the lowest weights become zero for good.
 
-    Give either `fraction`, of the weights still kept, or `sparsity`, of all prunable
-    weights. They, and `scope`, replace what the transformation was made with; its
-    `mask`, `min_kept` and `max_sparsity` hold here too, as they are in the state. It
-    does what a step with `prune=True` does beside: the schedules of
-    `add_relevance_decay` restart, and `relevance_pruning` clears its optimizer's
-    moments of pruned weights.
+    Give one of `fraction`, `sparsity` and `count`, in place of the amount that the
+    transformation was made with. All else about it (structure, distribution, caps,
+    leaves) is in the state and holds here too. An update that follows is that of
+    `update(..., prune=True)`: what counts updates since the last pruning step restarts,
+    and `hide_pruned` clears its optimizer's moments of pruned weights.
 
     Where a state holds several pruning transformations, as under
-    `optax.multi_transform`, each prunes its own weights by that fraction or to that
-    sparsity.
+    `optax.multi_transform`, each prunes its own weights by that amount.
 
     Args:
         params: the weights.
         opt_state: the state of an optimizer with a pruning transformation in it.
-        fraction: of the remaining prunable weights of each transformation, in [0, 1].
-        sparsity: of the prunable weights of each transformation, in [0, 1]. One that is
-            already reached drops nothing, and counts as a pruning step.
-        scope: "global" or "leaf", as in `prune_by_magnitude`.
+        fraction: of the remaining prunable units of each transformation, in [0, 1]; or
+            a dict from regular expressions of names to such.
+        sparsity: of the prunable units of each transformation, in [0, 1], or such a
+            dict. One that is already reached removes nothing, and counts as a step.
+        count: the number of units to remove, or such a dict.
+        criterion: what ranks them, of the weights alone: `magnitude`, `random(key)`.
+            Needed where the transformation was made with another than `magnitude`.
+        scores: in place of it, a tree like `params` of scores computed before: of
+            `saliency(params, grads)`, or of statistics of activations.
 
     Returns:
         New `(params, opt_state)`, of the same structure. What was given is not donated;
@@ -57,11 +74,12 @@ def prune(
         whatever the numbers; usable inside `jit`.
 
     Raises:
-        TypeError: if a number is of the wrong type, if `opt_state` is an array or a
-            number, or if `params` has something else than weights where there are
-            masks.
-        ValueError: if a number is out of range, if both or none are given, if
-            `opt_state` has no masks, or if they are not those of `params`.
+        TypeError: if an argument is of the wrong type, or if `params` has something
+            else than weights where there are masks.
+        ValueError: if a number is out of range, if more than one amount is given or
+            none where one is needed, if neither `criterion` nor `scores` is given where
+            one is needed, if both are, if `opt_state` has no masks, or if they or
+            `scores` are not those of `params`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -79,43 +97,68 @@ def prune(
             f"{_trees.describe(opt_state)}. A training state is given in its parts: "
             "prune(state.params, state.opt_state, fraction)."
         )
-    if (fraction is None) == (sparsity is None):
-        raise ValueError(
-            "give either fraction or sparsity; got "
-            f"fraction={fraction!r} and sparsity={sparsity!r}."
-        )
-    for name, value in (("fraction", fraction), ("sparsity", sparsity)):
-        if value is not None:
-            _arguments.check_number(name, value, high=1.0, schedule=False)
-    _arguments.check_scope(scope)
+    if criterion is not None:
+        _arguments.check_callable("criterion", criterion)
+        if scores is not None:
+            raise ValueError("give either criterion or scores; got both.")
     _fit.check_tree(params, "params")
-    share, of = (sparsity, "all") if fraction is None else (fraction, "remaining")
-    if not (isinstance(share, Tracer) or _is_float32(share)):
-        share = np.float32(share)  # of one type, or each would compile anew
     weights = _trees.unbox(params)
+    amounts = {"fraction": fraction, "sparsity": sparsity, "count": count}
 
     def drop(state: PruneState) -> PruneState:
         nonlocal weights
         _fit.check_masks_fit(state.masks, params, "params")
-        weights, state = _drop(weights, state, share, of, scope)
+        kind, value = _pruning.the_amount(state.rules.structure, **amounts)
+        ranking = scores
+        if scores is not None:
+            _pruning.check_scores(state.masks, scores)
+        elif criterion is not None:
+            ranking = _pruning.scores_of(criterion, state.masks, weights, None)
+        elif not state.rules.by_magnitude:
+            raise ValueError(
+                "the transformation was made with another criterion than magnitude, "
+                "and a state cannot hold that: give prune a criterion, or scores such "
+                "as saliency(params, grads)."
+            )
+        amount = _pruning.amount_at(kind, value, state.num_prunes, state)
+        weights, state = _drop(weights, state, ranking, kind, amount)
         return state
 
-    def restart(state: RelevanceDecayState) -> RelevanceDecayState:
-        return RelevanceDecayState(jnp.zeros_like(state.steps_since_prune))
-
-    opt_state = replace_states(opt_state, drop, restart)
-    return _trees.rebox(weights, like=params), opt_state
+    opt_state = replace_pruning(opt_state, drop)
+    return _trees.rebox(weights, like=params), restart(opt_state)
 
 
-def _is_float32(x):
-    is_array = isinstance(x, jax.Array)
-    return is_array and x.dtype == jnp.float32 and not x.weak_type
-
-
-@functools.partial(jax.jit, static_argnames=("of", "scope"))
-def _drop(params, state, share, of, scope):
-    state = _pruning_step.drop_weights(state, params, params, share, of, scope)
+@functools.partial(jax.jit, static_argnames="kind")
+def _drop(params, state, scores, kind, amount):
+    state = _pruning_step.remove_units(state, params, scores, kind, amount)
     return zero_pruned(params, state.masks), state
+
+
+def replace_pruning(
+    opt_state: optax.OptState, new_pruning: Callable[[PruneState], PruneState]
+) -> optax.OptState:
+    """Replaces the states of pruning transformations, which the function gets unboxed.
+
+    Where an optimizer is inside `hide_pruned`, its moments of pruned weights are
+    cleared.
+    """
+    prune_states(opt_state)  # an error if there is none
+    kinds = PruneState, HidePrunedState
+
+    def replace(node):
+        if isinstance(node, PruneState):
+            return _trees.rebox(new_pruning(_trees.unbox(node)), like=node)
+        if isinstance(node, HidePrunedState):
+            pruning, inner = walk(node.pruning), walk(node.optimizer)
+            boxed = inner
+            inner = clear_pruned(_trees.unbox(inner), get_masks(pruning))
+            return HidePrunedState(_trees.rebox(inner, like=boxed), pruning)
+        return node
+
+    def walk(tree):
+        return jax.tree.map(replace, tree, is_leaf=lambda x: isinstance(x, kinds))
+
+    return walk(opt_state)
 
 
 def masks_from_zeros(
@@ -171,7 +214,7 @@ def masks_from_zeros(
         )
         return state._replace(masks=masks)
 
-    return replace_states(opt_state, mark, lambda decay: decay)
+    return replace_pruning(opt_state, mark)
 
 
 def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
@@ -188,8 +231,8 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
             pruned. They are copied to where the masks of the state are.
 
     Returns:
-        The state with these masks; no pruning step is counted. The optimizer inside
-        `relevance_pruning` forgets its moments of pruned weights.
+        The state with these masks; no pruning step is counted. An optimizer inside
+        `hide_pruned` forgets its moments of pruned weights.
 
     Raises:
         TypeError: if a leaf of `masks` is not boolean.
@@ -234,7 +277,7 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
         )
         return state._replace(masks=new, revived=jnp.zeros_like(state.revived))
 
-    opt_state = replace_states(opt_state, put, lambda decay: decay)
+    opt_state = replace_pruning(opt_state, put)
     for name in set.intersection(*map(set, unused)):
         mask = unused[0][name]
         is_whole = _trees.is_masked(mask) or (

@@ -1,0 +1,195 @@
+"""Amounts and distributions: how many units of each layer a pruning step removes.
+
+An amount is a fraction of the units that are kept, a sparsity of all, or a number of
+units. A distribution spreads it over the layers: "global" ranks all units together,
+"uniform" takes the amount of each layer, and "erk" gives each layer the density of a
+random sparse graph.
+
+Source of ERK: Evci et al, `Rigging the Lottery <https://arxiv.org/abs/1911.11134>`_,
+2020; for layers without kernels Mocanu et al, `Scalable training of artificial neural
+networks with adaptive sparse connectivity <https://arxiv.org/abs/1707.04780>`_, 2018.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from sparse_optax import _arguments, _counts, _leaves, _trees
+from sparse_optax._prune_state import Distribution
+
+Kind = Literal["fraction", "sparsity", "count"]
+
+# A number or a schedule, or such by regular expressions of the names of leaves.
+Value = Any
+
+
+class Target(NamedTuple):
+    """What the layers are to lose.
+
+    Attributes:
+        most: how many units of each layer may be removed, or are if `by_layer`.
+        total: of all layers, what was asked for, those removed before included.
+    """
+
+    most: jax.Array  # int64, an element for each layer.
+    total: jax.Array  # int64.
+
+
+def check_amount(name: str, value: Value, *, schedule: bool = True) -> None:
+    """Raises unless `value` is an amount, or a dict of such."""
+    _leaves.check_patterns(name, value)
+    named = value if isinstance(value, Mapping) else {None: value}
+    for key, number in named.items():
+        place = name if key is None else f"{name} at {key!r}"
+        if name != "count":
+            _arguments.check_number(place, number, high=1.0, schedule=schedule)
+        elif not isinstance(number, jax.Array):
+            _arguments.check_integer(place, number, low=0)
+
+
+def check_distribution(distribution: Any) -> None:
+    """Raises unless there is such a distribution."""
+    if distribution not in ("global", "uniform", "erk"):
+        raise ValueError(
+            f"distribution must be 'global', 'uniform' or 'erk'; got {distribution!r}."
+        )
+
+
+def value_at(
+    name: Kind, value: Value, step: jax.Array, masks: Any, num_rows: Mapping[str, int]
+) -> jax.Array:
+    """The amount at a step: a number, or one for each layer where a dict was given.
+
+    Args:
+        name: of the argument.
+        value: that is a number, a schedule, or a dict.
+        step: what schedules are functions of.
+        masks: of the pruning transformation.
+        num_rows: how many layers each prunable leaf has.
+
+    Raises:
+        ValueError: if a dict has no pattern for a prunable leaf.
+    """
+    if not isinstance(value, Mapping):
+        return _number(name, value, step)
+    indices = _leaves.match_patterns(name, value, masks)
+    names = [leaf_name for leaf_name, _ in _trees.named_leaves(masks)]
+    index = dict(zip(names, jax.tree.leaves(indices), strict=True))
+    if missing := [leaf_name for leaf_name in num_rows if index[leaf_name] < 0]:
+        raise ValueError(f"{name} has no pattern for {missing}.")
+    values = [_number(name, x, step) for x in value.values()]
+    return jnp.concatenate(
+        [jnp.broadcast_to(values[index[leaf]], n) for leaf, n in num_rows.items()]
+    )
+
+
+def _number(name: Kind, value: Any, step: jax.Array) -> jax.Array:
+    if name == "count":
+        return jnp.asarray(value(step) if callable(value) else value, jnp.int32)
+    return _arguments.value_at(name, value, step)
+
+
+def target_of(
+    kind: Kind,
+    value: jax.Array,
+    distribution: Distribution,
+    removed: jax.Array,
+    sizes: np.ndarray,
+    caps: np.ndarray,
+    shapes: Sequence[tuple[int, ...]] | None,
+) -> Target:
+    """What the layers are to lose, those units included that they have lost.
+
+    Args:
+        kind: of the amount.
+        value: a number, or one for each layer.
+        distribution: of the amount over the layers.
+        removed: how many units of each layer are removed, `int64`.
+        sizes: how many units each layer has.
+        caps: how many units of each layer may be removed.
+        shapes: of the weights of each layer, for "erk".
+    """
+    caps = jnp.maximum(caps, removed)
+    if distribution == "global" and not value.ndim:
+        total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
+        return Target(caps, total)
+    if distribution == "erk":
+        total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
+        wanted = _erk(total, sizes, shapes)
+    else:
+        wanted = _after(kind, value, removed, sizes)
+    wanted = jnp.maximum(wanted, removed)
+    return Target(jnp.minimum(wanted, caps), jnp.sum(wanted))
+
+
+def _after(kind: Kind, value: Any, removed: jax.Array, size: Any) -> jax.Array:
+    """How many units are to be removed after a pruning step."""
+    if kind == "fraction":
+        return removed + _counts.fraction_of(value, size - removed)
+    if kind == "sparsity":
+        return jnp.maximum(_counts.fraction_of(value, size), removed)
+    return jnp.minimum(removed + jnp.maximum(value, 0), size)
+
+
+def _erk(removed: jax.Array, sizes: np.ndarray, shapes: Any) -> jax.Array:
+    """How many units of each layer to remove, for so many in all.
+
+    The density of a layer is in proportion to sum(shape) / prod(shape), but 1 where
+    that would be more; and then that of the others is less.
+    """
+    raw = np.array([sum(shape) / max(np.prod(shape), 1) for shape in shapes])
+    order = np.argsort(-raw, kind="stable")
+    # With the m layers of the largest raw densities dense, for every m.
+    raw_sorted, sizes_sorted = raw[order], sizes[order].astype(np.float64)
+    dense = np.cumsum(sizes_sorted) - sizes_sorted
+    rest = np.cumsum((raw_sorted * sizes_sorted)[::-1])[::-1]
+    # Behind the barrier, or XLA would multiply by the inverse of a constant.
+    rest = lax.optimization_barrier(jnp.asarray(rest))
+    kept = (jnp.int64(sizes.sum()) - removed).astype(jnp.float64)
+    scale = (kept - dense) / rest
+    fits = scale * raw_sorted <= 1
+    first = jnp.where(jnp.any(fits), jnp.argmax(fits), len(raw))
+    sparse = scale[jnp.minimum(first, len(raw) - 1)] * raw
+    density = jnp.where(np.argsort(order) < first, 1.0, jnp.clip(sparse, 0.0, 1.0))
+    sparsity = (1 - lax.optimization_barrier(density)).astype(jnp.float32)
+    return _counts.fraction_of(sparsity, sizes)
+
+
+def cubic_sparsity(init: float, target: float, begin: int, end: int) -> optax.Schedule:
+    r"""A sparsity that rises quickly at first, and slowly towards the end.
+
+    .. math:: s(t) = s_e + (s_0 - s_e) \left(1 - \frac{t - b}{e - b}\right)^3
+
+    Args:
+        init: the sparsity s_0 up to update `begin`, in [0, 1].
+        target: the sparsity s_e from update `end` on, in [0, 1].
+        begin: an update, at least 0.
+        end: an update after that.
+
+    Returns:
+        An optax schedule, for `prune_to_sparsity`.
+
+    Raises:
+        TypeError: if a number is of the wrong type.
+        ValueError: if one is out of range.
+
+    Examples:
+        >>> import sparse_optax
+        >>> schedule = sparse_optax.cubic_sparsity(0.0, 0.8, begin=0, end=10)
+        >>> print([round(float(schedule(t)), 2) for t in (0, 5, 10, 20)])
+        [0.0, 0.7, 0.8, 0.8]
+
+    References:
+        Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
+        2017.
+    """
+    _arguments.check_number("init", init, high=1.0, schedule=False)
+    _arguments.check_number("target", target, high=1.0, schedule=False)
+    _arguments.check_integer("begin", begin, low=0)
+    _arguments.check_integer("end", end, low=begin + 1)
+    return optax.polynomial_schedule(init, target, 3, end - begin, begin)

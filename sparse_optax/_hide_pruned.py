@@ -1,0 +1,171 @@
+"""An optimizer that never sees a pruned weight, around any pruning transformation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_optax import _arguments, _find_states, _pruning, _trees
+from sparse_optax._masks import zero_pruned
+from sparse_optax._prune_state import PruneState
+from sparse_optax._restart import restart
+
+
+class HidePrunedState(NamedTuple):
+    """State of the transformation returned by `hide_pruned`.
+
+    Attributes:
+        optimizer: the state of the optimizer inside.
+        pruning: the state of the pruning transformation, which has the masks.
+    """
+
+    optimizer: optax.OptState
+    pruning: optax.OptState
+
+
+def hide_pruned(
+    optimizer: optax.GradientTransformation, pruning: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """Prunes, and hides pruned weights from an optimizer.
+
+    A pruning step comes first. Then the optimizer makes its update for the network that
+    is left: it gets zeros for the weights and gradients of pruned weights, and its
+    moments of them are zero. In the chain of `optimizer` and `pruning` they would be
+    inert there, but not gone: whatever looks at norms (clipping, lamb, muon, adafactor)
+    would see a network that is not there. State that is not shaped like its weight is
+    not cleared: the memory of `lbfgs`, the factored moments of `adafactor` and `sm3`,
+    the subspace of `galore`.
+
+    Args:
+        optimizer: any optax optimizer, learning rate included. What skips or discards
+            steps, such as `optax.MultiSteps`, belongs around the whole, not in here.
+        pruning: any pruning transformation: `prune_by`, `prune_to_sparsity`, or one of
+            them in wrappers such as `optax.masked`. It gets the gradients.
+
+    Returns:
+        A transformation with the state `HidePrunedState`. `update` needs params, and
+        returns updates in their dtypes. It passes the extra argument `prune` to
+        `pruning` alone, and all others to `optimizer` too (so line searches and
+        `optax.lbfgs` work inside). At a pruning step of any kind it restarts what
+        counts updates since the last one in `optimizer` (`StepsSincePruning`).
+
+    Raises:
+        TypeError: if an argument is no optax transformation.
+        ValueError: by `init`, if `pruning` does not prune, or `optimizer` holds
+            something that prunes by the argument `prune`; by `update`, as `pruning`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> tx = sparse_optax.hide_pruned(
+        ...     optax.adam(0.1), sparse_optax.prune_by(sparse_optax.saliency, 0.5)
+        ... )
+        >>> params, grads = jnp.array([[0.3, -0.1, 2.0, 0.2]]), jnp.ones((1, 4))
+        >>> updates, state = tx.update(grads, tx.init(params), params, prune=True)
+        >>> print(optax.apply_updates(params, updates).round(1))
+        [[0.2 0.  1.9 0. ]]
+        >>> print(state.optimizer[0].mu.round(1))  # Adam's first moment
+        [[0.1 0.  0.1 0. ]]
+    """
+    check_optimizer("optimizer", optimizer)
+    check_optimizer("pruning", pruning)
+    optimizer = optax.with_extra_args_support(optimizer)
+    pruning = optax.with_extra_args_support(pruning)
+
+    def init_fn(params) -> Any:
+        pruning_state = pruning.init(params)  # first, since it checks the params
+        _find_states.prune_states(pruning_state)
+        inner = optimizer.init(params)
+        _check_nothing_waits_for_prune(inner)
+        return HidePrunedState(inner, pruning_state)
+
+    def update_fn(updates, state, params=None, *, prune=False, **extra_args) -> Any:
+        _arguments.check_params(params)
+        _arguments.check_state(state, HidePrunedState)
+        before = _find_states.num_prunes(state.pruning)
+        # Its updates are of no use yet: what counts are the masks in the state.
+        with_grad = {"grad": updates, **extra_args}
+        _, pruning_state = pruning.update(
+            updates, state.pruning, params, prune=prune, **with_grad
+        )
+        masks = _find_states.get_masks(pruning_state)
+        has_pruned = _find_states.num_prunes(pruning_state) > before
+        inner = restart(state.optimizer, has_pruned)
+        inner = clear_pruned(inner, masks)
+        hidden, weights = (_hide(tree, masks) for tree in (updates, params))
+        if "grad" in extra_args:
+            extra_args["grad"] = _hide(extra_args["grad"], masks)
+        updates, inner = optimizer.update(hidden, inner, weights, **extra_args)
+        updates = _pruning.make_zero(updates, masks, params)
+        return updates, HidePrunedState(inner, pruning_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_optimizer(name: str, value: Any) -> None:
+    """Raises unless `value` is one of optax's transformations."""
+    if not isinstance(value, optax.GradientTransformation | optax.MultiSteps):
+        raise TypeError(f"{name} must be an optax transformation; got {value!r}.")
+
+
+def _hide(tree: Any, masks: optax.Params) -> Any:
+    """Zeros where weights are pruned."""
+    return _trees.rebox(zero_pruned(_trees.unbox(tree), masks), like=tree)
+
+
+def _check_nothing_waits_for_prune(opt_state: optax.OptState) -> None:
+    """Raises if an optimizer holds a transformation that `prune` would drive."""
+
+    def is_pruning(node):
+        return isinstance(node, PruneState)
+
+    for node in jax.tree.leaves(opt_state, is_leaf=is_pruning):
+        if is_pruning(node) and node.num_updates is None:
+            raise ValueError(
+                "optimizer has a pruning transformation in it that would never prune: "
+                "hide_pruned does not pass `prune` to the optimizer. Give it as "
+                "`pruning`."
+            )
+
+
+def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
+    """Zeroes what an optimizer's state remembers of pruned weights.
+
+    These are the floating arrays, of the shape of their weight, in any part of the
+    state that has the tree of the params, as moments have.
+    """
+    masks = _trees.unbox(masks)
+    if not jax.tree.leaves(masks) or getattr(masks, "shape", None) == ():
+        return opt_state  # a lone scalar cannot be told from a hyperparameter
+
+    def is_like_params(node):
+        try:
+            _trees.map_aligned(lambda *_: None, masks, node)
+        except ValueError:
+            return False
+        return True
+
+    def clear_leaf(_, mask, x):
+        if _trees.is_masked(mask) or _trees.is_masked(x):
+            return x
+        if getattr(x, "shape", None) != mask.shape or not _is_floating(x):
+            return x
+        return _keep(mask, x)
+
+    def clear(node):
+        if not is_like_params(node):
+            return node
+        return _trees.map_aligned(clear_leaf, masks, node)
+
+    return jax.tree.map(clear, opt_state, is_leaf=is_like_params)
+
+
+def _is_floating(x):
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+@jax.jit  # so that outside of jit too it is compiled
+def _keep(mask, x):
+    return jnp.where(mask, x, jnp.zeros_like(x))

@@ -1,0 +1,124 @@
+"""Pruning without an optimizer, and training through masks."""
+
+from collections.abc import Mapping
+
+import jax
+import optax
+
+from sparse_optax import _criteria, _masks, _pruning, _states, _trees
+from sparse_optax._caps import Caps
+from sparse_optax._criteria import Criterion, Scores
+from sparse_optax._layers import StructureArgument
+from sparse_optax._leaves import Mask
+from sparse_optax._prune_state import Distribution
+from sparse_optax._states import Amount
+from sparse_optax._structures import Unstructured
+
+
+def one_shot(
+    params: optax.Params,
+    sparsity: Amount | None = None,
+    *,
+    count: int | jax.Array | Mapping[str, int] | None = None,
+    criterion: Criterion = _criteria.magnitude,
+    scores: Scores | None = None,
+    structure: StructureArgument = Unstructured(),
+    distribution: Distribution = "global",
+    stacked: Mapping[str, int] | None = None,
+    min_kept: Caps | None = None,
+    max_sparsity: Caps | None = None,
+    mask: Mask | None = "matrices",
+) -> tuple[optax.Params, optax.Params]:
+    """Prunes a network once, without an optimizer.
+
+    Args:
+        params: the weights.
+        sparsity: of the prunable units, in [0, 1]; or a dict from regular expressions
+            of names to such.
+        count: in its place, the number of units to remove.
+        criterion: what ranks the units, of the weights alone.
+        scores: in its place, a tree like `params` of scores: `saliency(params, grads)`
+            at initialisation is SNIP.
+        structure: as in `prune_by`.
+        distribution: as in `prune_by`.
+        stacked: as in `prune_by`.
+        min_kept: as in `prune_by`.
+        max_sparsity: as in `prune_by`.
+        mask: as in `prune_by`.
+
+    Returns:
+        `(params, masks)`: the pruned weights, and the masks as `get_masks` returns
+        them: for `set_masks`, `save_sparse`, `straight_through`. Usable inside `jit`.
+
+    Raises:
+        TypeError: as `prune_by` and `prune`.
+        ValueError: as `prune_by` and `prune`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> params, masks = sparse_optax.one_shot(jnp.array([[0.3, -0.1, 2.0]]), 0.67)
+        >>> print(params, masks)
+        [[0. 0. 2.]] [[False False  True]]
+    """
+    tx = _pruning.prune_by(
+        criterion,
+        count=0,
+        structure=structure,
+        distribution=distribution,
+        stacked=stacked,
+        min_kept=min_kept,
+        max_sparsity=max_sparsity,
+        mask=mask,
+    )
+    params, state = _states.prune(
+        params,
+        tx.init(params),
+        sparsity=sparsity,
+        count=count,
+        criterion=None if scores is not None else criterion,
+        scores=scores,
+    )
+    return params, _trees.unbox(state.masks)
+
+
+def straight_through(params: optax.Params, masks: optax.Params) -> optax.Params:
+    """Masked weights in the forward pass, the gradient of all in the backward pass.
+
+    Use it inside the loss, with masks made there by `one_shot`: pruned weights go on
+    being trained, and may come back. No pruning transformation is in the chain then.
+
+    Args:
+        params: the weights.
+        masks: as returned by `one_shot` or `get_masks`.
+
+    Returns:
+        `apply_masks(params, masks)`, through which gradients flow as if nothing had
+        been masked.
+
+    Raises:
+        TypeError: as `apply_masks`.
+        ValueError: as `apply_masks`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> def loss(params):
+        ...     _, masks = sparse_optax.one_shot(params, 0.5)
+        ...     return jnp.sum(sparse_optax.straight_through(params, masks) ** 2)
+        >>> print(jax.grad(loss)(jnp.array([[3.0, 1.0]])))
+        [[6. 0.]]
+
+    References:
+        Bengio et al, `Estimating or Propagating Gradients Through Stochastic Neurons
+        <https://arxiv.org/abs/1308.3432>`_, 2013; for masks Zhou et al, `Learning N:M
+        Fine-grained Structured Sparse Neural Networks From Scratch
+        <https://arxiv.org/abs/2102.04010>`_, 2021.
+    """
+    masked = _masks.apply_masks(params, masks)
+    return jax.tree.map(
+        lambda w, m: jax.lax.stop_gradient(m) + (w - jax.lax.stop_gradient(w)),
+        params,
+        masked,
+    )
