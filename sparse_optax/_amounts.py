@@ -153,7 +153,7 @@ def _erk(removed: jax.Array, sizes: np.ndarray, shapes: Any) -> jax.Array:
     kept = (jnp.int64(sizes.sum()) - removed).astype(jnp.float64)
     scale = (kept - dense) / rest
     fits = scale * raw_sorted <= 1
-    first = jnp.where(jnp.any(fits), jnp.argmax(fits), len(raw))
+    first = jnp.min(jnp.where(fits, np.arange(len(raw)), len(raw)))
     sparse = scale[jnp.minimum(first, len(raw) - 1)] * raw
     density = jnp.where(np.argsort(order) < first, 1.0, jnp.clip(sparse, 0.0, 1.0))
     sparsity = (1 - lax.optimization_barrier(density)).astype(jnp.float32)
