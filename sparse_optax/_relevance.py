@@ -197,7 +197,8 @@ def add_relevance_decay(
 
     Under `optax.inject_hyperparams` a schedule is evaluated by the wrapper, which
     counts all updates and not those since the last pruning step. List what is not a
-    number in its `static_args` ("irrelevance_fn", "mask", and schedules that should restart).
+    number in its `static_args` ("irrelevance_fn", "mask", and schedules that should
+    restart).
 
     Examples:
         >>> import jax.numpy as jnp

@@ -89,7 +89,7 @@ def remove_lowest(
     Returns:
         A `Removal`; fewer are removed where there are not enough.
     """
-    keys = _Keys.of(leaves, layers, by_size)
+    keys = _Keys.of(leaves, by_size)
     num_rows = [n or 1 for n in layers]
     sizes = [x.kept.size // n for x, n in zip(leaves, num_rows, strict=True)]
     sizes = np.repeat(np.array(sizes, np.int64), num_rows)
@@ -185,9 +185,7 @@ class _Keys(NamedTuple):
     by_size: bool
 
     @classmethod
-    def of(
-        cls, leaves: Sequence[Units], layers: Sequence[int], by_size: bool
-    ) -> "_Keys":
+    def of(cls, leaves: Sequence[Units], by_size: bool) -> "_Keys":
         floats = [jnp.dtype(leaf.scores.dtype) for leaf in leaves]
         wide = jnp.dtype("float64" if "float64" in floats else "float32")
         num_zeros = jnp.finfo(wide).nmant - max(jnp.finfo(f).nmant for f in floats)
