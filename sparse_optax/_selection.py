@@ -189,9 +189,7 @@ class _Keys(NamedTuple):
         floats = [jnp.dtype(leaf.scores.dtype) for leaf in leaves]
         wide = jnp.dtype("float64" if "float64" in floats else "float32")
         num_zeros = jnp.finfo(wide).nmant - max(jnp.finfo(f).nmant for f in floats)
-        longest = max(
-            x.kept.size // (n or 1) for x, n in zip(leaves, layers, strict=True)
-        )
+        longest = max(leaf.kept.size for leaf in leaves)
         is_long = wide == jnp.float64 or longest > jnp.iinfo(jnp.int32).max
         dtype = jnp.dtype(jnp.int64 if is_long else jnp.int32)
         return cls(wide, dtype, num_zeros, by_size)
