@@ -5,7 +5,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-
 Only = Mapping[str, tuple[str, ...]]  # values of other settings
 
 

@@ -25,7 +25,7 @@ def make_regularizer(
     form of relevance by which weights are ranked is in its state.
     """
     decay = make_decay(config, strength, decay_steps)
-    if "relevance" == config.regularizer or config.criterion != "relevance":
+    if config.regularizer == "relevance" or config.criterion != "relevance":
         return decay
     if config.form == Form():  # the criterion of the library
         return decay
