@@ -60,6 +60,7 @@ from sparse_optax._sparse_files import (
     load_sparse as load_sparse,
     save_sparse as save_sparse,
 )
+from sparse_optax._sparse_training import sparse_training as sparse_training
 from sparse_optax._states import (
     check_sparsity as check_sparsity,
     masks_from_zeros as masks_from_zeros,

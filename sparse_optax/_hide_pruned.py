@@ -81,7 +81,9 @@ def hide_pruned(
         _check_nothing_waits_for_prune(inner)
         return HidePrunedState(inner, pruning_state)
 
-    def update_fn(updates, state, params=None, *, prune=False, **extra_args) -> Any:
+    def update_fn(
+        updates, state, params: Any = None, *, prune=False, **extra_args
+    ) -> Any:
         _arguments.check_params(params)
         _arguments.check_state(state, HidePrunedState)
         before = _find_states.num_prunes(state.pruning)
