@@ -60,7 +60,7 @@ def remove_units(
             by_layer=by_layer,
         )
         shortfall = _counts.as_word(target.total - removal.total)
-        revived = [_count_revived(mask, weights[name]) for name, mask in masks.items()]
+        revived = [count_revived(mask, weights[name]) for name, mask in masks.items()]
     kept = dict(zip(units, removal.kept, strict=True))
     return state._replace(
         masks=_prunable.with_leaves(
@@ -159,7 +159,7 @@ def _count_false(kept, num_layers):
 
 
 @jax.jit
-def _count_revived(mask, weight):
+def count_revived(mask, weight):
     """How many weights are not zero although the mask calls them pruned."""
     revived = ~mask & ~is_zero(jnp.asarray(weight))
     return _counts.as_word(_counts.count_true([revived, mask], range(mask.ndim))[0])
