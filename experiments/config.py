@@ -109,10 +109,10 @@ class Config:
 
     prune: Prune = after_dense("gated")
     """When to prune: whenever the validation metric exceeds the bound (gated), to a
-    target sparsity along a cubic schedule (gradual), or before any training: the weights
-    of least |g*w| on one batch (snip), or random ones, of which some are exchanged at
-    every interval for those of the largest gradients (rigl), for random ones (set), or
-    none (static)."""
+    target sparsity along a cubic schedule (gradual), or before any training: weights of
+    least |g*w| on one batch (snip), or random ones. At every interval some of those are
+    exchanged for weights of large gradients (rigl), for random ones (set), or none are
+    (static)."""
     target_sparsity: float = after_dense(
         0.9, "[0, 1)", only={"prune": ("gradual", *AT_INIT)}
     )
@@ -222,11 +222,8 @@ class Config:
         check("bound", self.bound, self.bound < largest, f"in [0, {largest})")
         if self.form.unit == "quantile":
             check("scale", self.scale, self.scale < 1, "below 1, being a share")
-        if (
-            self.criterion == "relevance"
-            and self.prune == "gradual"
-            and self.form != Form()
-        ):
+        ranked = self.criterion == "relevance" and self.prune == "gradual"
+        if ranked and self.form != Form():
             raise ExperimentError(
                 "--criterion relevance with --prune gradual has the form of the paper."
             )

@@ -45,7 +45,7 @@ def add_decay_in_form(
     """Adds 2 * strength * I * w to the updates, with I in the given form.
 
     `strength` is gamma, or a schedule of the updates since the last pruning step, and
-    `scale` is in the unit of the form. `update` takes g, or |g|, as `grad`. Weights that
+    `scale` is in the unit of the form. `update` takes g or |g| as `grad`. Weights that
     are exactly zero count as pruned, and have no part in units, means and permutations.
     """
 

@@ -115,10 +115,10 @@ class Phases:
 
     def scores(self, state: loop.TrainState) -> Any:
         """Returns what ranks the weights, or None for their magnitudes."""
-        rank = optimizers.criterion(self.config)
-        if rank is sparse_optax.magnitude:
+        criterion = optimizers.criterion(self.config)
+        if criterion is sparse_optax.magnitude:
             return None
         if self.config.criterion == "relevance" and self.config.form != Form():
             return forms.ranking_scores(state.params, state.opt_state)
         grads = self.problem.gradients_at(state.variables, state.step)
-        return rank(state.params, grads)
+        return criterion(state.params, grads)

@@ -19,16 +19,14 @@ def make_regularizer(
     """Returns the transformation that adds the gradient of the penalty of a run.
 
     Its coefficient gamma is `strength` right after a pruning step, and decays to zero
-    in `decay_steps` updates, unless they are 0. `update` needs g as `grad`. The
-    form of relevance by which weights are ranked is in its state.
+    in `decay_steps` updates, unless they are 0. `update` needs g as `grad`.
     """
     decay = make_decay(config, strength, decay_steps)
-    if config.regularizer == "relevance" or config.criterion != "relevance":
-        return decay
-    if config.form == Form():  # the criterion of the library
-        return decay
-    tracked = add_decay_in_form(config.form, 0.0, config.scale, config.seed)
-    return optax.chain(tracked, decay)
+    ranks = config.criterion == "relevance" and config.form != Form()
+    if ranks and config.regularizer != "relevance":  # its state has the irrelevance
+        form = add_decay_in_form(config.form, 0.0, config.scale, config.seed)
+        return optax.chain(form, decay)
+    return decay
 
 
 def make_decay(
