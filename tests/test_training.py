@@ -170,6 +170,81 @@ def test_masks_at_initialisation_are_those_of_the_untrained_network(prune, monke
         np.testing.assert_array_equal(w, jnp.where(mask, initial, 0))
 
 
+def small_phases(monkeypatch, **changes):
+    """Returns the phases of a run, and the state before its first round of pruning."""
+    monkeypatch.setitem(networks.NETWORKS, "lenet300", Small)
+    rounds = {"epochs": 3, "finetune_epochs": 1, "interval": 16, "batch_size": 64}
+    config = changed(**(rounds | changes))
+    phases = Phases(config, ImageProblem(config, images.load_digits()))
+    return phases, phases.start_pruning(phases.start_dense()).current
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "saliency", "random", "relevance"])
+def test_a_pruning_step_removes_the_lowest_by_the_criterion(criterion, monkeypatch):
+    settings = {"criterion": criterion, "fraction": 0.4, "seed": 5}
+    phases, state = small_phases(monkeypatch, **settings)
+    w, grads = state.params, phases.problem.gradients_at(state.variables, state.step)
+    scores = {
+        "magnitude": jax.tree.map(abs, w),
+        "saliency": jax.tree.map(lambda w, g: abs(w * g), w, grads),
+        "relevance": jax.tree.map(
+            lambda w, g: abs(w) * (1 - jnp.exp(-abs(g) / CONFIG.scale)), w, grads
+        ),
+    }.get(criterion)
+    once = sparse_optax.get_masks(phases.prune(state).opt_state)
+    flat = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (once, w)
+    ]
+    mask, size = flat[0], flat[1].size
+    assert mask.sum() == size - round(0.4 * size)
+    if scores is not None:
+        ranked = np.concatenate([np.ravel(x) for x in jax.tree.leaves(scores)])
+        # exp differs in its last bits.
+        assert ranked[mask].min() >= ranked[~mask].max() - 1e-6
+    else:  # the same order again, so that masks nest
+        other, there = small_phases(monkeypatch, **settings, strength=1.0)
+        again = sparse_optax.get_masks(other.prune(other.train_sparse(there)).opt_state)
+        jax.tree.map(np.testing.assert_array_equal, once, again)
+
+
+@pytest.mark.parametrize("structure", ["2:4", "channel", "block2x2"])
+def test_a_pruning_step_removes_what_the_structure_says(structure, monkeypatch):
+    phases, state = small_phases(
+        monkeypatch, structure=structure, fraction=0.5, distribution="uniform"
+    )
+    masks = sparse_optax.get_masks(phases.prune(state).opt_state)
+    assert not jax.tree.leaves((masks["norm"], masks["hidden"]["bias"]))
+    for kernel in (np.asarray(masks[x]["kernel"]) for x in ("hidden", "output")):
+        rows, columns = kernel.shape
+        groups = {
+            "2:4": kernel.reshape(rows // 4, 4, columns).sum(1) == 2,
+            "channel": kernel.all(0) | ~kernel.any(0),
+            "block2x2": np.isin(
+                kernel.reshape(rows // 2, 2, columns // 2, 2).sum((1, 3)), (0, 4)
+            ),
+        }[structure]
+        assert groups.all() and kernel.mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("prune", ["rigl", "set", "static"])
+def test_weights_grow_at_intervals_until_fine_tuning(prune, monkeypatch):
+    """And by Erdos-Renyi densities, biases stay dense."""
+    settings = {"prune": prune, "target_sparsity": 0.8, "distribution": "erk"}
+    phases, start = small_phases(monkeypatch, **settings)
+    trained = phases.train_sparse(start)
+    tuned = phases.finetune(phases.start_finetuning(trained))
+    first, second, third = (
+        sparse_optax.get_masks(x.opt_state) for x in (start, trained, tuned)
+    )
+    assert second["hidden"]["bias"].all()
+    kernel = (x["hidden"]["kernel"] for x in (first, second, third))
+    one, two, three = map(np.asarray, kernel)
+    assert one.sum() == two.sum() < 0.3 * one.size
+    assert (one != two).any() == (prune != "static")
+    np.testing.assert_array_equal(two, three)
+    sparse_optax.check_sparsity(start.params, start.opt_state)
+
+
 def test_gradients_at_a_step_are_those_of_a_batch_of_its_own():
     config = changed(batch_size=6)
     problem = ImageProblem(config, images.load_digits())
