@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +24,22 @@ from experiments.settings import (
 
 Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]
 Prune = Literal["gated", "gradual", "snip", "random"]
+Criterion = Literal["magnitude", "saliency", "random", "relevance"]
+Distribution = Literal["global", "uniform", "erk"]
 Control = Literal["none", "permuted", "mean"]
 
 DECAYS = "relevance", "l2", "l1", "lobster"
 AT_INIT = "snip", "random"  # before any training
+STRUCTURE = (
+    r"unstructured|channel|block[1-9]\d*x[1-9]\d*|(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)"
+)
+# What has an effect where relevance decays weights, or ranks them.
+OF_RELEVANCE = {"regularizer": ("relevance",)}, {"criterion": ("relevance",)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the irrelevance I of a weight is computed, and what it is used for."""
+    """How the irrelevance I of a weight is computed."""
 
     measure: Literal["gradient", "saliency", "per-example"] = "gradient"
     """The size of the gradient, |g|; |g * w|; or the mean of |g| over the examples of a
@@ -42,8 +50,6 @@ class Form:
     """What --scale is relative to: nothing, or the running root mean square of the
     measure over the leaf or the network. With quantile, --scale is the share of each
     leaf that is spared, and all other weights decay in full."""
-    acts_on: Literal["decay", "ranking", "both"] = "decay"
-    """Whether I scales the decay, or the ranking at a pruning step, |w| * (1 - I)."""
     control: Control = "none"
     """What replaces I: I permuted at random within each leaf at every update, or the
     mean of I over the leaf."""
@@ -85,18 +91,14 @@ class Config:
     subtracted from the finished update (lobster), or none."""
     strength: float = after_dense(1e-4, "[0, inf)", only={"regularizer": DECAYS})
     """Coefficient of the regularizer right after a pruning step (gamma)."""
-    scale: float = after_dense(1.0, "(0, inf)", only={"regularizer": ("relevance",)})
+    scale: float = after_dense(1.0, "(0, inf)", only=OF_RELEVANCE)
     """A gradient this large makes the irrelevance of a weight exp(-1) (alpha)."""
     strength_decay_epochs: float = after_dense(
-        0.0,
-        "[0, inf)",
-        only={"regularizer": DECAYS, "prune": ("gated", "snip", "random")},
+        0.0, "[0, inf)", only={"regularizer": DECAYS}
     )
     """Epochs after a pruning step in which the strength decays linearly to zero; 0
     keeps it constant."""
-    form: tyro.conf.OmitArgPrefixes[Form] = after_dense(
-        Form(), only={"regularizer": ("relevance",)}
-    )
+    form: tyro.conf.OmitArgPrefixes[Form] = after_dense(Form(), only=OF_RELEVANCE)
     """Form of the relevance; by default that of the paper."""
     decoupled: bool = after_dense(
         False, only={"regularizer": ("relevance", "l2", "l1")}
@@ -114,8 +116,18 @@ class Config:
     """Fraction of the weights that gradual, snip and random remove."""
     fraction: float = after_dense(0.04, "(0, 1)", only={"prune": ("gated",)})
     """Fraction of the remaining weights that one gated pruning step removes."""
-    scope: Literal["global", "leaf"] = after_dense("global")
-    """Rank weights over the whole network, or leaf by leaf."""
+    criterion: Criterion = after_dense(
+        "magnitude", only={"prune": ("gated", "gradual")}
+    )
+    """What ranks weights: |w| (magnitude), |g*w| on one batch (saliency), an order that
+    never changes (random), or |w| * (1 - I) with the irrelevance I (relevance)."""
+    structure: str = after_dense("unstructured")
+    """What is removed as a whole, of matrices alone: N:M for all but N of M inputs in a
+    row, such as 2:4; blockHxW, such as block4x4; channel for all weights of an output;
+    or each weight of any leaf (unstructured)."""
+    distribution: Distribution = after_dense("global")
+    """How what is removed is spread over leaves: as one ranking of all (global), as the
+    same share of each (uniform), or by Erdos-Renyi kernel densities (erk)."""
     bound: float = after_dense(0.98, "[0, inf)", only={"prune": ("gated",)})
     """Prune whenever the validation metric exceeds this: an accuracy, or a BLEU of up
     to 100. With --relative-bound, the accepted loss against the dense network."""
@@ -205,11 +217,22 @@ class Config:
         check("bound", self.bound, self.bound < largest, f"in [0, {largest})")
         if self.form.unit == "quantile":
             check("scale", self.scale, self.scale < 1, "below 1, being a share")
-        if self.prune != "gated" and self.form.acts_on != "decay":
+        if (
+            self.criterion == "relevance"
+            and self.prune == "gradual"
+            and self.form != Form()
+        ):
             raise ExperimentError(
-                f"--acts-on {self.form.acts_on} has no effect with --prune "
-                f"{self.prune}, which ranks no weights by relevance."
+                "--criterion relevance with --prune gradual has the form of the paper."
             )
+        found = re.fullmatch(STRUCTURE, self.structure)
+        wanted = "unstructured, N:M, blockHxW or channel"
+        check("structure", self.structure, found is not None, wanted)
+        if found and found["n"]:
+            highest = 1 - int(found["n"]) / int(found["m"])
+            amount = "fraction" if self.prune == "gated" else "target_sparsity"
+            value, wanted = getattr(self, amount), f"at most {highest:g}"
+            check(amount, value, value <= highest, f"{wanted} of {self.structure}")
 
     def check_effects(self, default: "Config") -> None:
         """Raises an error for a setting that is not the default and has no effect."""
@@ -287,8 +310,8 @@ class TextConfig(Config):
         check("heads", self.heads, divides, f"a divisor of {self.features}")
         if self.adjust_dropout and not self.dropout:
             raise ExperimentError("--adjust-dropout has no effect with --dropout 0.")
-        if self.prune == "snip" or self.form.measure == "per-example":
-            raise ExperimentError("snip and per-example are for images only.")
+        if self.form.measure == "per-example":
+            raise ExperimentError("--measure per-example is for images only.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+Only = Mapping[str, tuple[str, ...]]  # values of other settings
+
 
 class ExperimentError(Exception):
     """A user error, reported in one line; any function of this package may raise it."""
@@ -14,18 +16,20 @@ def setting(
     default: Any,
     interval: str | None = None,
     *,
-    only: Mapping[str, tuple[str, ...]] | None = None,
+    only: Only | tuple[Only, ...] = (),
     dense: bool = True,
     place: bool = False,
 ) -> Any:
     """Returns the field of a dataclass.
 
     Its numbers must lie in `interval`, such as "[0, 1)". It has an effect `only` if
-    each of these settings has one of these values. `dense` says whether the dense
+    each of these settings has one of these values, or for one of several such dicts.
+    `dense` says whether the dense
     network of a run depends on it; a `place` says where a run computes, finds and
     leaves things, and changes its results by no more than rounding.
     """
-    known = {"interval": interval, "only": only or {}, "place": place}
+    only = only if isinstance(only, tuple) else (only,)
+    known = {"interval": interval, "only": only, "place": place}
     known["dense"] = dense and not place
     if dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: default, metadata=known)
@@ -64,8 +68,12 @@ def check_intervals(settings: Any) -> None:
 
 def has_effect(kind: type, name: str, values: Mapping[str, Any]) -> bool:
     """Whether a setting changes a run with these values of the others."""
-    only = kind.__dataclass_fields__[name].metadata.get("only", {})
-    return all(values[other] in some for other, some in only.items())
+    fields = kind.__dataclass_fields__
+    only = fields[name].metadata.get("only") or ({},)
+    return any(  # older runs do not have all settings
+        all(values.get(x, fields[x].default) in some for x, some in those.items())
+        for those in only
+    )
 
 
 def check(name: str, value: object, condition: bool, wanted: str) -> None:

@@ -9,6 +9,10 @@ from sparse_optax._criteria import (
     relevance as relevance,
     saliency as saliency,
 )
+from sparse_optax._decays import (
+    add_l1_decay as add_l1_decay,
+    add_lobster_decay as add_lobster_decay,
+)
 from sparse_optax._find_states import get_masks as get_masks
 from sparse_optax._hide_pruned import (
     HidePrunedState as HidePrunedState,
@@ -56,6 +60,7 @@ from sparse_optax._sparse_files import (
     load_sparse as load_sparse,
     save_sparse as save_sparse,
 )
+from sparse_optax._sparse_training import sparse_training as sparse_training
 from sparse_optax._states import (
     check_sparsity as check_sparsity,
     masks_from_zeros as masks_from_zeros,

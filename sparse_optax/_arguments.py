@@ -71,6 +71,13 @@ def check_callable(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be callable; got {value!r}.")
 
 
+def check_key(name: str, value: Any) -> None:
+    """Raises unless `value` is a key of `jax.random`, new or of the old kind."""
+    dtype = getattr(value, "dtype", np.dtype(object))
+    if not (dtype == np.uint32 or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"{name} must be a key of jax.random; got {value!r}.")
+
+
 def check_params(params: Any) -> None:
     """Raises if `update` was called without params."""
     if params is None:

@@ -79,6 +79,9 @@ def random(key: jax.Array) -> Criterion:
     Returns:
         A criterion of `float32` scores in [0, 1), the same for every sharding.
 
+    Raises:
+        TypeError: if `key` is not one.
+
     Examples:
         >>> import jax
         >>> import jax.numpy as jnp
@@ -88,6 +91,7 @@ def random(key: jax.Array) -> Criterion:
         >>> scores["w"].shape
         (2, 3)
     """
+    _arguments.check_key("key", key)
 
     def criterion(params, grads=None):
         del grads

@@ -89,7 +89,7 @@ def prune_states(opt_state: optax.OptState) -> list[PruneState]:
         )
     raise ValueError(
         "opt_state has no masks: its optimizer has no prune_by, prune_by_magnitude, "
-        "prune_to_sparsity or relevance_pruning."
+        "prune_to_sparsity, relevance_pruning or sparse_training."
     )
 
 

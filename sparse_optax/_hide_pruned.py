@@ -81,7 +81,9 @@ def hide_pruned(
         _check_nothing_waits_for_prune(inner)
         return HidePrunedState(inner, pruning_state)
 
-    def update_fn(updates, state, params=None, *, prune=False, **extra_args) -> Any:
+    def update_fn(
+        updates, state, params: Any = None, *, prune=False, **extra_args
+    ) -> Any:
         _arguments.check_params(params)
         _arguments.check_state(state, HidePrunedState)
         before = _find_states.num_prunes(state.pruning)
@@ -93,15 +95,29 @@ def hide_pruned(
         masks = _find_states.get_masks(pruning_state)
         has_pruned = _find_states.num_prunes(pruning_state) > before
         inner = restart(state.optimizer, has_pruned)
-        inner = clear_pruned(inner, masks)
-        hidden, weights = (_hide(tree, masks) for tree in (updates, params))
-        if "grad" in extra_args:
-            extra_args["grad"] = _hide(extra_args["grad"], masks)
-        updates, inner = optimizer.update(hidden, inner, weights, **extra_args)
-        updates = _pruning.make_zero(updates, masks, params)
+        updates, inner = update_hidden(
+            optimizer, updates, inner, params, masks, **extra_args
+        )
         return updates, HidePrunedState(inner, pruning_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def update_hidden(
+    optimizer: optax.GradientTransformationExtraArgs,
+    updates: optax.Updates,
+    opt_state: optax.OptState,
+    params: optax.Params,
+    masks: optax.Params,
+    **extra_args: Any,
+) -> tuple[optax.Updates, optax.OptState]:
+    """An optimizer's update of the network that is left, and of pruned weights to 0."""
+    opt_state = clear_pruned(opt_state, masks)
+    hidden, weights = hide(updates, masks), hide(params, masks)
+    if "grad" in extra_args:
+        extra_args["grad"] = hide(extra_args["grad"], masks)
+    updates, opt_state = optimizer.update(hidden, opt_state, weights, **extra_args)
+    return _pruning.make_zero(updates, masks, params), opt_state
 
 
 def check_optimizer(name: str, value: Any) -> None:
@@ -110,7 +126,7 @@ def check_optimizer(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an optax transformation; got {value!r}.")
 
 
-def _hide(tree: Any, masks: optax.Params) -> Any:
+def hide(tree: Any, masks: optax.Params) -> Any:
     """Zeros where weights are pruned."""
     return _trees.rebox(zero_pruned(_trees.unbox(tree), masks), like=tree)
 
@@ -131,14 +147,23 @@ def _check_nothing_waits_for_prune(opt_state: optax.OptState) -> None:
 
 
 def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
-    """Zeroes what an optimizer's state remembers of pruned weights.
+    """Zeroes what an optimizer's state remembers of pruned weights."""
+    boxed, opt_state = opt_state, _trees.unbox(opt_state)
+    of_memory = memory_masks(opt_state, masks)
+    return _trees.rebox(_trees.map_masks(_keep, of_memory, opt_state), like=boxed)
+
+
+def memory_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.Params:
+    """For what a state without boxes remembers of weights, the masks of these.
 
     These are the floating arrays, of the shape of their weight, in any part of the
-    state that has the tree of the params, as moments have.
+    state that has the tree of the params, as moments have. Elsewhere there is
+    `optax.MaskedNode()`.
     """
     masks = _trees.unbox(masks)
     if not jax.tree.leaves(masks) or getattr(masks, "shape", None) == ():
-        return opt_state  # a lone scalar cannot be told from a hyperparameter
+        # A lone scalar cannot be told from a hyperparameter.
+        return jax.tree.map(lambda _: optax.MaskedNode(), opt_state)
 
     def is_like_params(node):
         try:
@@ -147,19 +172,18 @@ def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptSta
             return False
         return True
 
-    def clear_leaf(_, mask, x):
-        if _trees.is_masked(mask) or _trees.is_masked(x):
-            return x
-        if getattr(x, "shape", None) != mask.shape or not _is_floating(x):
-            return x
-        return _keep(mask, x)
+    def mask_of(_, mask, x):
+        is_memory = getattr(x, "shape", None) == getattr(mask, "shape", None)
+        if _trees.is_masked(mask) or not (is_memory and _is_floating(x)):
+            return optax.MaskedNode()
+        return mask
 
-    def clear(node):
+    def find(node):
         if not is_like_params(node):
-            return node
-        return _trees.map_aligned(clear_leaf, masks, node)
+            return optax.MaskedNode()
+        return _trees.map_aligned(mask_of, masks, node)
 
-    return jax.tree.map(clear, opt_state, is_leaf=is_like_params)
+    return jax.tree.map(find, opt_state, is_leaf=is_like_params)
 
 
 def _is_floating(x):

@@ -68,6 +68,7 @@ def iterative_pruning(
     bound: float | jax.Array,
     max_rounds: int,
     patience: int | None = None,
+    start_finetuning: Callable[[TrainState], TrainState] | None = None,
     finetune: Callable[[TrainState], TrainState] | None = None,
     finetune_rounds: int = 0,
 ) -> Iterator[PruningRound[TrainState]]:
@@ -92,6 +93,8 @@ def iterative_pruning(
         bound: the minimum acceptable validation metric, exclusive.
         max_rounds: the budget, at least 1, fine-tuning not included.
         patience: stop after so many rounds in which no weight was removed.
+        start_finetuning: changes the best network's state before the first round of
+            fine-tuning: to begin a schedule of the learning rate anew, for example.
         finetune: like `train`, with the strength of the decay 0. The state is the same
             for an optimizer that differs in strength alone.
         finetune_rounds: how many rounds of it.
@@ -164,6 +167,10 @@ def iterative_pruning(
             f"finetune={finetune!r} and finetune_rounds={finetune_rounds!r}."
         )
     _arguments.check_callable("prune", prune)
+    if start_finetuning is not None:
+        _arguments.check_callable("start_finetuning", start_finetuning)
+        if finetune is None:
+            raise ValueError("start_finetuning needs finetune, which is None.")
     if finetune is not None:
         _arguments.check_callable("finetune", finetune)
     if patience is not None:
@@ -199,7 +206,7 @@ def iterative_pruning(
             empty = _warn_of_empty_leaves(state, empty)
             yield _report(state)
         if finetune_rounds and not state.finetuning:
-            state = state.start_finetuning()
+            state = state.start_finetuning(start_finetuning)
         while state.finetuning and state.rounds_since_prune < finetune_rounds:
             state = finetuning.step(state)
             yield _report(state)

@@ -78,7 +78,7 @@ class Prunable(NamedTuple):
         _arguments.check_state(state, PruneState)
         _fit.check_masks_fit(state.masks, params, "params")
         if counts_updates != (state.num_updates is not None):
-            kinds = "prune_by", "prune_to_sparsity"
+            kinds = "prune_by", "prune_to_sparsity or sparse_training"
             raise ValueError(
                 f"state is that of {kinds[not counts_updates]}, and this is "
                 f"{kinds[counts_updates]}. {_ANEW}"

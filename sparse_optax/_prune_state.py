@@ -31,12 +31,13 @@ class PruningRules:
 
 
 class PruneState(NamedTuple):
-    """State of `prune_by` and of `prune_to_sparsity`.
+    """State of `prune_by` and of `prune_to_sparsity`; part of that of `sparse_training`.
 
     Attributes:
         masks: booleans shaped and sharded like the params, True for the weights that
             are kept; `optax.MaskedNode()` for leaves that are never pruned.
-        num_prunes: how many times weights were pruned.
+        num_prunes: how many times weights were pruned, the first masks and the mask
+            updates of `sparse_training` included.
         revived: of each prunable leaf, in the order of the leaves of `masks`, how many
             weights the last pruning step was given that `masks` call pruned and that
             are not zero; 2^32 - 1 for all numbers above. It is not 0 where something
@@ -45,8 +46,8 @@ class PruneState(NamedTuple):
             not, because of `min_kept`, `max_sparsity` or the structure; 2^32 - 1 for
             all numbers above.
         rules: static: equal for equal transformations, and no array.
-        num_updates: how many updates were made. Only `prune_to_sparsity` is driven by
-            them, and counts them.
+        num_updates: how many updates were made. Only `prune_to_sparsity` and
+            `sparse_training` are driven by them, and count them.
     """
 
     masks: optax.Params  # bool

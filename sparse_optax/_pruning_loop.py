@@ -84,10 +84,19 @@ class IterativePruningState(NamedTuple, Generic[TrainState]):
             finetuning=jnp.zeros([], bool),
         )
 
-    def start_finetuning(self) -> "IterativePruningState[TrainState]":
-        """The state from which rounds without `prune` fine-tune the best network."""
+    def start_finetuning(
+        self, change: Callable[[TrainState], TrainState] | None = None
+    ) -> "IterativePruningState[TrainState]":
+        """The state from which rounds without `prune` fine-tune the best network.
+
+        Args:
+            change: of the best network, as `start_finetuning` of `iterative_pruning`.
+        """
+        current = _copy(self.best)
+        if change is not None:
+            current = _call("start_finetuning", change, current)
         return self._replace(
-            current=_copy(self.best),
+            current=current,
             rounds_since_prune=jnp.zeros([], jnp.int32),
             finetuning=jnp.ones([], bool),
         )

@@ -53,7 +53,7 @@ def remove_units(
     num_layers = _num_layers(state, units)
     with jax.enable_x64(True):
         pruned, revived = zip(
-            *(_count_pruned(mask, weights[name]) for name, mask in masks.items()),
+            *(count_pruned(mask, weights[name]) for name, mask in masks.items()),
             strict=True,
         )
         if by_size and not any(num_layers):  # what was just counted
@@ -171,7 +171,7 @@ def _count_false(kept, num_layers):
 
 
 @jax.jit
-def _count_pruned(mask, weight):
+def count_pruned(mask, weight):
     """How many weights a mask calls pruned, and how many of them are not zero."""
     mask = lax.optimization_barrier(mask)  # a constant would be counted by the compiler
     revived = ~mask & ~is_zero(jnp.asarray(weight))

@@ -5,11 +5,10 @@ transformations keep the number in a `StepsSincePruning`, wherever in their stat
 pruning step sets it to 0, whatever the transformation.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
 class StepsSincePruning(NamedTuple):
@@ -25,7 +24,7 @@ class StepsSincePruning(NamedTuple):
     num_steps: jax.Array  # shape=(), dtype=int32.
 
 
-def restart(opt_state: optax.OptState, when: bool | jax.Array = True) -> optax.OptState:
+def restart(opt_state: Any, when: bool | jax.Array = True) -> Any:
     """The state with each `StepsSincePruning` in it set to 0, if `when` is true."""
 
     def is_counter(node):

@@ -150,9 +150,7 @@ def replace_pruning(
             return _trees.rebox(new_pruning(_trees.unbox(node)), like=node)
         if isinstance(node, HidePrunedState):
             pruning, inner = walk(node.pruning), walk(node.optimizer)
-            boxed = inner
-            inner = clear_pruned(_trees.unbox(inner), get_masks(pruning))
-            return HidePrunedState(_trees.rebox(inner, like=boxed), pruning)
+            return HidePrunedState(clear_pruned(inner, get_masks(pruning)), pruning)
         return node
 
     def walk(tree):

@@ -160,20 +160,20 @@ def test_permutations_change_with_update_and_seed():
 
 def test_scores_of_a_ranking():
     params = jax.tree.map(jnp.asarray, W)
-    for acts_on in ("ranking", "both"):
-        added, state = penalties(Form(acts_on=acts_on))
-        expected = {n: np.exp(-np.abs(G[1][n]) / 2) for n in W}
-        ones = jax.tree.map(np.ones_like, W)
-        check(added[1], expected if acts_on == "both" else ones)
-        scores = forms.ranking_scores(params, (state,))
-        for name, w in W.items():
-            by_hand = np.abs(w) * (1 - expected[name])
-            np.testing.assert_allclose(scores[name], by_hand, rtol=1e-5)
+    _, state = penalties(Form())
+    expected = {n: np.exp(-np.abs(G[1][n]) / 2) for n in W}
+    scores = forms.ranking_scores(params, (state,))
+    for name, w in W.items():
+        by_hand = np.abs(w) * (1 - expected[name])
+        np.testing.assert_allclose(scores[name], by_hand, rtol=1e-5)
 
 
 def test_pruning_follows_the_ranking():
+    """That of the form, whatever shrinks the weights."""
     config = dataclasses.replace(
-        CONFIG, form=Form(acts_on="ranking"), fraction=0.5, scale=1.0, interval=2
+        CONFIG,
+        **{"criterion": "relevance", "regularizer": "l2", "form": Form(unit="leaf")},
+        **{"fraction": 0.5, "scale": 1.0, "interval": 2},
     )
     parts = phases.Phases(config, ImageProblem(config, images.load(config)))
     state = parts.start_pruning(parts.start_dense()).current

@@ -160,3 +160,15 @@ def test_memory_of_other_shapes_is_not_cleared(name):
     state, _ = after_a_pruning_step(NOT_CLEARED[name])
     others = [x for x in jax.tree.leaves(state) if x.ndim and x.shape not in SHAPES]
     assert any(map(np.any, others))
+
+
+def test_memory_is_cleared_inside_the_boxes_of_linen():
+    from flax import linen
+
+    params = {"w": linen.Partitioned(jnp.array([[0.3, -0.1, 2.0, 0.2]]), (None, None))}
+    tx = sparse_optax.hide_pruned(optax.adam(0.1), sparse_optax.prune_by_magnitude(0.5))
+    state, grads = tx.init(params), jax.tree.map(jnp.ones_like, params)
+    for prune in (False, True):
+        _, state = tx.update(grads, state, params, prune=prune)
+    memory = state.optimizer[0].mu["w"].value
+    np.testing.assert_array_equal(memory[0] != 0, [True, False, True, False])

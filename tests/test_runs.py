@@ -116,8 +116,8 @@ def test_a_finished_run_is_shown_again_or_refused(finished, capsys, monkeypatch)
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
-def test_patience_ends_pruning_and_scope_prunes_leaf_by_leaf(tmp_path):
-    flags = "--patience", "1", "--scope", "leaf", "--fraction", "0.75"
+def test_patience_ends_pruning_and_uniform_prunes_leaf_by_leaf(tmp_path):
+    flags = "--patience", "1", "--distribution", "uniform", "--fraction", "0.75"
     main(digits(tmp_path, *flags))
     rows = read_rows(tmp_path, "prune")
     pruned = [row["pruned"] for row in rows]
@@ -244,7 +244,17 @@ def test_training_that_diverges_is_an_error(tmp_path):
         ("--regularizer l2 --scale 5", "--scale has no effect .* l2 .*; got 5"),
         ("--regularizer l2 --control mean", "--form has no effect .* l2"),
         ("--regularizer lobster --decoupled", "--decoupled .* lobster"),
-        ("--prune gradual --acts-on both", "--acts-on both .* gradual"),
+        ("--prune snip --criterion random", "--criterion .* snip; got 'random'"),
+        ("--structure 2x4", "--structure must be unstructured, N:M,.*; got '2x4'"),
+        ("--structure block4x4", "--structure block4x4 does not fit .* output/kernel"),
+        (
+            "--prune gradual --structure 2:4",
+            "--target-sparsity must be at most 0.5 of 2:4; got 0.9",
+        ),
+        (
+            "--prune gradual --criterion relevance --unit leaf",
+            "--criterion relevance with --prune gradual",
+        ),
     ],
 )
 def test_values_that_make_no_sense_are_refused(flags, message, tmp_path):

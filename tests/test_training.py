@@ -16,7 +16,7 @@ from experiments.data import images
 from experiments.networks.functional import Variables, init_network
 from experiments.running import program
 from experiments.tasks.digits import CONFIG
-from experiments.training import loop, masks_at_init, optimizers, regularizers
+from experiments.training import loop, optimizers, regularizers
 from experiments.training.augmentation import augment
 from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
@@ -120,7 +120,7 @@ def test_fine_tuning_starts_its_own_schedule():
     state = phases.start_pruning(phases.start_dense())
     for _ in range(4):
         state = state._replace(current=phases.train_sparse(state.current))
-    before = phases.start_finetuning(state._replace(best=state.current)).current
+    before = phases.start_finetuning(state.current)
     for rate in (0.5, 0.25):
         after = phases.finetune(before)
         (trace,) = find_states(after.opt_state, optax.TraceState)
@@ -138,54 +138,45 @@ def test_relevant_shares():
     assert jnp.isnan(by_leaf["b"])
 
 
-def test_snip_scores_are_sensitivities_of_the_loss():
-    """|g * w|, by finite differences of the loss along weights."""
-    split = small_split(6)
-    network, variables = init_network(networks.LeNet300, (4, 4, 1), 16, 0)
-    scores = masks_at_init.snip_scores(network, variables, split, 6, seed=0)
-    params = variables.params
-    w = params["output"]["kernel"]
-
-    @jax.jit
-    def loss(i, j, factor):
-        output = {**params["output"], "kernel": w.at[i, j].multiply(factor)}
-        params_there = {**params, "output": output}
-        return network.loss(params_there, {}, *map(jnp.asarray, split))[0]
-
-    for i, j in ((0, 0), (3, 7), (99, 9)):
-        slope = (loss(i, j, 1.01) - loss(i, j, 0.99)) / 0.02
-        found = scores["output"]["kernel"][i, j]
-        np.testing.assert_allclose(found, abs(slope), rtol=2e-2, atol=2e-5)
-
-
-def test_scores_at_initialisation_spare_norms():
-    network, variables = init_network(Small, (4, 4, 1), 16, 0)
-    snip = masks_at_init.snip_scores(network, variables, small_split(4), 4, seed=0)
-    for scores in (snip, masks_at_init.random_scores(variables.params, seed=0)):
-        for name, leaves in scores.items():
-            for x in leaves.values():
-                assert jnp.all(jnp.isinf(x) if name == "norm" else jnp.isfinite(x))
-
-
 @pytest.mark.parametrize("prune", ["snip", "random"])
-def test_masks_at_initialisation_are_those_of_the_untrained_network(prune):
+def test_masks_at_initialisation_are_those_of_the_untrained_network(prune, monkeypatch):
+    """Of |g * w| on one batch, or random scores; norms are spared."""
+    monkeypatch.setitem(networks.NETWORKS, "lenet300", Small)
     config = changed(prune=prune, target_sparsity=0.7, batch_size=100, seed=3)
     phases = Phases(config, ImageProblem(config, images.load_digits()))
     start, problem = phases.start_dense(), phases.problem
-    dense = start._replace(params=jax.tree.map(lambda w: w + 1, start.params))
+    dense = start._replace(
+        params=jax.tree.map(lambda w: w + 1, start.params), step=jnp.int32(7)
+    )
     state = phases.start_pruning(dense).current
-    if prune == "snip":
-        scores = problem.saliency(problem.variables)
-    else:
-        scores = masks_at_init.random_scores(start.params, config.seed)
+    assert state.step == 7
+    scores = optimizers.criterion(config)(
+        start.params, problem.gradients_at(problem.variables, 0)
+    )
     masks = sparse_optax.get_masks(state.opt_state)
+    assert not jax.tree.leaves(masks["norm"])
+    leaves = {name: start.params[name] for name in ("hidden", "output")}
+    scores, masks = ({n: tree[n] for n in leaves} for tree in (scores, masks))
     total = sum(mask.size for mask in jax.tree.leaves(masks))
     everything = jax.tree.map(np.ones_like, masks)
     expected = numpy_drop(scores, everything, exact_share(0.7, total))
-    trees = masks, expected, state.params, start.params
+    trees = masks, expected, {n: state.params[n] for n in leaves}, leaves
     for mask, wanted, w, initial in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_array_equal(mask, wanted)
         np.testing.assert_array_equal(w, jnp.where(mask, initial, 0))
+
+
+def test_gradients_at_a_step_are_those_of_a_batch_of_its_own():
+    config = changed(batch_size=6)
+    problem = ImageProblem(config, images.load_digits())
+    params = problem.variables.params
+    one, same, other = (problem.gradients_at(problem.variables, n) for n in (0, 0, 1))
+    found = [np.asarray(x["output"]["bias"]) for x in (one, same, other)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.abs(found[0] - found[2]).max() > 0
+    # The gradient of biases is that of logits: the mean of softmax - one-hot.
+    assert found[0].sum() == pytest.approx(0, abs=1e-6)
+    assert one["output"]["kernel"].shape == params["output"]["kernel"].shape
 
 
 def test_rounds_of_any_length_make_the_same_updates():
@@ -270,24 +261,26 @@ def test_one_program_does_what_rounds_one_by_one_do(prune, monkeypatch):
     dense = phases.start_dense()
     for _ in range(phases.num_rounds.dense):
         dense = phases.train_dense(dense)
-    settings = dict(
-        train=phases.train_sparse,
-        evaluate=lambda state: phases.problem.metric(state.variables),
-        prune=phases.prune,
-        bound=phases.bound(dense.variables),
+
+    def evaluate(state):
+        return phases.problem.metric(state.variables)
+
+    bound = phases.bound(dense.variables)
+    *rounds, last = sparse_optax.iterative_pruning(
+        phases.start_pruning(dense),
+        phases.train_sparse,
+        evaluate,
+        phases.prune,
+        bound=bound,
         max_rounds=phases.num_rounds.pruning,
-    )
-    rounds = [*sparse_optax.iterative_pruning(phases.start_pruning(dense), **settings)]
-    assert {x.pruned for x in rounds} == {prune == "gated", False}
-    *_, last = sparse_optax.iterative_pruning(
-        phases.start_finetuning(rounds[-1].state),
-        **settings,
+        start_finetuning=phases.start_finetuning,
         finetune=phases.finetune,
         finetune_rounds=phases.num_rounds.finetuning,
     )
+    assert {x.pruned for x in rounds} == {prune == "gated", False}
     best = last.state.best
-    np.testing.assert_allclose(whole.bound, settings["bound"])
-    assert abs(whole.best_correct / 359 - settings["evaluate"](best)) < 0.01
+    np.testing.assert_allclose(whole.bound, bound)
+    assert abs(whole.best_correct / 359 - evaluate(best)) < 0.01
     masks, others = (
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(masks)])
         for masks in map(sparse_optax.get_masks, (best.opt_state, whole.best.opt_state))

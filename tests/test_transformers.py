@@ -192,7 +192,7 @@ def test_a_round_leaves_its_argument_and_compiles_once_for_each_shape():
     jax.tree.map(np.testing.assert_array_equal, once, again)
     assert int(once.step) == 10
     trained = phases.train_sparse(phases.start_pruning(once).current)
-    phases.finetune(phases.drop(trained, trained.params, 0.5))
+    phases.finetune(phases.remove(trained, fraction=0.5))
     assert made.gradients._cache_size() == len(made.batches.shapes) == 2
 
 
@@ -204,7 +204,7 @@ def test_dropout_is_adjusted_to_the_share_of_weights_kept():
     start = phases.start_pruning(dense).current
     for whole in (dense, start):
         assert made.dropout(whole.opt_state) == jnp.float32(0.4)
-    pruned = phases.drop(start, start.params, 0.75)
+    pruned = phases.remove(start, fraction=0.75)
     half = float(made.dropout(pruned.opt_state))
     assert half == pytest.approx(0.2, rel=1e-3)
     assert problem(dropout=0.4).dropout(pruned.opt_state) == jnp.float32(0.4)

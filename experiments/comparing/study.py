@@ -55,6 +55,14 @@ def spared(**form: Any) -> Arm:
     return arm((0.3, 1.0, 3.0), (0.01, 0.05, 0.2), form=Form(unit="quantile", **form))
 
 
+def ranking(
+    unit: Any = "leaf", strengths: tuple[float, ...] = (0.3, 1.0, 3.0), **changes: Any
+) -> Arm:
+    """Returns an arm whose pruning steps rank weights by relevance."""
+    form = Form(unit=unit, memory=0.99)
+    return arm(strengths, SCALES, form=form, criterion="relevance", **changes)
+
+
 ARMS = {
     "none": arm((1.0,), regularizer="none"),
     "l2": arm(FINE, regularizer="l2"),
@@ -86,11 +94,9 @@ ARMS = {
     "top, running": spared(memory=0.99),
     "top saliency, running": spared(measure="saliency", memory=0.99),
     # In the ranking at pruning steps, with all weights decaying alike, or in both.
-    "ranking, running": relative((0.3, 1.0, 3.0), memory=0.99, acts_on="ranking"),
-    "ranking in network, running": relative(
-        (0.3, 1.0, 3.0), unit="network", memory=0.99, acts_on="ranking"
-    ),
-    "ranking and decay, running": relative(memory=0.99, acts_on="both"),
+    "ranking, running": ranking(regularizer="l2"),
+    "ranking in network, running": ranking("network", regularizer="l2"),
+    "ranking and decay, running": ranking(strengths=STRENGTHS),
 }
 PAPER_AND_RANKING = "none", "l2", "relevance", "ranking in network, running"
 FEW = (
@@ -194,7 +200,8 @@ TASKS = {
 
 def controls(task: Task, config: ImageConfig) -> list[Variant]:
     del task
-    those = get_args(Control) if config.regularizer == "relevance" else ("none",)
+    by_relevance = "relevance" in (config.regularizer, config.criterion)
+    those = get_args(Control) if by_relevance else ("none",)
     return [{"form": dataclasses.replace(config.form, control=x)} for x in those]
 
 

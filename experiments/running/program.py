@@ -67,7 +67,7 @@ def whole_run(
     bound = phases.bound(dense.variables)
     start = phases.start_pruning(dense)
     pruned = rounds(phases.train_sparse, phases.prune, start, num_rounds.pruning)
-    start = phases.start_finetuning(pruned)
+    start = pruned.start_finetuning(phases.start_finetuning)
     state = rounds(phases.finetune, None, start, num_rounds.finetuning)
     ends = dense.params, pruned.current.params, state.current.params
     return Outcome(

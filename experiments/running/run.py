@@ -142,22 +142,19 @@ class Run:
         self.save()
 
     def sparse_rounds(self) -> Iterator[sparse_optax.PruningRound]:
-        phases = self.phases
-        settings: dict[str, Any] = dict(
+        phases, number = self.phases, self.phases.num_rounds.finetuning
+        yield from sparse_optax.iterative_pruning(
+            self.pruning,
             train=phases.train_sparse,
             evaluate=lambda state: self.problem.metric(state.variables),
             prune=phases.prune,
             bound=self.bound,
             max_rounds=phases.num_rounds.pruning,
             patience=self.config.patience,
+            start_finetuning=phases.start_finetuning if number else None,
+            finetune=phases.finetune if number else None,
+            finetune_rounds=number,
         )
-        yield from sparse_optax.iterative_pruning(self.pruning, **settings)
-        if phases.num_rounds.finetuning:
-            if not self.pruning.finetuning:
-                self.pruning = phases.start_finetuning(self.pruning)
-            settings["finetune"] = phases.finetune
-            settings["finetune_rounds"] = phases.num_rounds.finetuning
-            yield from sparse_optax.iterative_pruning(self.pruning, **settings)
 
     @functools.cached_property  # it may evaluate the dense network
     def bound(self) -> float:

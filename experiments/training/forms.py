@@ -29,7 +29,7 @@ QUANTILE_STEP = 0.1  # largest, of the logarithm of a running quantile
 
 
 class FormState(NamedTuple):
-    decay: sparse_optax.RelevanceDecayState  # which pruning steps restart
+    decay: sparse_optax.StepsSincePruning
     num_updates: jax.Array  # shape=(), dtype=int32.
     mean: Any  # of the measure, a tree like params, biased.
     unit: Any  # a scalar per leaf: running mean square, or logarithm of a quantile
@@ -52,7 +52,7 @@ def add_decay_in_form(
     def init_fn(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
         return FormState(
-            decay=sparse_optax.RelevanceDecayState(jnp.zeros([], jnp.int32)),
+            decay=sparse_optax.StepsSincePruning(jnp.zeros([], jnp.int32)),
             num_updates=jnp.zeros([], jnp.int32),
             mean=zeros,
             unit=jax.tree.map(lambda _: jnp.zeros([]), params),
@@ -85,14 +85,11 @@ def add_decay_in_form(
         key = jax.random.fold_in(key, num_updates)
         irrelevance = controlled(form.control, irrelevance, alive, key)
 
-        steps = state.decay.steps_since_prune
+        steps = state.decay.num_steps
         gamma = strength(steps) if callable(strength) else strength
-        if form.acts_on == "ranking":
-            penalty = jax.tree.map(lambda w: 2 * gamma * w, params)
-        else:
-            penalty = jax.tree.map(lambda i, w: 2 * gamma * i * w, irrelevance, params)
+        penalty = jax.tree.map(lambda i, w: 2 * gamma * i * w, irrelevance, params)
         steps = jnp.asarray(optax.safe_increment(steps))
-        decay = sparse_optax.RelevanceDecayState(steps)
+        decay = sparse_optax.StepsSincePruning(steps)
         state = FormState(decay, num_updates, mean, unit, irrelevance)
         return optax.tree.add(updates, penalty), state
 
@@ -190,6 +187,6 @@ def latest_irrelevance(opt_state: Any, grads: Any, scale: float | jax.Array) -> 
 
 
 def ranking_scores(params: Any, opt_state: Any) -> Any:
-    """Returns |w| * (1 - I), to rank weights by relevance."""
+    """Returns |w| * (1 - I), with that of a form at its last update."""
     irrelevance = optax.tree.get(opt_state, "irrelevance")
     return jax.tree.map(lambda w, i: jnp.abs(w) * (1 - i), params, irrelevance)

@@ -14,8 +14,9 @@ from experiments.records import Row
 from experiments.settings import check
 from experiments.training import Optimizer, loop
 from experiments.training.devices import Devices
-from experiments.training.masks_at_init import snip_scores
 from experiments.training.problem import Problem, Train
+
+BATCHES = 2**29  # folded into the seed, together with a step
 
 
 class ImageProblem(Problem):
@@ -44,9 +45,15 @@ class ImageProblem(Problem):
         what = self.config, self.network, optimizer, self.dataset.train
         return loop.make_train(*what, per_example=per_example, devices=self.devices)
 
-    def saliency(self, variables: Variables) -> Any:
-        size, seed = self.config.batch_size, self.config.seed
-        return snip_scores(self.network, variables, self.dataset.train, size, seed)
+    def gradients_at(self, variables: Variables, step: jax.Array) -> Any:
+        data, key = self.dataset.train, jax.random.key(self.config.seed)
+        order = jax.random.permutation(
+            jax.random.fold_in(key, BATCHES + step), len(data.labels)
+        )
+        batch = order[: self.config.batch_size]
+        images, labels = (jnp.asarray(x)[batch] for x in data)
+        gradient = jax.grad(self.network.loss, has_aux=True)
+        return gradient(*variables, images, labels)[0]
 
     def make_count_correct(self, data: Split) -> Callable[[Any], jax.Array]:
         return loop.make_count_correct(self.network, data, self.devices)

@@ -43,13 +43,11 @@ class TrainState(NamedTuple):
         return Variables(self.params, self.statistics)
 
 
-def init_state(
-    variables: Variables, optimizer: Optimizer, step: int | jax.Array = 0
-) -> TrainState:
+def init_state(variables: Variables, optimizer: Optimizer) -> TrainState:
     zero = jnp.zeros([], jnp.float32)
     params, statistics = variables
     progress = Progress(zero, zero, jax.tree.map(lambda _: zero, params))
-    step = jnp.asarray(step, jnp.int32)
+    step = jnp.zeros([], jnp.int32)
     return TrainState(params, optimizer.init(params), step, progress, statistics)
 
 

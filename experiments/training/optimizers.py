@@ -1,15 +1,19 @@
 """The optimizer of each phase of a run."""
 
+import functools
+import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 import sparse_optax
-from experiments.config import Config
+from experiments.config import AT_INIT, Config
 from experiments.training import Optimizer
 from experiments.training.regularizers import make_regularizer
 
+RANDOM = 2**29 - 1  # folded into the seed
 RAMP = 0.75  # of the updates, in which gradual pruning reaches its target
 
 
@@ -61,7 +65,7 @@ def learning_rate(value: float, schedule: str, num_steps: int) -> optax.Schedule
 def method(
     config: Config, regularizer: Optimizer, rate: optax.Schedule, num_pruning_steps: int
 ) -> Optimizer:
-    """Returns the chain of a method, its parts in the order that it needs."""
+    """Returns the optimizer of a method, its parts in the order that it needs."""
     optimizer = preconditioner(config, config.optimizer)
     scale = optax.scale_by_learning_rate(rate)
     chain = regularizer, optimizer, scale
@@ -69,27 +73,64 @@ def method(
         chain = optimizer, regularizer, scale
     if config.regularizer == "lobster":
         chain = optimizer, scale, regularizer
-    return optax.chain(*chain, pruning(config, num_pruning_steps))
+    chain = optax.chain(*chain)
+    return sparse_optax.hide_pruned(chain, pruning(config, num_pruning_steps))
 
 
 def pruning(config: Config, num_steps: int) -> Optimizer:
     """Returns the pruning transformation, which prunes by itself only if gradual.
 
-    Gradual pruning has a step at the end of every round, and ranks weights over the
-    whole network; the paper brings each layer to the sparsity.
-
-    Source: Zhu and Gupta, `To prune, or not to prune: exploring the efficacy of pruning
-    for model compression <https://arxiv.org/abs/1710.01878>`_, 2017, equation 1.
+    Gradual pruning has a step at the end of every round.
     """
-    if config.prune != "gradual":
-        return sparse_optax.prune_by_magnitude(
-            config.fraction, scope=config.scope, mask=None
-        )
-    cubic = optax.polynomial_schedule(
-        0.0, config.target_sparsity, power=3, transition_steps=round(RAMP * num_steps)
+    settings: dict[str, Any] = dict(
+        structure=structure(config.structure),
+        distribution=config.distribution,
+        mask=prunable(config),
     )
+    if config.prune != "gradual":  # `Phases` says how much
+        return sparse_optax.prune_by(criterion(config), count=0, **settings)
+    end = max(round(RAMP * num_steps), 1)
+    cubic = sparse_optax.cubic_sparsity(0.0, config.target_sparsity, 0, end)
     return sparse_optax.prune_to_sparsity(
-        cubic, every=config.interval, scope=config.scope, mask=None
+        cubic, every=config.interval, criterion=criterion(config), **settings
+    )
+
+
+def criterion(config: Config) -> Any:
+    """Returns what ranks the weights: a function of params and gradients."""
+    name = {"snip": "saliency", "random": "random"}.get(config.prune, config.criterion)
+    if name == "random":
+        key = jax.random.fold_in(jax.random.key(config.seed), RANDOM)
+        return sparse_optax.random(key)
+    if name == "relevance":
+        return sparse_optax.relevance(config.scale)
+    return sparse_optax.saliency if name == "saliency" else sparse_optax.magnitude
+
+
+def structure(text: str) -> Any:
+    """Returns the structure that a setting names."""
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    if text == "unstructured":
+        return sparse_optax.Unstructured()
+    if text == "channel":
+        return sparse_optax.Channel()
+    if text.startswith("block"):
+        return sparse_optax.Block(tuple(numbers))
+    return sparse_optax.NM(*numbers)
+
+
+def prunable(config: Config) -> Any:
+    """Returns which leaves may be pruned: all of them, or matrices by a structure.
+
+    Norms are spared before the training, as in the code of the authors of SNIP: a scale
+    of zero removes a whole channel.
+    """
+    if config.structure != "unstructured":
+        return "matrices"
+    if config.prune not in AT_INIT:
+        return None
+    return functools.partial(
+        jax.tree.map_with_path, lambda path, _: "norm" not in jax.tree_util.keystr(path)
     )
 
 

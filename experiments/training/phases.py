@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 import sparse_optax
-from experiments.config import AT_INIT, Config
+from experiments.config import AT_INIT, Config, Form
 from experiments.networks.functional import Variables
-from experiments.settings import check
+from experiments.settings import ExperimentError, check
 from experiments.training import forms, loop, optimizers
-from experiments.training.masks_at_init import random_scores
 from experiments.training.problem import Problem
 
 NO_BOUND = -1.0  # below every metric
@@ -51,6 +50,11 @@ class Phases:
         self.pruning_optimizer = problem.adapt(
             optimizers.pruning_optimizer(config, pruning, updates)
         )
+        try:
+            jax.eval_shape(self.pruning_optimizer.init, problem.variables.params)
+        except ValueError as error:
+            text = f"--structure {config.structure} does not fit the network: {error}"
+            raise ExperimentError(text) from error
         finetuning_optimizer = problem.adapt(
             optimizers.finetuning_optimizer(config, finetuning, pruning)
         )
@@ -71,23 +75,17 @@ class Phases:
         config, variables = self.config, dense.variables
         if config.prune in AT_INIT:  # the untrained network
             variables = self.problem.variables
-        state = loop.init_state(variables, self.pruning_optimizer, dense.step)
+        state = loop.init_state(variables, self.pruning_optimizer)
         if config.prune in AT_INIT:
-            if config.prune == "snip":
-                scores = self.problem.saliency(variables)
-            else:
-                scores = random_scores(variables.params, config.seed)
-            state = self.drop(state, scores, config.target_sparsity)
+            state = self.remove(state, sparsity=config.target_sparsity)
+        state = state._replace(step=dense.step)
         return self.problem.devices.replicate(
             sparse_optax.IterativePruningState.start(state)
         )
 
-    def start_finetuning(
-        self, state: sparse_optax.IterativePruningState
-    ) -> sparse_optax.IterativePruningState:
-        state = state.start_finetuning()
-        opt_state = optimizers.restart_schedule(state.current.opt_state)
-        return state._replace(current=state.current._replace(opt_state=opt_state))
+    def start_finetuning(self, state: loop.TrainState) -> loop.TrainState:
+        """Starts the learning rate schedule of fine-tuning."""
+        return state._replace(opt_state=optimizers.restart_schedule(state.opt_state))
 
     def bound(self, dense: Variables) -> jax.Array:
         """Returns the validation metric that a network must exceed to be the result."""
@@ -102,20 +100,21 @@ class Phases:
         """Makes a pruning step, if pruning is gated."""
         if self.config.prune != "gated":
             return state
-        scores = state.params
-        if self.config.form.acts_on != "decay":
-            scores = forms.ranking_scores(state.params, state.opt_state)
-        return self.drop(state, scores, self.config.fraction)
+        return self.remove(state, fraction=self.config.fraction)
 
-    def drop(
-        self, state: loop.TrainState, scores: Any, fraction: float | jax.Array
-    ) -> loop.TrainState:
-        # `prune` needs zeros where weights are pruned.
-        masks = sparse_optax.get_masks(state.opt_state)
-        scores = sparse_optax.apply_masks(scores, masks)
-        _, opt_state = sparse_optax.prune(
-            scores, state.opt_state, fraction, scope=self.config.scope
+    def remove(self, state: loop.TrainState, **amount: Any) -> loop.TrainState:
+        """Prunes by the criterion of the run."""
+        params, opt_state = sparse_optax.prune(
+            state.params, state.opt_state, **amount, scores=self.scores(state)
         )
-        masks = sparse_optax.get_masks(opt_state)
-        params = sparse_optax.apply_masks(state.params, masks)
         return state._replace(params=params, opt_state=opt_state)
+
+    def scores(self, state: loop.TrainState) -> Any:
+        """Returns what ranks the weights, or None for their magnitudes."""
+        rank = optimizers.criterion(self.config)
+        if rank is sparse_optax.magnitude:
+            return None
+        if self.config.criterion == "relevance" and self.config.form != Form():
+            return forms.ranking_scores(state.params, state.opt_state)
+        grads = self.problem.gradients_at(state.variables, state.step)
+        return rank(state.params, grads)

@@ -32,9 +32,9 @@ class Problem(abc.ABC):
     def make_train(self, optimizer: Optimizer, *, per_example: bool) -> Train:
         """Returns the function that makes the updates of a round."""
 
-    def saliency(self, variables: Variables) -> Any:
-        """Returns |g * w| for the loss of one batch, infinity for norms."""
-        raise NotImplementedError  # the settings do not allow it
+    @abc.abstractmethod
+    def gradients_at(self, variables: Variables, step: jax.Array) -> Any:
+        """Returns those of the loss on one batch, another one at each step."""
 
     @abc.abstractmethod
     def metric(self, variables: Variables) -> float | jax.Array:

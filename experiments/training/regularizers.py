@@ -21,8 +21,21 @@ def make_regularizer(
     """Returns the transformation that adds the gradient of the penalty of a run.
 
     Its coefficient gamma is `strength` right after a pruning step, and decays to zero
-    in `decay_steps` updates, unless they are 0. `update` needs |g| as `abs_grads`.
+    in `decay_steps` updates, unless they are 0. `update` needs |g| as `abs_grads`. The
+    form of relevance by which weights are ranked is in its state.
     """
+    decay = make_decay(config, strength, decay_steps)
+    if config.regularizer == "relevance" or config.criterion != "relevance":
+        return decay
+    if config.form == Form():  # the criterion of the library
+        return decay
+    tracked = add_decay_in_form(config.form, 0.0, config.scale, config.seed)
+    return optax.chain(tracked, decay)
+
+
+def make_decay(
+    config: Config, strength: float | jax.Array, decay_steps: int
+) -> Optimizer:
     gamma = 0.0 if config.regularizer == "none" else strength
     if decay_steps:
         gamma = optax.linear_schedule(gamma, 0.0, decay_steps)
@@ -57,24 +70,20 @@ def add_lobster(strength: optax.ScalarOrSchedule) -> Optimizer:
 def scheduled(
     strength: optax.ScalarOrSchedule, update: Callable[..., jax.Array]
 ) -> Optimizer:
-    """Returns the transformation of every leaf u to `update(gamma, u, w, |g|)`.
-
-    It has the state of `add_relevance_decay`, so that pruning steps restart its
-    schedule.
-    """
+    """Returns the transformation of every leaf u to `update(gamma, u, w, |g|)`."""
 
     def init_fn(params):
         del params
-        return sparse_optax.RelevanceDecayState(jnp.zeros([], jnp.int32))
+        return sparse_optax.StepsSincePruning(jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, params=None, *, abs_grads=None, **extra_args):
         del extra_args
-        steps = state.steps_since_prune
+        steps = state.num_steps
         gamma = strength(steps) if callable(strength) else strength
         updates = jax.tree.map(
             lambda *leaves: update(gamma, *leaves), updates, params, abs_grads
         )
         steps = jnp.asarray(optax.safe_increment(steps))
-        return updates, sparse_optax.RelevanceDecayState(steps)
+        return updates, sparse_optax.StepsSincePruning(steps)
 
     return Optimizer(init_fn, update_fn)

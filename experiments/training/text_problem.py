@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,11 @@ class TextProblem(Problem):
         return text_loop.make_train(
             self.config, self.gradients, optimizer, self.batches, self.dropout
         )
+
+    def gradients_at(self, variables: Variables, step: jax.Array) -> Any:
+        number = int(step) * self.config.accumulation
+        batch = self.batches.at(number)
+        return self.gradients(variables.params, batch, jnp.int32(number), None)[1]
 
     def dropout(self, opt_state: optax.OptState) -> jax.Array | None:
         """Returns the dropout rate, or None for none.

@@ -1,0 +1,252 @@
+"""Training that is sparse from the start: weights are dropped, and others grow."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from sparse_optax import (
+    _arguments,
+    _counts,
+    _criteria,
+    _fit,
+    _hide_pruned,
+    _prunable,
+    _pruning,
+    _pruning_step,
+    _selection,
+    _trees,
+)
+from sparse_optax._arguments import ScalarOrSchedule
+from sparse_optax._criteria import Scores
+from sparse_optax._hide_pruned import HidePrunedState
+from sparse_optax._leaves import Mask
+from sparse_optax._prunable import Prunable
+from sparse_optax._prune_state import Distribution, PruneState
+from sparse_optax._restart import restart
+from sparse_optax._selection import Units
+from sparse_optax._structures import Unstructured
+
+
+def sparse_training(
+    optimizer: optax.GradientTransformation,
+    sparsity: float,
+    *,
+    key: jax.Array,
+    regrow: Literal["gradient", "random"] | None = "gradient",
+    drop_fraction: ScalarOrSchedule | None = None,
+    every: int | None = None,
+    until: int | None = None,
+    distribution: Distribution = "erk",
+    mask: Mask | None = "matrices",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains a network of constant sparsity: RigL, SET, or a static sparse network.
+
+    The first masks are random. At update t = `every`, 2 `every`, ... up to `until`,
+    each leaf with n of its N weights kept drops the k of the smallest magnitude,
+
+    .. math:: k = \min(\mathrm{round}(\mathrm{drop\_fraction}(t) \cdot n), N - n)
+
+    and grows as many of all that are inactive then: those of the largest gradients
+    (RigL), or random ones (SET). What was just dropped may grow again, as in the paper
+    and in jaxpruner, and keeps its value and moments. Others start at 0, with what the
+    optimizer's `init` gives them; state that is not shaped like its weight is left as
+    it is (`adafactor`, `sm3`, `galore`, `lbfgs`). Every update makes a step too, which
+    the papers skip in these. As `optax.adam` has corrected its bias long before, its
+    first step of a late weight is 0.1 / sqrt(0.001), about 3.2 learning rates.
+
+    Args:
+        optimizer: any optax optimizer, learning rate included. It never sees an
+            inactive weight, as in `hide_pruned`, and restarts at every mask update
+            (`StepsSincePruning`).
+        sparsity: of the prunable weights, in [0, 1].
+        key: a key of `jax.random`, of the first masks and of random growth.
+        regrow: "gradient" as in RigL, "random" as in SET, or None to keep the masks.
+        drop_fraction: of the kept weights of a leaf, in [0, 1], or an optax schedule of
+            the number of updates, including this one; by default
+            `optax.cosine_decay_schedule(0.3, until)`.
+        every: the number of updates between two mask updates, at least 1.
+        until: the last update that may be a mask update, at least `every`. RigL ends
+            after three quarters of the training.
+        distribution: of the sparsity over the leaves, as in `prune_by`.
+        mask: which leaves are sparse, as in `prune_by`.
+
+    Returns:
+        A transformation with the state `HidePrunedState`: `get_masks`, `set_masks`,
+        `prune` and others take it. `params = apply_masks(params, get_masks(state))`,
+        once before the first update, makes the weights sparse. `update` needs params,
+        and dense gradients: as they are of masked weights. It ranks the extra argument
+        `grad` where that is given, and the updates otherwise; NaN ranks lowest. It
+        ignores `prune`, and passes other extra arguments to `optimizer`.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if one is out of range, if `every` or `until` is missing, or is
+            given (or `drop_fraction`) without `regrow`; by `init`, if `optimizer`
+            prunes by itself, or as `prune_by`; by `update`, as `prune_by`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import sparse_optax
+        >>> key = jax.random.key(0)
+        >>> tx = sparse_optax.sparse_training(
+        ...     optax.adam(0.1), 0.5, key=key, every=2, until=75
+        ... )
+        >>> params = jnp.arange(1.0, 9).reshape(1, 8)
+        >>> state = tx.init(params)
+        >>> params = sparse_optax.apply_masks(params, sparse_optax.get_masks(state))
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(jnp.ones((1, 8)), state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(sparse_optax.sparsity(params))
+        0.5
+
+    References:
+        Evci et al, `Rigging the Lottery: Making All Tickets Winners
+        <https://arxiv.org/abs/1911.11134>`_, 2020 (RigL). Mocanu et al, `Scalable
+        training of artificial neural networks with adaptive sparse connectivity
+        <https://arxiv.org/abs/1707.04780>`_, 2018 (SET).
+    """
+    _hide_pruned.check_optimizer("optimizer", optimizer)
+    _arguments.check_number("sparsity", sparsity, high=1.0, schedule=False)
+    _arguments.check_key("key", key)
+    _check_regrowth(regrow, drop_fraction, every, until)
+    prunable = Prunable(
+        mask, Unstructured(), distribution, None, None, None, by_magnitude=True
+    )
+    prunable.check_arguments()
+    optimizer = optax.with_extra_args_support(optimizer)
+    every, until = every or 1, until or 1  # not used without regrowth
+    if drop_fraction is None:
+        drop_fraction = optax.cosine_decay_schedule(0.3, until)
+
+    def random_scores(masks, params, step):
+        criterion = _criteria.random(jax.random.fold_in(key, step))
+        return _pruning.scores_of(criterion, masks, params, None)
+
+    def init_fn(params) -> Any:
+        state = prunable.init(params)
+        scores = random_scores(state.masks, params, 0)
+        amount = jnp.asarray(sparsity, jnp.float32)
+        state = _pruning_step.remove_units(state, params, scores, "sparsity", amount)
+        state = state._replace(num_updates=jnp.zeros([], jnp.int32))
+        masks = _trees.unbox(state.masks)
+        inner = optimizer.init(_hide_pruned.hide(params, masks))
+        if optax.tree.get_all_with_path(inner, "num_prunes"):
+            raise ValueError("optimizer must not prune: sparse_training does.")
+        return HidePrunedState(inner, state)
+
+    def update_fn(
+        updates, state, params: Any = None, *, prune=False, **extra_args
+    ) -> Any:
+        del prune
+        _arguments.check_state(state, HidePrunedState)
+        old: Any = prunable.check(state.pruning, params, counts_updates=True)
+        _fit.check_masks_fit(old.masks, updates, "updates")
+        step = jnp.asarray(optax.safe_increment(old.num_updates))
+        new, inner = old._replace(num_updates=step), state.optimizer
+
+        def update_masks():
+            grads = extra_args.get("grad", updates)
+            if regrow == "gradient":
+                scores = _pruning.scores_of(_largest, old.masks, params, grads)
+            else:
+                scores = random_scores(old.masks, params, step)
+            fraction = _arguments.value_at("drop_fraction", drop_fraction, step)
+            return _drop_and_grow(new, params, scores, fraction)
+
+        if regrow is not None:
+            is_due = (step % every == 0) & (step <= until)
+            new = lax.cond(is_due, update_masks, lambda: new)
+            inner = restart(inner, is_due)
+            inner = _begin_grown(optimizer, inner, params, old.masks, new.masks)
+        updates, inner = _hide_pruned.update_hidden(
+            optimizer, updates, inner, params, _trees.unbox(new.masks), **extra_args
+        )
+        return updates, HidePrunedState(inner, new)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _largest(params, grads):
+    """Scores whose lowest are the largest gradients, and whose highest is NaN."""
+    del params
+    return jax.tree.map(lambda g: -jnp.abs(g), grads)
+
+
+@jax.jit  # so that it is compiled once
+def _drop_and_grow(
+    state: PruneState, params: optax.Params, scores: Scores, fraction: jax.Array
+) -> PruneState:
+    """The state after a mask update, in which the lowest scores grow."""
+    masks = _prunable.prunable_leaves(state.masks, state.masks)
+    if not masks:
+        return state
+    params, scores = lax.stop_gradient((params, scores))
+    weights = _prunable.prunable_leaves(state.masks, params).values()
+    scores = _prunable.prunable_leaves(state.masks, scores).values()
+    old, layers = list(masks.values()), (0,) * len(masks)
+
+    def remove(scores, kept, most, **options):
+        units, k = list(map(Units, scores, kept)), jnp.sum(most)
+        return _selection.remove_lowest(
+            units, most, k, layers=layers, by_layer=True, **options
+        ).kept
+
+    with jax.enable_x64(True):
+        sizes = np.array([m.size for m in old], np.int64)
+        counts = [
+            _pruning_step.count_pruned(m, w) for m, w in zip(old, weights, strict=True)
+        ]
+        pruned, revived = zip(*counts, strict=True)
+        kept = sizes - jnp.stack([n.astype(jnp.int64) for n in pruned])
+        num = jnp.minimum(_counts.fraction_of(fraction, kept), sizes - kept)
+        new = remove(weights, old, sizes - kept + num, by_size=True)
+        # To grow is to remove from what is inactive, until as many as before are not
+        # in it: with the same order among ties, and exactly as many.
+        inactive = remove(scores, [~m for m in new], kept)
+        revived = jnp.stack([_counts.as_word(n) for n in revived])
+    active = {name: ~m for name, m in zip(masks, inactive, strict=True)}
+    return state._replace(
+        masks=_prunable.with_leaves(state.masks, active),
+        num_prunes=optax.safe_increment(state.num_prunes),
+        shortfall=jnp.zeros_like(state.shortfall),
+        revived=revived,
+    )
+
+
+def _begin_grown(optimizer, opt_state, params, before, after):
+    """Gives the state of weights that have grown what `init` gives it."""
+    # By `where` in the pass that updates it: a conditional would copy it every time.
+    before, after = _trees.unbox(before), _trees.unbox(after)
+    grown = _trees.map_masks(lambda new, old: new & ~old, after, before)
+    fresh = _trees.unbox(optimizer.init(_hide_pruned.hide(params, after)))
+    boxed, opt_state = opt_state, _trees.unbox(opt_state)
+    of_memory = _hide_pruned.memory_masks(opt_state, grown)
+    opt_state = _trees.map_masks(
+        lambda is_grown, x, new: jnp.where(is_grown, new.astype(x.dtype), x),
+        *(of_memory, opt_state, fresh),
+    )
+    return _trees.rebox(opt_state, like=boxed)
+
+
+def _check_regrowth(regrow: Any, drop_fraction: Any, every: Any, until: Any) -> None:
+    given = {"drop_fraction": drop_fraction, "every": every, "until": until}
+    given = {name: value for name, value in given.items() if value is not None}
+    if regrow not in ("gradient", "random", None):
+        raise ValueError(
+            f"regrow must be 'gradient', 'random' or None; got {regrow!r}."
+        )
+    if regrow is None:
+        if given:
+            raise ValueError(f"regrow=None has no mask updates; got {given}.")
+        return
+    _arguments.check_integer("every", every, low=1)
+    _arguments.check_integer("until", until, low=every)
+    if drop_fraction is not None:
+        _arguments.check_number("drop_fraction", drop_fraction, high=1.0)
