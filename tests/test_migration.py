@@ -38,7 +38,8 @@ def names():
     return {**globals(), **locals()}
 
 
-@pytest.mark.parametrize("code", rows())
+@pytest.mark.slow
+@pytest.mark.parametrize("code", list(rows()))
 def test_a_row_runs(code):
     given = names()
     made = eval(code, given)
