@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from experiments.cost import compile_for, steps, torch_rivals, training_time
+from experiments.cost import compilers, steps, torch_rivals, training_time
 from experiments.cost.measurement import Measurement, table
 from experiments.pages.tables import markdown, short
 from experiments.records import Row
@@ -35,7 +35,7 @@ class Settings(Measurement):
     """Numbers of weights, in 10 matrices, at which pruning is compared with updates."""
     leaves: tuple[int, ...] = setting((30, 300, 1000), "[1, inf)")
     """Numbers of leaves for which a pruning step is compiled."""
-    compile_for: tuple[compile_for.Target, ...] = ()
+    compile_for: tuple[compilers.Target, ...] = ()
     """Measure nothing, and store what the compilers for these devices make instead."""
     turns: int = setting(21, "[1, inf)")
     """Number of comparisons of times."""
@@ -69,10 +69,10 @@ def main(settings: Settings) -> None:
         settings.store("benchmark", lambda: measure(settings))
 
 
-def compile(settings: Settings, target: compile_for.Target) -> Row:
+def compile(settings: Settings, target: compilers.Target) -> Row:
     """Returns what a compiler says, of programs for the first size."""
     (size, *_), found = settings.sizes, environment()
-    rows = list(compile_for.compile_for(target, size))
+    rows = list(compilers.analyses(target, size))
     return {**found, "backend": target, "size": size, "rows": rows}
 
 

@@ -49,7 +49,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def compile_for(target: Target, size: int) -> Iterator[Row]:
+def analyses(target: Target, size: int) -> Iterator[Row]:
     """Yields what a compiler says of each program, for weights in 30 matrices."""
     sharding = SingleDeviceSharding(_device(target))
 
