@@ -71,9 +71,9 @@ def main(settings: Settings) -> None:
 
 def compile(settings: Settings, target: compilers.Target) -> Row:
     """Returns what a compiler says, of programs for the first size."""
-    (size, *_), found = settings.sizes, environment()
-    rows = list(compilers.analyses(target, size))
-    return {**found, "backend": target, "size": size, "rows": rows}
+    size, *_ = settings.sizes
+    rows = list(compilers.analyses(target, size))  # before plugins look for devices
+    return {**environment(), "backend": target, "size": size, "rows": rows}
 
 
 def show_compiled(found: Row) -> str:

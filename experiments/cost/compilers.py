@@ -94,6 +94,7 @@ def _device(target: Target) -> jax.Device:
             os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
             found = topologies.get_topology_desc("v5e:2x2", platform="tpu")
         else:
+            os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a device
             found = topologies.get_topology_desc(
                 "", platform="cuda", target_config=_H100, topology="1x1x1"
             )
