@@ -23,13 +23,14 @@ from experiments.settings import (
 )
 
 Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]
-Prune = Literal["gated", "gradual", "snip", "random"]
+Prune = Literal["gated", "gradual", "snip", "rigl", "set", "static"]
 Criterion = Literal["magnitude", "saliency", "random", "relevance"]
 Distribution = Literal["global", "uniform", "erk"]
 Control = Literal["none", "permuted", "mean"]
 
 DECAYS = "relevance", "l2", "l1", "lobster"
-AT_INIT = "snip", "random"  # before any training
+SPARSE = "rigl", "set", "static"  # trained from random masks on
+AT_INIT = "snip", *SPARSE  # before any training
 STRUCTURE = (
     r"unstructured|channel|block[1-9]\d*x[1-9]\d*|(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)"
 )
@@ -108,12 +109,14 @@ class Config:
 
     prune: Prune = after_dense("gated")
     """When to prune: whenever the validation metric exceeds the bound (gated), to a
-    target sparsity along a cubic schedule (gradual), or in one step before training:
-    the weights of least |g*w| on one batch (snip), or random ones (random)."""
+    target sparsity along a cubic schedule (gradual), or before any training: weights of
+    least |g*w| on one batch (snip), or random ones. At every interval some of those are
+    exchanged for weights of large gradients (rigl), for random ones (set), or none are
+    (static)."""
     target_sparsity: float = after_dense(
-        0.9, "[0, 1)", only={"prune": ("gradual", "snip", "random")}
+        0.9, "[0, 1)", only={"prune": ("gradual", *AT_INIT)}
     )
-    """Fraction of the weights that gradual, snip and random remove."""
+    """Fraction of the weights that is removed in the end, if pruning is not gated."""
     fraction: float = after_dense(0.04, "(0, 1)", only={"prune": ("gated",)})
     """Fraction of the remaining weights that one gated pruning step removes."""
     criterion: Criterion = after_dense(
@@ -121,7 +124,9 @@ class Config:
     )
     """What ranks weights: |w| (magnitude), |g*w| on one batch (saliency), an order that
     never changes (random), or |w| * (1 - I) with the irrelevance I (relevance)."""
-    structure: str = after_dense("unstructured")
+    structure: str = after_dense(
+        "unstructured", only={"prune": ("gated", "gradual", "snip")}
+    )
     """What is removed as a whole, of matrices alone: N:M for all but N of M inputs in a
     row, such as 2:4; blockHxW, such as block4x4; channel for all weights of an output;
     or each weight of any leaf (unstructured)."""
@@ -217,11 +222,8 @@ class Config:
         check("bound", self.bound, self.bound < largest, f"in [0, {largest})")
         if self.form.unit == "quantile":
             check("scale", self.scale, self.scale < 1, "below 1, being a share")
-        if (
-            self.criterion == "relevance"
-            and self.prune == "gradual"
-            and self.form != Form()
-        ):
+        ranked = self.criterion == "relevance" and self.prune == "gradual"
+        if ranked and self.form != Form():
             raise ExperimentError(
                 "--criterion relevance with --prune gradual has the form of the paper."
             )

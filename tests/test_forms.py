@@ -43,7 +43,7 @@ def penalties(form, grads=G):
     update = jax.jit(tx.update)
     for g in grads:
         sizes, zeros = (jax.tree.map(f, g) for f in (np.abs, np.zeros_like))
-        updates, state = update(zeros, state, params, abs_grads=sizes)
+        updates, state = update(zeros, state, params, grad=sizes)
         added.append({n: updates[n] / np.where(ALIVE[n], W[n], 1) for n in W})
     return added, state
 
@@ -95,7 +95,7 @@ def test_quantile_spares_its_share():
 
     def update(state, size):
         zeros = jnp.zeros_like(params)
-        updates, state = tx.update(zeros, state, params, abs_grads=size)
+        updates, state = tx.update(zeros, state, params, grad=size)
         return state, updates
 
     _, updates = jax.jit(lambda: jax.lax.scan(update, tx.init(params), sizes))()
@@ -148,7 +148,7 @@ def test_permutations_change_with_update_and_seed():
         state = tx.init(params)
         update = jax.jit(tx.update)
         for _ in range(num_updates):
-            updates, state = update(params, state, params, abs_grads=g)
+            updates, state = update(params, state, params, grad=g)
         return updates
 
     ones = after(0, 1), after(0, 1)
@@ -211,7 +211,7 @@ def test_decoupled_decay_is_added_after_the_optimizer(optimizer, regularizer):
     state, other = ours.init(params), theirs.init(params)
     sizes = jax.tree.map(jnp.abs, grads)
     for _ in range(3):
-        found, state = ours.update(grads, state, params, abs_grads=sizes)
+        found, state = ours.update(grads, state, params, grad=sizes)
         expected, other = theirs.update(grads, other, params)
         for name in W:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
@@ -220,8 +220,8 @@ def test_decoupled_decay_is_added_after_the_optimizer(optimizer, regularizer):
 def test_gradients_of_single_examples():
     """Their mean is the batch's gradient; the mean of their sizes is larger."""
 
-    def spy(updates, state, params=None, *, abs_grads=None, **extra):
-        return updates, (updates, abs_grads)
+    def spy(updates, state, params=None, *, grad=None, **extra):
+        return updates, (updates, jax.tree.map(jnp.abs, grad))
 
     optimizer = optax.GradientTransformationExtraArgs(lambda w: (w, w), spy)
     train = images.take(images.load_digits().train, np.arange(8))

@@ -141,7 +141,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert_same_run(stopped, whole)
 
 
-@pytest.mark.parametrize("way", ["lobster", "gradual", "snip", "random"])
+@pytest.mark.parametrize("way", ["lobster", "gradual", "snip", "rigl", "set", "static"])
 @pytest.mark.slow
 def test_every_way_to_prune_reaches_its_sparsity(way, tmp_path):
     flags = ["--regularizer", "none", "--prune", way]

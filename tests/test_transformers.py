@@ -143,7 +143,7 @@ def test_wmt14_runs_on_other_texts(tmp_path):
         ("--max-source 3", "no training pair has --max-source 3 and"),
         ("--num-layers 100", "--num-layers must be in [1, 100); got 100"),
         ("--dropout 0 --adjust-dropout", "--adjust-dropout has no effect with"),
-        ("--measure per-example", "per-example are for images only"),
+        ("--measure per-example", "per-example is for images only"),
         ("--num-train 20001", "--num-train must be 20000 or less"),
     ],
 )
@@ -164,13 +164,13 @@ def test_missing_texts_are_named(tmp_path):
 
 
 def test_accumulated_gradients_make_the_update_of_one_large_batch():
-    """An optimizer that wants |g| receives that of the mean."""
+    """An optimizer that wants the gradient receives that of the mean."""
     grads = [{"w": jnp.asarray(g)} for g in ([3.0, -1.0], [-1.0, 1.0], [1.0, -3.0])]
     mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
     params = {"w": jnp.asarray([1.0, 2.0])}
 
-    def update_fn(updates, state, params=None, *, abs_grads, **extra_args):
-        return jax.tree.map(lambda g, a: -g - a, updates, abs_grads), state
+    def update_fn(updates, state, params=None, *, grad, **extra_args):
+        return jax.tree.map(lambda g, a: -g - abs(a), updates, grad), state
 
     inner = optax.GradientTransformationExtraArgs(lambda _: (), update_fn)
     one, three = (text_loop.accumulated(inner, number) for number in (1, 3))

@@ -75,7 +75,7 @@ ARMS = {
         regularizer="none",
     ),
     "random": arm(
-        "random masks before the training", *RATES, prune="random", regularizer="none"
+        "random masks before the training", *RATES, prune="static", regularizer="none"
     ),
 }
 

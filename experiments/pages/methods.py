@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib import ticker
 
 from experiments.comparing.methods import ARMS, METHODS, TASKS
-from experiments.config import AT_INIT
 from experiments.pages.tables import made, markdown, spread
 from experiments.records import RESULTS
 from experiments.running import figures
@@ -109,7 +108,7 @@ def table(name: str, runs: Any) -> str:
 
 def describe(name: str, runs: Any) -> str:
     task, config = TASKS[name], TASKS[name].config
-    dense = runs[~runs.arm.isin(AT_INIT)].groupby("seed").dense_error.last()
+    dense = runs[~runs.arm.isin(["snip", "random"])].groupby("seed").dense_error.last()
     tuned = f" Tuned on `{task.tuned_on}`." if task.tuned_on else ""
     return (
         f"{config.dense_epochs} epochs of dense training, {config.epochs} of pruning "

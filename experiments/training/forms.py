@@ -45,7 +45,7 @@ def add_decay_in_form(
     """Adds 2 * strength * I * w to the updates, with I in the given form.
 
     `strength` is gamma, or a schedule of the updates since the last pruning step, and
-    `scale` is in the unit of the form. `update` takes |g| as `abs_grads`. Weights that
+    `scale` is in the unit of the form. `update` takes g or |g| as `grad`. Weights that
     are exactly zero count as pruned, and have no part in units, means and permutations.
     """
 
@@ -59,13 +59,13 @@ def add_decay_in_form(
             irrelevance=zeros,
         )
 
-    def update_fn(updates, state, params=None, *, abs_grads=None, **extra_args):
+    def update_fn(updates, state, params=None, *, grad=None, **extra_args):
         del extra_args
         num_updates = state.num_updates + 1
         alive = jax.tree.map(lambda w: w != 0, params)
-        measured = abs_grads
+        measured = jax.tree.map(jnp.abs, grad)
         if form.measure == "saliency":
-            measured = jax.tree.map(lambda a, w: a * jnp.abs(w), abs_grads, params)
+            measured = jax.tree.map(lambda a, w: a * jnp.abs(w), measured, params)
         mean = optax.tree.update_moment(measured, state.mean, form.memory, 1)
         corrected = optax.tree.bias_correction(mean, form.memory, num_updates)
 

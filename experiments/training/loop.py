@@ -65,7 +65,7 @@ def make_train(
     Every epoch visits each example once, in an order that depends on the seed and the
     epoch alone, so that the step of a state is enough to resume from it.
 
-    The optimizer receives |g| as `abs_grads`; with `per_example`, its mean over single
+    The optimizer receives g as `grad`; with `per_example`, the mean of |g| over single
     examples.
     """
     batch_size, num_steps = config.batch_size, config.interval
@@ -99,7 +99,7 @@ def make_train(
             value_and_grad = jax.value_and_grad(network.loss, has_aux=True)
             if not per_example:
                 loss, grads = value_and_grad(params, statistics, images, labels)
-                return loss, grads, jax.tree.map(jnp.abs, grads)
+                return loss, grads, grads
             losses, examples = jax.vmap(value_and_grad, in_axes=(None, None, 0, 0))(
                 params, statistics, images[:, None], labels[:, None]
             )
@@ -111,10 +111,8 @@ def make_train(
 
         def update(carry, _):
             params, statistics, opt_state, step = carry
-            (loss, statistics), grads, abs_grads = gradients(params, statistics, step)
-            updates, opt_state = optimizer.update(
-                grads, opt_state, params, abs_grads=abs_grads
-            )
+            (loss, statistics), grads, sizes = gradients(params, statistics, step)
+            updates, opt_state = optimizer.update(grads, opt_state, params, grad=sizes)
             params = optax.apply_updates(params, updates)
             return (params, statistics, opt_state, step + 1), loss
 

@@ -1,5 +1,6 @@
 """The optimizer of each phase of a run."""
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import sparse_optax
-from experiments.config import AT_INIT, Config
+from experiments.config import AT_INIT, SPARSE, Config
 from experiments.training import Optimizer
 from experiments.training.regularizers import make_regularizer
 
@@ -45,6 +46,8 @@ def finetuning_optimizer(
 
     Its learning rate counts from the start of fine-tuning: see `restart_schedule`.
     """
+    if config.prune in SPARSE:  # masks stay as they are
+        config = dataclasses.replace(config, prune="static")
     schedule = config.finetune_schedule
     rate = learning_rate(config.finetune_learning_rate, schedule, num_steps)
     return method(config, make_regularizer(config, 0.0, 0), rate, num_pruning_steps)
@@ -74,6 +77,8 @@ def method(
     if config.regularizer == "lobster":
         chain = optimizer, scale, regularizer
     chain = optax.chain(*chain)
+    if config.prune in SPARSE:
+        return sparse_training(config, chain, num_pruning_steps)
     return sparse_optax.hide_pruned(chain, pruning(config, num_pruning_steps))
 
 
@@ -96,12 +101,32 @@ def pruning(config: Config, num_steps: int) -> Optimizer:
     )
 
 
+def sparse_training(config: Config, chain: Optimizer, num_steps: int) -> Optimizer:
+    """Returns the optimizer that trains through random masks, or through others too."""
+    settings: dict[str, Any] = {"regrow": None}
+    if config.prune != "static":
+        regrow = "gradient" if config.prune == "rigl" else "random"
+        until = max(round(RAMP * num_steps), config.interval)
+        settings = {"regrow": regrow, "every": config.interval, "until": until}
+    return sparse_optax.sparse_training(
+        chain,
+        config.target_sparsity,
+        key=random_key(config),
+        distribution=config.distribution,
+        mask=prunable(config),
+        **settings,
+    )
+
+
+def random_key(config: Config) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), RANDOM)
+
+
 def criterion(config: Config) -> Any:
     """Returns what ranks the weights: a function of params and gradients."""
-    name = {"snip": "saliency", "random": "random"}.get(config.prune, config.criterion)
+    name = "saliency" if config.prune == "snip" else config.criterion
     if name == "random":
-        key = jax.random.fold_in(jax.random.key(config.seed), RANDOM)
-        return sparse_optax.random(key)
+        return sparse_optax.random(random_key(config))
     if name == "relevance":
         return sparse_optax.relevance(config.scale)
     return sparse_optax.saliency if name == "saliency" else sparse_optax.magnitude

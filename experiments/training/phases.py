@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import sparse_optax
-from experiments.config import AT_INIT, Config, Form
+from experiments.config import AT_INIT, SPARSE, Config, Form
 from experiments.networks.functional import Variables
 from experiments.settings import ExperimentError, check
 from experiments.training import forms, loop, optimizers
@@ -76,8 +76,12 @@ class Phases:
         if config.prune in AT_INIT:  # the untrained network
             variables = self.problem.variables
         state = loop.init_state(variables, self.pruning_optimizer)
-        if config.prune in AT_INIT:
+        if config.prune == "snip":
             state = self.remove(state, sparsity=config.target_sparsity)
+        if config.prune in SPARSE:
+            masks = sparse_optax.get_masks(state.opt_state)
+            params = sparse_optax.apply_masks(state.params, masks)
+            state = state._replace(params=params)
         state = state._replace(step=dense.step)
         return self.problem.devices.replicate(
             sparse_optax.IterativePruningState.start(state)
@@ -111,10 +115,10 @@ class Phases:
 
     def scores(self, state: loop.TrainState) -> Any:
         """Returns what ranks the weights, or None for their magnitudes."""
-        rank = optimizers.criterion(self.config)
-        if rank is sparse_optax.magnitude:
+        criterion = optimizers.criterion(self.config)
+        if criterion is sparse_optax.magnitude:
             return None
         if self.config.criterion == "relevance" and self.config.form != Form():
             return forms.ranking_scores(state.params, state.opt_state)
         grads = self.problem.gradients_at(state.variables, state.step)
-        return rank(state.params, grads)
+        return criterion(state.params, grads)

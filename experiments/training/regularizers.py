@@ -3,8 +3,6 @@
 All share one schedule of the strength, counted in updates since the last pruning step.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,16 +19,14 @@ def make_regularizer(
     """Returns the transformation that adds the gradient of the penalty of a run.
 
     Its coefficient gamma is `strength` right after a pruning step, and decays to zero
-    in `decay_steps` updates, unless they are 0. `update` needs |g| as `abs_grads`. The
-    form of relevance by which weights are ranked is in its state.
+    in `decay_steps` updates, unless they are 0. `update` needs g as `grad`.
     """
     decay = make_decay(config, strength, decay_steps)
-    if config.regularizer == "relevance" or config.criterion != "relevance":
-        return decay
-    if config.form == Form():  # the criterion of the library
-        return decay
-    tracked = add_decay_in_form(config.form, 0.0, config.scale, config.seed)
-    return optax.chain(tracked, decay)
+    ranks = config.criterion == "relevance" and config.form != Form()
+    if ranks and config.regularizer != "relevance":  # its state has the irrelevance
+        form = add_decay_in_form(config.form, 0.0, config.scale, config.seed)
+        return optax.chain(form, decay)
+    return decay
 
 
 def make_decay(
@@ -40,9 +36,9 @@ def make_decay(
     if decay_steps:
         gamma = optax.linear_schedule(gamma, 0.0, decay_steps)
     if config.regularizer == "l1":
-        return scheduled(gamma, lambda gamma, g, w, _: g + gamma * jnp.sign(w))
+        return sparse_optax.add_l1_decay(gamma, mask=None)
     if config.regularizer == "lobster":
-        return add_lobster(gamma)
+        return sparse_optax.add_lobster_decay(gamma, mask=None)
     if config.regularizer == "l2":
         return sparse_optax.add_relevance_decay(
             gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad), mask=None
@@ -51,39 +47,3 @@ def make_decay(
     if config.form == Form() and not config.decoupled:
         return sparse_optax.add_relevance_decay(gamma, config.scale, mask=None)
     return add_decay_in_form(config.form, gamma, config.scale, config.seed)
-
-
-def add_lobster(strength: optax.ScalarOrSchedule) -> Optimizer:
-    """Subtracts strength * max(0, 1 - |g|) * w from a finished update.
-
-    The regularizer of LOBSTER, without its threshold, which the paper finds by
-    bisection where the validation loss no longer falls.
-
-    Source: Tartaglione, Bragagnolo, Fiandrotti and Grangetto, `LOSS-Based SensiTivity
-    rEgulaRization <https://arxiv.org/abs/2011.09905>`_, 2020; `strength` is lambda.
-    """
-    return scheduled(
-        strength, lambda gamma, u, w, abs_g: u - gamma * jnp.maximum(0, 1 - abs_g) * w
-    )
-
-
-def scheduled(
-    strength: optax.ScalarOrSchedule, update: Callable[..., jax.Array]
-) -> Optimizer:
-    """Returns the transformation of every leaf u to `update(gamma, u, w, |g|)`."""
-
-    def init_fn(params):
-        del params
-        return sparse_optax.StepsSincePruning(jnp.zeros([], jnp.int32))
-
-    def update_fn(updates, state, params=None, *, abs_grads=None, **extra_args):
-        del extra_args
-        steps = state.num_steps
-        gamma = strength(steps) if callable(strength) else strength
-        updates = jax.tree.map(
-            lambda *leaves: update(gamma, *leaves), updates, params, abs_grads
-        )
-        steps = jnp.asarray(optax.safe_increment(steps))
-        return updates, sparse_optax.StepsSincePruning(steps)
-
-    return Optimizer(init_fn, update_fn)

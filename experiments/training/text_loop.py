@@ -89,13 +89,12 @@ def make_train(
 def accumulated(optimizer: Optimizer, num_batches: int) -> Optimizer:
     """Returns an optimizer that updates with the mean gradient of some batches.
 
-    It receives |g| of that mean as `abs_grads`. The updates of all batches but the last
+    It receives that mean as `grad`, too. The updates of all batches but the last
     are zero.
     """
 
     def update_fn(updates, state, params=None, **extra_args):
-        extra_args["abs_grads"] = jax.tree.map(jnp.abs, updates)
-        return optimizer.update(updates, state, params, **extra_args)
+        return optimizer.update(updates, state, params, grad=updates, **extra_args)
 
     inner = Optimizer(optimizer.init, update_fn)
     if num_batches == 1:
