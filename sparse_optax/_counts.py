@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import get_abstract_mesh
 
 _LONG = 16  # weights in a row
 _WORD = 1 << 32
@@ -55,64 +56,70 @@ def ratio(a: jax.Array, b: int) -> jax.Array:
 
 def count_true_in(leaves: Iterable[jax.Array]) -> jax.Array:
     """How many elements of all these boolean arrays are true: `int64`."""
-    # A constant XLA would count while it compiles, but for the barrier.
-    leaves = [lax.optimization_barrier(x) for x in leaves]
-    counts = [count_true([x, ~x], range(x.ndim))[0] for x in leaves]
-    return sum(counts, jnp.int64(0))
+    counts = [count_with_complement(x, range(x.ndim)) for x in leaves]
+    return sum((n.astype(jnp.int64) for n in counts), jnp.int64(0))
+
+
+def count_with_complement(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """How many elements of one array are true along the axes, as `count_true`."""
+    # A constant XLA would count while it compiles, but for the first barrier. The
+    # second keeps the count that nobody wants.
+    x = lax.optimization_barrier(x)
+    return lax.optimization_barrier(count_true([x, ~x], axes))[0]
 
 
 def count_true(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
     """How many elements are true along the axes, of several arrays of one shape.
 
-    One pass over all of them, and that by rows, which XLA shares out between the cores
-    of a CPU. Devices exchange sums alone, whatever the sharding.
+    One pass over all of them.
 
     Args:
         arrays: boolean, at least two: of a pass with one count alone XLA makes windows
             on CPU, and that takes 15 times as long.
-        axes: leading ones.
+        axes: the last ones.
 
     Returns:
-        For each array, an `int64` without these axes.
+        For each array, the counts without these axes: `uint32`, or `int64` where they
+        may be larger.
     """
-    shape = arrays[0].shape
-    inner = _axes_of_a_row(shape, axes)
-    words = _sum([x.astype(jnp.uint32) for x in arrays], inner)
-    outer = range(len(axes) - len(inner))
-    # The barriers keep the counts that nobody wants.
-    words = [x.astype(jnp.int64) for x in lax.optimization_barrier(words)]
-    return lax.optimization_barrier(_sum(words, outer)) if outer else words
+    shape = [arrays[0].shape[axis] for axis in axes]
+    is_short = math.prod(shape) < _WORD
+    words = [x.astype(jnp.uint32) for x in arrays]
+    # By rows, which XLA shares out between the cores of a CPU, unless they are so short
+    # that their counts would take memory. Devices exchange whole sums alone.
+    num_outer = 0 if _may_be_sharded(arrays[0]) else 1
+    if is_short and math.prod(shape[1:]) < _LONG:
+        num_outer = 0
+    while math.prod(shape[num_outer:]) >= _WORD:
+        num_outer += 1
+    words = _sum(words, axes[num_outer:])
+    if not is_short:
+        words = [x.astype(jnp.int64) for x in words]
+    return _sum(words, axes[:num_outer]) if num_outer else words
 
 
-def _sum(arrays: Sequence[jax.Array], axes: Sequence[int]) -> Sequence[jax.Array]:
+def _sum(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
     """Sums of several arrays along the axes, in one pass."""
     zeros = [jnp.zeros([], x.dtype) for x in arrays]
-    return lax.reduce(
-        arrays,
+    sums = lax.reduce(
+        list(arrays),
         zeros,
         lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
         tuple(axes),
     )
+    return list(sums)
 
 
-def _axes_of_a_row(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
-    """The last of these axes: as many as have counts below 2^32, but not all if long.
-
-    The rows of one axis are not so short that their counts would take memory.
-    """
-    start = 0
-    while math.prod(shape[axis] for axis in axes[start:]) >= _WORD:
-        start += 1
-    if not start and math.prod(shape[axis] for axis in axes[1:]) >= _LONG:
-        start = 1
-    return tuple(axes[start:])
+def _may_be_sharded(x: jax.Array) -> bool:
+    """Whether devices might each have a part of it, as its type or the context says."""
+    return not (jax.typeof(x).sharding.mesh.empty and get_abstract_mesh().empty)
 
 
 def fraction_of(fraction: jax.typing.ArrayLike, n: jax.Array) -> jax.Array:
     """`float32(fraction) * n`, rounded half to even, with no other rounding.
 
     `fraction` is clamped to [0, 1] (NaN to 0): Python numbers out of range are refused
-    earlier, where they are given, and traced values cannot be. `n` is below 2^39.
+    earlier, where they are given, and traced values cannot be. `n` is below 2^38.
     """
     fraction = jnp.asarray(fraction, jnp.float32)
     fraction = jnp.where(fraction > 0, jnp.minimum(fraction, 1), 0)

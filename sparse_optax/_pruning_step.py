@@ -43,24 +43,35 @@ def remove_units(
     weights = _prunable.prunable_leaves(state.masks, params)
     # The magnitudes of weights are made anew in every pass, and take no memory.
     by_size = scores is None and _layers.is_unstructured(state.rules.structure)
-    if scores is None:
-        ranked = weights if by_size else {n: jnp.abs(w) for n, w in weights.items()}
-    else:
+    if scores is not None:
         ranked = _prunable.prunable_leaves(state.masks, scores)
+    elif by_size:
+        ranked = weights
+    else:
+        ranked = {name: jnp.abs(weight) for name, weight in weights.items()}
     units = state.rules.structure.to_units(ranked, masks)
+    num_layers = _num_layers(state, units)
     with jax.enable_x64(True):
-        target = _target_of(state, units, kind, value)
+        pruned, revived = zip(
+            *(count_pruned(mask, weights[name]) for name, mask in masks.items()),
+            strict=True,
+        )
+        if by_size and not any(num_layers):  # what was just counted
+            removed = jnp.stack([n.astype(jnp.int64) for n in pruned])
+        else:
+            removed = _count_removed(units, num_layers)
+        target = _target_of(state, units, removed, kind, value)
         by_layer = _is_by_layer(state, value)
         removal = _selection.remove_lowest(
             list(units.values()),
             target.most,
             jnp.sum(target.most) if by_layer else target.total,
-            layers=_num_layers(state, units),
+            layers=num_layers,
             by_size=by_size,
             by_layer=by_layer,
         )
         shortfall = _counts.as_word(target.total - removal.total)
-        revived = [count_revived(mask, weights[name]) for name, mask in masks.items()]
+        revived = jnp.stack([_counts.as_word(n) for n in revived])
     kept = dict(zip(units, removal.kept, strict=True))
     return state._replace(
         masks=_prunable.with_leaves(
@@ -68,7 +79,7 @@ def remove_units(
         ),
         num_prunes=optax.safe_increment(state.num_prunes),
         shortfall=shortfall if kind else jnp.zeros_like(shortfall),
-        revived=jnp.stack(revived),
+        revived=revived,
     )
 
 
@@ -82,19 +93,22 @@ def is_needed(state: PruneState, kind: Kind, value: jax.Array) -> jax.Array:
     units = state.rules.structure.to_units(scores, masks)
     with jax.enable_x64(True):
         removed = _count_removed(units, _num_layers(state, units))
-        target = _target_of(state, units, kind, value)
+        target = _target_of(state, units, removed, kind, value)
         if _is_by_layer(state, value):
             return jnp.any(target.most > removed)
         return (target.total > jnp.sum(removed)) & jnp.any(target.most > removed)
 
 
 def _target_of(
-    state: PruneState, units: Mapping[str, Units], kind: Kind | None, value: Any
+    state: PruneState,
+    units: Mapping[str, Units],
+    removed: jax.Array,
+    kind: Kind | None,
+    value: Any,
 ) -> Target:
     """What the layers are to lose: `int64`."""
     rules, shapes = state.rules, _prunable.shapes_of(state.masks)
     num_layers = _num_layers(state, units)
-    removed = _count_removed(units, num_layers)
     caps = jnp.maximum(jnp.array(rules.most_removed, jnp.int64), removed)
     sizes = _sizes(units, num_layers)
     if kind is None:
@@ -142,24 +156,23 @@ def _sizes(units: Mapping[str, Units], num_layers: tuple[int, ...]) -> np.ndarra
 def _count_removed(
     units: Mapping[str, Units], num_layers: tuple[int, ...]
 ) -> jax.Array:
-    """How many units of each layer are removed."""
-    return jnp.concatenate(
-        [
-            _count_false(unit.kept, n)
-            for unit, n in zip(units.values(), num_layers, strict=True)
-        ]
-    )
+    """How many units of each layer are removed: `int64`."""
+    counts = [
+        _count_false(unit.kept, n).reshape(n or 1)
+        for unit, n in zip(units.values(), num_layers, strict=True)
+    ]
+    return jnp.concatenate(counts).astype(jnp.int64)
 
 
 @functools.partial(jax.jit, static_argnames="num_layers")
 def _count_false(kept, num_layers):
     axes = range(1 if num_layers else 0, kept.ndim)
-    kept = lax.optimization_barrier(kept)  # a constant would be counted by the compiler
-    return _counts.count_true([~kept, kept], axes)[0].reshape(num_layers or 1)
+    return _counts.count_with_complement(~kept, axes)
 
 
 @jax.jit
-def count_revived(mask, weight):
-    """How many weights are not zero although the mask calls them pruned."""
+def count_pruned(mask, weight):
+    """How many weights a mask calls pruned, and how many of them are not zero."""
+    mask = lax.optimization_barrier(mask)  # a constant would be counted by the compiler
     revived = ~mask & ~is_zero(jnp.asarray(weight))
-    return _counts.as_word(_counts.count_true([revived, mask], range(mask.ndim))[0])
+    return _counts.count_true([~mask, revived], range(mask.ndim))

@@ -94,6 +94,9 @@ def remove_lowest(
     sizes = [x.kept.size // n for x, n in zip(leaves, num_rows, strict=True)]
     sizes = np.repeat(np.array(sizes, np.int64), num_rows)
     starts, ends = np.cumsum(sizes) - sizes, np.cumsum(num_rows)
+    # Of each leaf, its first column in the halves of what `limits_of` returns.
+    columns = np.stack([ends - num_rows, ends - num_rows + len(sizes)], axis=1)
+    columns = columns.astype(np.uint32)
     num_key_digits = -(-keys.num_bits // _DIGIT)
     num_digits = num_key_digits + -(-int(sizes.sum()).bit_length() // _DIGIT)
 
@@ -102,36 +105,34 @@ def remove_lowest(
         return jnp.int64(1) << (_DIGIT * (last - i))
 
     def limits_of(i, alone, bound, place):
-        """What the next pass compares ranks with, for each leaf."""
+        """What pass `i` compares with: where by key; and where by position."""
 
         def before(place):  # in a leaf
             return jnp.maximum(place - jnp.where(alone, 0, starts), 0)
 
         steps = _CHOICES * step_of(i)
-        by_key = i < num_key_digits
-        tried = jnp.where(by_key, bound + steps, before(place + steps))
-        limits = jnp.concatenate([tried, bound[None], before(place)[None]])
-        # Each leaf's in a part of its own of the state of the loop, so that XLA
-        # compiles one program for all leaves of one shape.
-        return jnp.split(_clip(limits, keys.dtype), ends[:-1], axis=1)
+        found = bound[None], before(place)[None]
+        by_key = jnp.concatenate([bound + steps, *found])
+        by_place = jnp.concatenate([before(place + steps), *found])
+        return _clip(jnp.concatenate([by_key, by_place], axis=1), keys.dtype)
 
     def add_digit(carry):
         i, is_done, alone, bound, place, most, count, limits = carry
         # Keys are made anew for every digit: behind the barrier, or XLA would make
         # them once before the loop, and they would take as much memory as the scores.
         now, limits = lax.optimization_barrier((leaves, limits))
-        by_key = i < num_key_digits
+        by_place = i >= num_key_digits
         counts = [
-            _count(leaf, limit, by_key, keys, num_layers)
-            for leaf, limit, num_layers in zip(now, limits, layers, strict=True)
+            _count(leaf, limits, column, by_place, keys, num_layers)
+            for leaf, column, num_layers in zip(now, columns, layers, strict=True)
         ]
         counts = jnp.stack([jnp.concatenate(n) for n in zip(*counts, strict=True)])
+        counts = counts.astype(jnp.int64)
         in_all = jnp.sum(jnp.minimum(counts, most), axis=1, keepdims=True)
         digit = jnp.sum(jnp.where(alone, counts <= most, in_all <= k), axis=0)
-        taken = jnp.where(digit >= _CHOICES, counts, count)
-        count = jnp.max(taken, axis=0)
-        bound = bound + jnp.where(by_key, digit * step_of(i), 0)
-        place = place + jnp.where(by_key, 0, digit * step_of(i))
+        count = jnp.max(jnp.where(digit >= _CHOICES, counts, count), axis=0)
+        bound = bound + jnp.where(by_place, 0, digit * step_of(i))
+        place = place + jnp.where(by_place, digit * step_of(i), 0)
 
         together = jnp.sum(jnp.minimum(count, most))
         is_exact = jnp.where(alone, jnp.all(count == most), together == k)
@@ -149,7 +150,7 @@ def remove_lowest(
 
     def is_unfinished(carry):
         # Of the number of the pass too, or XLA would try to foresee the last one, which
-        # takes a fifth of the time to compile.
+        # takes long to compile.
         i, is_done, *_ = carry
         return ~is_done & (i < num_digits)
 
@@ -157,19 +158,14 @@ def remove_lowest(
     zero = 0 * jnp.sum(most) + 0 * k
     zeros = 0 * most + zero
     no = zero == 1
-    start = zero, no | by_layer, zeros + keys.lowest, zeros
-    # The same for all layers, and so for all leaves.
-    first = jnp.array([keys.lowest, 0])[:, None] + zero
-    first = jnp.concatenate([keys.lowest + _CHOICES * step_of(zero), first])
-    first = _clip(first, keys.dtype)
-    limits = [jnp.broadcast_to(first, (len(first), n)) for n in num_rows]
-    carry = zero, no, *start[1:], most + zero, zeros, limits
+    start = no | by_layer, zeros + keys.lowest, zeros
+    carry = zero, no, *start, most + zero, zeros, limits_of(zero, *start)
     carry = lax.while_loop(is_unfinished, add_digit, carry)
-    *_, most, count, limits = carry
+    i, *_, most, count, limits = carry
     return Removal(
         [
-            _kept(leaf, limit, keys, num_layers)
-            for leaf, limit, num_layers in zip(leaves, limits, layers, strict=True)
+            _kept(leaf, limits, column, i >= num_key_digits, keys, num_layers)
+            for leaf, column, num_layers in zip(leaves, columns, layers, strict=True)
         ],
         count,
         jnp.sum(jnp.minimum(count, most)),
@@ -216,26 +212,39 @@ class _Keys(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("keys", "num_layers"))
-def _count(leaf, limits, by_key, keys, num_layers):
+def _count(leaf, limits, column, by_place, keys, num_layers):
     """How many units each choice removes, of each layer."""
-    *tried, bound, _ = _in_shape_of(leaf.kept, limits, num_layers)
-    ranks = jnp.where(by_key, keys(leaf), _places(leaf, bound, keys, num_layers))
+    *tried, bound, _ = _limits_of_leaf(leaf, limits, column, by_place, num_layers)
+    ranks = jnp.where(by_place, _places(leaf, bound, keys, num_layers), keys(leaf))
     if leaf.removable is not None:
         never = jnp.iinfo(ranks.dtype).max
         ranks = jnp.where(leaf.kept & ~leaf.removable, never, ranks)
-    axes = tuple(range(1 if num_layers else 0, ranks.ndim))
+    axes = range(1 if num_layers else 0, ranks.ndim)
     counts = _counts.count_true([ranks < limit for limit in tried], axes)
     return [n.reshape(num_layers or 1) for n in counts]
 
 
 @functools.partial(jax.jit, static_argnames=("keys", "num_layers"))
-def _kept(leaf, limits, keys, num_layers):
+def _kept(leaf, limits, column, by_place, keys, num_layers):
     """What is kept in the end."""
-    *_, bound, before = _in_shape_of(leaf.kept, limits, num_layers)
+    *_, bound, before = _limits_of_leaf(leaf, limits, column, by_place, num_layers)
     removed = _places(leaf, bound, keys, num_layers) < before
     if leaf.removable is not None:
         removed &= leaf.removable
     return leaf.kept & ~removed
+
+
+def _limits_of_leaf(leaf, limits, column, by_place, num_layers):
+    """The limits of a leaf: numbers, or vectors along its first axis."""
+    # Looked up where only the loop knows, so that the column is no part of the program:
+    # XLA compiles one for all leaves of one shape.
+    start = lax.dynamic_index_in_dim(
+        column, by_place.astype(jnp.uint32), keepdims=False
+    )
+    sizes = len(limits), num_layers or 1
+    own = lax.dynamic_slice(limits, (jnp.zeros_like(start), start), sizes)
+    shape = (num_layers, *[1] * (leaf.kept.ndim - 1)) if num_layers else ()
+    return [limit.reshape(shape) for limit in own]
 
 
 def _places(leaf, bound, keys, num_layers):
@@ -248,12 +257,6 @@ def _places(leaf, bound, keys, num_layers):
         )
     above = jnp.iinfo(key.dtype).max
     return jnp.where(key < bound, -1, jnp.where(key == bound, place, above))
-
-
-def _in_shape_of(x, limits, num_layers):
-    """Limits that broadcast against `x`: numbers, or vectors along its first axis."""
-    shape = (num_layers, *[1] * (x.ndim - 1)) if num_layers else ()
-    return [limit.reshape(shape) for limit in limits]
 
 
 def _clip(x, dtype):

@@ -200,19 +200,23 @@ def _drop_and_grow(
 
     with jax.enable_x64(True):
         sizes = np.array([m.size for m in old], np.int64)
-        kept = jnp.stack([_counts.count_true_in([m]) for m in old])
+        counts = [
+            _pruning_step.count_pruned(m, w) for m, w in zip(old, weights, strict=True)
+        ]
+        pruned, revived = zip(*counts, strict=True)
+        kept = sizes - jnp.stack([n.astype(jnp.int64) for n in pruned])
         num = jnp.minimum(_counts.fraction_of(fraction, kept), sizes - kept)
         new = remove(weights, old, sizes - kept + num, by_size=True)
         # To grow is to remove from what is inactive, until as many as before are not
         # in it: with the same order among ties, and exactly as many.
         inactive = remove(scores, [~m for m in new], kept)
-        revived = list(map(_pruning_step.count_revived, old, weights))
+        revived = jnp.stack([_counts.as_word(n) for n in revived])
     active = {name: ~m for name, m in zip(masks, inactive, strict=True)}
     return state._replace(
         masks=_prunable.with_leaves(state.masks, active),
         num_prunes=optax.safe_increment(state.num_prunes),
         shortfall=jnp.zeros_like(state.shortfall),
-        revived=jnp.stack(revived),
+        revived=revived,
     )
 
 

@@ -6,10 +6,10 @@ from importlib import metadata
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from experiments.cost import steps, torch_rivals, training_time
+from experiments.cost import compilers, steps, torch_rivals, training_time
 from experiments.cost.measurement import Measurement, table
+from experiments.pages.tables import markdown, short
 from experiments.records import Row
 from experiments.running.environment import environment
 from experiments.settings import setting
@@ -33,8 +33,10 @@ class Settings(Measurement):
         (1_000_000, 10_000_000, 100_000_000, 300_000_000), "[10, inf)"
     )
     """Numbers of weights, in 10 matrices, at which pruning is compared with updates."""
-    leaves: tuple[int, ...] = setting((30, 100, 300), "[1, inf)")
-    """Numbers of matrices for which a pruning step is compiled."""
+    leaves: tuple[int, ...] = setting((30, 300, 1000), "[1, inf)")
+    """Numbers of leaves for which a pruning step is compiled."""
+    compile_for: tuple[compilers.Target, ...] = ()
+    """Measure nothing, and store what the compilers for these devices make instead."""
     turns: int = setting(21, "[1, inf)")
     """Number of comparisons of times."""
 
@@ -55,12 +57,36 @@ class Targets(NamedTuple):
     training: str
 
 
-CPU = Targets({"float32": "1.3"}, "6", "30, at least", "1.05")
+COMPILATION = {300: "8", 1000: "40"}
+CPU = Targets({"float32": "1.3"}, "4", "30, at least", "1.05")
 GPU = Targets({"float32": "1.06", "bfloat16": "1.10"}, "10", "1, at least", "1.03")
 
 
 def main(settings: Settings) -> None:
-    settings.store("benchmark", lambda: measure(settings))
+    for target in settings.compile_for:
+        settings.store("compile_for", lambda target=target: compile(settings, target))
+    if not settings.compile_for:
+        settings.store("benchmark", lambda: measure(settings))
+
+
+def compile(settings: Settings, target: compilers.Target) -> Row:
+    """Returns what a compiler says, of programs for the first size."""
+    size, *_ = settings.sizes
+    rows = list(compilers.analyses(target, size))  # before plugins look for devices
+    return {**environment(), "backend": target, "size": size, "rows": rows}
+
+
+def show_compiled(found: Row) -> str:
+    rows = [
+        {
+            name: f"{x:.2f}" if isinstance(x, float) else "" if x is None else str(x)
+            for name, x in row.items()
+        }
+        for row in found["rows"]
+    ]
+    versions = f"jax {found['versions']['jax']}, commit {short(found['commit'])}"
+    where = f"{found['backend']}, {found['size']:,} weights in 30 matrices ({versions})"
+    return f"Compiled for, not run: {where}\n\n{markdown(rows)}"
 
 
 def measure(settings: Settings) -> Row:
@@ -78,7 +104,7 @@ def measure(settings: Settings) -> Row:
 
 def measure_updates(settings: Settings, targets: Targets) -> Iterator[Found]:
     plain = "`chain(add_decayed_weights, adam)`"
-    chain = "`chain(add_relevance_decay, adam, prune_by_magnitude)`"
+    chain = steps.CHAIN_NAME
     optimizers = {
         plain: steps.PLAIN,
         chain: steps.CHAIN,
@@ -95,13 +121,23 @@ def measure_updates(settings: Settings, targets: Targets) -> Iterator[Found]:
                 yield Found(f"update by {name}, {which}", unit, found["time"], target)
                 yield Found("its reads and writes", "bytes a weight", found["moved"])
                 yield Found("its temporaries", "bytes a weight", found["temporaries"])
-            # Without reads and writes: XLA counts those of the pruning step as well.
-            found = steps.measure_update(
-                steps.CHAIN, size, dtype, 30, turns, prune=jnp.array(False)
-            )
-            what = f"update by {chain} with a traced `prune=False`, {which}"
-            yield Found(what, unit, found["time"])
-            yield Found("its temporaries", "bytes a weight", found["temporaries"])
+            for name, tx, gradual in (
+                (chain, steps.CHAIN, steps.CHAIN_GRADUAL),
+                ("`relevance_pruning(adam)`", steps.WHOLE, steps.WHOLE_GRADUAL),
+            ):
+                # Without reads and writes: XLA counts those of the pruning step too.
+                possible = steps.measure_possible_pruning(
+                    tx, gradual, size, dtype, 30, turns
+                )
+                for how, found in possible.items():
+                    what = f"update by {name} {how}, {which}"
+                    yield Found(what, "the same without", found["time"], "1.15")
+                    yield Found(
+                        "its temporaries",
+                        "bytes a weight",
+                        found["temporaries"],
+                        "1.5",
+                    )
 
 
 def measure_pruning(settings: Settings, targets: Targets) -> Iterator[Found]:
@@ -124,8 +160,11 @@ def measure_pruning(settings: Settings, targets: Targets) -> Iterator[Found]:
             target = targets.sort if name == "`jnp.sort`" else "1, at least"
             yield Found(f"{name}, {size:,} weights", "prunes of them", value, target)
     for number in settings.leaves:
-        what = f"compilation of `prune`, {number} matrices"
-        yield Found(what, "seconds", steps.measure_compilation(number))
+        for name, value in steps.measure_compilation(number).items():
+            target = COMPILATION.get(number, "") if "`prune`" in name[:8] else ""
+            yield Found(
+                f"compilation of {name}, {number} leaves", "seconds", value, target
+            )
 
 
 def measure_training(settings: Settings, targets: Targets) -> Iterator[Found]:

@@ -18,8 +18,22 @@ CHAIN = optax.chain(
     optax.adam(1e-3),
     sparse_optax.prune_by_magnitude(0.1, mask=None),
 )
+CHAIN_NAME = "`chain(add_relevance_decay, adam, prune_by_magnitude)`"
+GRADUAL = sparse_optax.prune_to_sparsity(
+    # Of no pruning step, which would take the time of many updates.
+    sparse_optax.cubic_sparsity(0.0, 0.5, 0, 1_000_000),
+    every=1_000_000,
+    mask=None,
+)
+CHAIN_GRADUAL = optax.chain(
+    sparse_optax.add_relevance_decay(1e-4, mask=None), optax.adam(1e-3), GRADUAL
+)
 PRUNING = sparse_optax.prune_by_magnitude(0.1, mask=None)
 WHOLE = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
+WHOLE_GRADUAL = sparse_optax.hide_pruned(
+    optax.chain(sparse_optax.add_relevance_decay(1e-4, mask=None), optax.adam(1e-3)),
+    GRADUAL,
+)
 DECOUPLED = sparse_optax.relevance_pruning(
     optax.adam(1e-3), 1e-4, decoupled=True, mask=None
 )
@@ -72,7 +86,7 @@ def temporaries(compiled: jax.stages.Compiled, params: list[jax.Array]) -> float
 
 
 def measure_update(
-    tx: Any, size: int, dtype: str, number: int, turns: int, **extra: Any
+    tx: Any, size: int, dtype: str, number: int, turns: int
 ) -> dict[str, float]:
     """Returns the time of an update, relative to plain weight decay.
 
@@ -80,12 +94,40 @@ def measure_update(
     """
     params = matrices(size, number, dtype)
     grads = matrices(size, number, dtype, seed=1)
-    functions = {"time": updates(tx, params, grads, **extra)}
+    functions = {"time": updates(tx, params, grads)}
     times = ratios(functions, updates(PLAIN, params, grads), turns)
-    lowered = make_update(tx).lower(params, tx.init(params), params, **extra)
-    compiled = lowered.compile()
+    compiled = make_update(tx).lower(params, tx.init(params), params).compile()
     moved = compiled.cost_analysis()["bytes accessed"] / sum(w.size for w in params)
     return times | {"moved": moved, "temporaries": temporaries(compiled, params)}
+
+
+def measure_possible_pruning(
+    tx: Any, gradual: Any, size: int, dtype: str, number: int, turns: int
+) -> dict[str, dict[str, float]]:
+    """Returns the times of updates that might prune, relative to such that cannot.
+
+    By a traced flag, and by the number of updates; also the bytes per weight of their
+    temporaries.
+    """
+    params = matrices(size, number, dtype)
+    grads = matrices(size, number, dtype, seed=1)
+    flag = {"prune": jnp.array(False)}
+    kinds = {
+        "with a traced `prune=False`": (tx, flag),
+        "with `prune_to_sparsity`": (gradual, {}),
+    }
+    functions = {
+        name: updates(tx, params, grads, **extra) for name, (tx, extra) in kinds.items()
+    }
+    times = ratios(functions, updates(tx, params, grads), turns)
+
+    def program(tx: Any, extra: dict[str, Any]) -> jax.stages.Compiled:
+        return make_update(tx).lower(params, tx.init(params), params, **extra).compile()
+
+    return {
+        name: {"time": times[name], "temporaries": temporaries(program(*kind), params)}
+        for name, kind in kinds.items()
+    }
 
 
 def measure_prune(
@@ -104,12 +146,38 @@ def measure_prune(
     }
 
 
-def measure_compilation(number: int) -> float:
-    """Returns the seconds that a pruning step of small matrices takes to compile."""
-    params = matrices(number * 40_000, number)
-    state = PRUNING.init(params)
+def network_shapes(number: int) -> list[tuple[int, ...]]:
+    """Returns the shapes of layers of a transformer and of a ResNet."""
+    block = [
+        *[(256, 256), (256,), (256, 1024), (1024, 256), (256,), (256,)],
+        *[(3, 3, 64, 64), (64,), (64,), (1, 1, 64, 256)],
+    ]
+    return (block * (number // len(block) + 1))[:number]
+
+
+def measure_compilation(number: int) -> dict[str, float]:
+    """Returns the seconds that programs for many leaves take to compile."""
+    params = [jax.ShapeDtypeStruct(x, jnp.float32) for x in network_shapes(number)]
+    plain, capped = (
+        sparse_optax.prune_by_magnitude(0.1, mask=None, **caps)
+        for caps in ({}, {"min_kept": 1, "max_sparsity": 0.99})
+    )
     prune = jax.jit(sparse_optax.prune)
-    return seconds(lambda: prune.lower(params, state, 0.1).compile())
+    adam = optax.adam(1e-3)
+
+    def time(function: Any, tx: Any, *args: Any, **extra: Any) -> float:
+        state = jax.eval_shape(tx.init, params)
+        return seconds(lambda: function.lower(params, state, *args, **extra).compile())
+
+    flag = jax.ShapeDtypeStruct((), jnp.bool_)
+    return {
+        "`prune`": time(prune, plain, 0.1),
+        "`prune` with minimum kept and maximum sparsity": time(prune, capped, 0.1),
+        "update with a traced `prune`": time(
+            make_update(CHAIN), CHAIN, params, prune=flag
+        ),
+        "update by `adam`": time(make_update(adam), adam, params),
+    }
 
 
 def measure_rivals(size: int, turns: int) -> dict[str, float]:

@@ -52,6 +52,7 @@ def write(folder: Path) -> None:
         "text": text.text(),
         "cost": {
             "benchmark": measured("benchmark", benchmark.show),
+            "compiled": measured("compile_for", benchmark.show_compiled),
             "footprint": measured("footprint", footprint.show),
         },
         "storage": {
