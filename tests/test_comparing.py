@@ -186,7 +186,8 @@ def test_arms_are_tuned_alike_and_compared_on_other_seeds(plan, task):
             tried = {tuple(getattr(x, n) for n in names) for x in asked["tuning"]}
             assert best in tried and len(tried) >= 3
         controls = {config.form.control for config in asked["comparison"]}
-        has_controls = plan is study.STUDY and config.regularizer == "relevance"
+        by_relevance = "relevance" in (config.regularizer, config.criterion)
+        has_controls = plan is study.STUDY and by_relevance
         assert controls == ({"none", "permuted", "mean"} if has_controls else {"none"})
 
 

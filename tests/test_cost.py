@@ -32,9 +32,12 @@ def test_updates_read_and_write_little_more_than_plain_ones():
         for tx in (steps.PLAIN, steps.CHAIN)
     )
     assert plain["moved"] < chain["moved"] < plain["moved"] + 2
-    traced = jnp.array(False)
-    flagged = steps.measure_update(steps.CHAIN, 2000, "float32", 2, 1, prune=traced)
-    assert flagged["temporaries"] > chain["temporaries"]
+    without = steps.measure_update(steps.CHAIN, 2000, "float32", 2, 1)
+    possible = steps.measure_possible_pruning(
+        steps.CHAIN, steps.CHAIN_GRADUAL, 2000, "float32", 2, 1
+    )
+    for found in possible.values():
+        assert without["temporaries"] < found["temporaries"] < 4
 
 
 def test_ratios_are_of_times_of_the_same_turn(monkeypatch):
