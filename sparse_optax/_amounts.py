@@ -95,8 +95,8 @@ def _number(name: Kind, value: Any, step: jax.Array) -> jax.Array:
 
 
 def target_of(
-    kind: Kind,
-    value: jax.Array,
+    kind: Kind | None,
+    value: Any,
     distribution: Distribution,
     removed: jax.Array,
     sizes: np.ndarray,
@@ -106,7 +106,7 @@ def target_of(
     """What the layers are to lose, those units included that they have lost.
 
     Args:
-        kind: of the amount.
+        kind: of the amount; None for all that may be removed.
         value: a number, or one for each layer.
         distribution: of the amount over the layers.
         removed: how many units of each layer are removed, `int64`.
@@ -114,17 +114,19 @@ def target_of(
         caps: how many units of each layer may be removed.
         shapes: of the weights of each layer, for "erk".
     """
-    caps = jnp.maximum(caps, removed)
+    most = jnp.maximum(caps, removed)
+    if kind is None:
+        return Target(most, jnp.sum(most))
     if distribution == "global" and not value.ndim:
         total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
-        return Target(caps, total)
+        return Target(most, total)
     if distribution == "erk":
         total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
         wanted = _erk(total, sizes, shapes)
     else:
         wanted = _after(kind, value, removed, sizes)
     wanted = jnp.maximum(wanted, removed)
-    return Target(jnp.minimum(wanted, caps), jnp.sum(wanted))
+    return Target(jnp.minimum(wanted, most), jnp.sum(wanted))
 
 
 def _after(kind: Kind, value: Any, removed: jax.Array, size: Any) -> jax.Array:

@@ -9,7 +9,7 @@ a state keeps has types that JAX has without that: a `Count` of two words.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def _may_be_sharded(x: jax.Array) -> bool:
     return not (jax.typeof(x).sharding.mesh.empty and get_abstract_mesh().empty)
 
 
-def fraction_of(fraction: jax.typing.ArrayLike, n: jax.Array) -> jax.Array:
+def fraction_of(fraction: jax.typing.ArrayLike, n: Any) -> jax.Array:
     """`float32(fraction) * n`, rounded half to even, with no other rounding.
 
     `fraction` is clamped to [0, 1] (NaN to 0): Python numbers out of range are refused

@@ -97,7 +97,7 @@ def _was_prune_state(node: Any) -> bool:
     return isinstance(node, Mapping) and {"masks", "num_prunes"} <= set(node)
 
 
-def num_prunes(opt_state: optax.OptState) -> jax.Array:
+def num_prunes(opt_state: Any) -> jax.Array:
     """How many pruning steps all transformations together have made."""
     counts = [state.num_prunes for state in prune_states(opt_state)]
     return jnp.sum(jnp.stack(counts))

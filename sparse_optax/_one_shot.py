@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import jax
 import optax
 
-from sparse_optax import _criteria, _masks, _pruning, _states, _trees
+from sparse_optax import _criteria, _masks, _pruning, _states
 from sparse_optax._caps import Caps
 from sparse_optax._criteria import Criterion, Scores
+from sparse_optax._find_states import get_masks
 from sparse_optax._layers import StructureArgument
 from sparse_optax._leaves import Mask
 from sparse_optax._prune_state import Distribution
@@ -79,7 +80,7 @@ def one_shot(
         criterion=None if scores is not None else criterion,
         scores=scores,
     )
-    return params, _trees.unbox(state.masks)
+    return params, get_masks(state)
 
 
 def straight_through(params: optax.Params, masks: optax.Params) -> optax.Params:

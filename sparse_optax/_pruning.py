@@ -142,7 +142,9 @@ def prune_by(
     def init_fn(params) -> Any:
         return prunable.init(params)
 
-    def update_fn(updates, state, params=None, *, prune=False, grad=None, **extra_args):
+    def update_fn(
+        updates, state, params: Any = None, *, prune=False, grad=None, **extra_args
+    ) -> Any:
         del extra_args
         flag = _arguments.as_flag(prune)
         state = prunable.check(state, params, counts_updates=False)
@@ -306,7 +308,9 @@ def prune_to_sparsity(
     def init_fn(params) -> Any:
         return prunable.init(params)._replace(num_updates=jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None, *, grad=None, **extra_args):
+    def update_fn(
+        updates, state, params: Any = None, *, grad=None, **extra_args
+    ) -> Any:
         del extra_args
         state = prunable.check(state, params, counts_updates=True)
         _fit.check_masks_fit(state.masks, updates, "updates")
@@ -362,7 +366,7 @@ def _only_prunable(masks, tree):
     )
 
 
-def the_amount(structure: Any, **given: Value) -> tuple[Kind | None, Value]:
+def the_amount(structure: Any, **given: Value) -> tuple[Any, Value]:
     """The one amount that is given, and its kind; without one, both are None.
 
     Raises:
@@ -372,6 +376,7 @@ def the_amount(structure: Any, **given: Value) -> tuple[Kind | None, Value]:
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"give one of {', '.join(given)}; got {given}.")
+    kind: Any
     kind, value = next(iter(given.items()), (None, None))
     if kind is not None:
         _amounts.check_amount(kind, value)

@@ -109,12 +109,10 @@ def _target_of(
     """What the layers are to lose: `int64`."""
     rules, shapes = state.rules, _prunable.shapes_of(state.masks)
     num_layers = _num_layers(state, units)
-    caps = jnp.maximum(jnp.array(rules.most_removed, jnp.int64), removed)
+    caps = np.array(rules.most_removed, np.int64)
     sizes = _sizes(units, num_layers)
-    if kind is None:
-        return Target(caps, jnp.sum(caps))
     layer_shapes = None
-    if rules.distribution == "erk":
+    if isinstance(rules.structure, _layers.ByLeaf):
         by_name = rules.structure.layer_shapes(shapes)
         layer_shapes = [
             by_name[name]

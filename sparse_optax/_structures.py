@@ -174,11 +174,11 @@ class Block(LeafStructure):
     """
 
     shape: Shape
-    axes: Shape | None = None
+    axes: Shape = ()
     pool: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
-        axes = range(-len(self.shape), 0) if self.axes is None else self.axes
+        axes = self.axes or range(-len(self.shape), 0)
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "axes", tuple(axes))
         for length in self.shape:

@@ -1,6 +1,6 @@
 """What an update and a pruning step of random matrices cost, with nothing around."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -79,7 +79,7 @@ def updates(tx: Any, *args: Any, **extra: Any) -> Callable[[], Any]:
     return repeated(make_update(tx), UPDATES_PER_CALL, tx, *args, **extra)
 
 
-def temporaries(compiled: jax.stages.Compiled, params: list[jax.Array]) -> float:
+def temporaries(compiled: jax.stages.Compiled, params: Sequence[Any]) -> float:
     """Returns the bytes per weight of the temporaries of a program."""
     memory = cast(Any, compiled.memory_analysis())
     return memory.temp_size_in_bytes / sum(w.size for w in params)
