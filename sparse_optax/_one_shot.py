@@ -64,7 +64,6 @@ def one_shot(
     """
     tx = _pruning.prune_by(
         criterion,
-        count=0,
         structure=structure,
         distribution=distribution,
         stacked=stacked,

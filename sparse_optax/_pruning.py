@@ -69,8 +69,9 @@ def prune_by(
         fraction: of the remaining units, in [0, 1], or an optax schedule of the number
             of pruning steps so far. Used as a `float32`. A dict from regular
             expressions of names to such gives each leaf its own (the first match wins).
-        count: how many units to remove, in place of `fraction`; given like that. Give
-            neither for all that the structure allows: `NM` only.
+        count: how many units to remove, in place of `fraction`; given like that.
+            Without either, a pruning step removes all that the structure allows (`NM`
+            only); others get their amount from `sparse_optax.prune`.
         structure: what is removed as a whole: `Unstructured()`, `NM(2, 4)`,
             `Block((4, 4))`, `Channel()`; or a dict from regular expressions to such.
         distribution: "global" ranks the units of all leaves together; "uniform" removes
@@ -104,11 +105,10 @@ def prune_by(
     Raises:
         TypeError: if an argument is of the wrong type, or if `mask` names a leaf that
             cannot be pruned.
-        ValueError: if one is out of range, if no amount is given and the structure
-            needs one, if `mask` or `structure` does not fit or selects nothing; by
-            `update`, if it gets no params, if the criterion needs gradients and a
-            pruning step may be made without, or if the state is that of other params or
-            arguments.
+        ValueError: if one is out of range, or if `mask` or `structure` does not fit or
+            selects nothing; by `update`, if it gets no params, if a pruning step may be
+            made without an amount or gradients that it needs, or if the state is that
+            of other params or arguments.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -150,6 +150,7 @@ def prune_by(
         state = prunable.check(state, params, counts_updates=False)
         _fit.check_masks_fit(state.masks, updates, "updates")
         if flag is not False:
+            check_amount_is_given(kind, structure)
             amount = amount_at(kind, value, state.num_prunes, state)
 
             def remove():
@@ -378,28 +379,27 @@ def the_amount(structure: Any, **given: Value) -> tuple[Any, Value]:
         raise ValueError(f"give one of {', '.join(given)}; got {given}.")
     kind: Any
     kind, value = next(iter(given.items()), (None, None))
-    if kind is not None:
-        _amounts.check_amount(kind, value)
-    check_amount_fits(kind, value, structure)
-    return kind, value
-
-
-def check_amount_fits(kind: Kind | None, value: Value, structure: Any) -> None:
-    """Raises if a structure does not allow an amount, or needs one."""
+    if kind is None:
+        return None, None
+    _amounts.check_amount(kind, value)
     highest = _layers.highest_sparsity(structure)
-    if kind is None and highest == 1:
-        raise ValueError(
-            "an amount is needed, fraction, count or sparsity: a structure alone says "
-            f"how much to remove only where it is NM everywhere; got {structure}."
-        )
-    if kind in (None, "count"):
-        return
     for number in value.values() if isinstance(value, Mapping) else [value]:
-        if isinstance(number, int | float) and number > highest:
+        if isinstance(number, int | float) and kind != "count" and number > highest:
             raise ValueError(
                 f"{kind} must be at most {highest:g}, which {structure} allows; got "
                 f"{number!r}."
             )
+    return kind, value
+
+
+def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
+    """Raises at a pruning step without an amount, unless the structure says enough."""
+    if kind is None and _layers.highest_sparsity(structure) == 1:
+        raise ValueError(
+            "a pruning step needs fraction, count or sparsity: the structure "
+            "alone says how much to remove only where it is NM everywhere; got "
+            f"{structure}."
+        )
 
 
 def _spread(distribution: Distribution, value: Value) -> Distribution:

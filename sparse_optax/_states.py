@@ -109,6 +109,7 @@ def prune(
         nonlocal weights
         _fit.check_masks_fit(state.masks, params, "params")
         kind, value = _pruning.the_amount(state.rules.structure, **amounts)
+        _pruning.check_amount_is_given(kind, state.rules.structure)
         ranking = scores
         if scores is not None:
             _pruning.check_scores(state.masks, scores)

@@ -44,12 +44,12 @@ def make_step(tx):
     return step
 
 
-def make_chain(optimizer, strength=0.01, scale=0.1, fraction=0.3, scope="global"):
+def make_chain(optimizer, strength=0.01, scale=0.1, fraction=0.3, distribution="global"):
     """Decay, an optimizer and pruning, of all leaves."""
     return optax.chain(
         sparse_optax.add_relevance_decay(strength, scale, mask=None),
         optimizer,
-        sparse_optax.prune_by_magnitude(fraction, scope=scope, mask=None),
+        sparse_optax.prune_by_magnitude(fraction, distribution=distribution, mask=None),
     )
 
 

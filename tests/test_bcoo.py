@@ -80,7 +80,7 @@ def equinox_model():
 @pytest.mark.parametrize("make", [nnx_model, linen_model, equinox_model])
 def test_models_run_on_sparse_matrices(make, compiled):
     params, run = make()
-    tx = sparse_optax.prune_by_magnitude()
+    tx = sparse_optax.prune_by_magnitude(0.1)
     params, _ = sparse_optax.prune(params, tx.init(params), 0.5)
     sparse = sparse_optax.to_bcoo(params)
     leaves = jax.tree.leaves(sparse, is_leaf=lambda x: isinstance(x, BCOO))

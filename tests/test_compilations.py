@@ -117,7 +117,7 @@ CALLS: dict[str, Any] = {
         pruned(
             s,
             optax.chain(
-                sparse_optax.prune_by_magnitude(), sparse_optax.prune_by_magnitude()
+                sparse_optax.prune_by_magnitude(0.1), sparse_optax.prune_by_magnitude(0.1)
             ),
         )[1]
     ),
@@ -179,7 +179,7 @@ KINDS_OF_NUMBERS = [
 @pytest.mark.parametrize("argument", ["fraction", "sparsity"])
 def test_prune_compiles_once_for_all_kinds_of_numbers(argument):
     params = tree(0)
-    state = sparse_optax.prune_by_magnitude().init(params)
+    state = sparse_optax.prune_by_magnitude(0.1).init(params)
     sparse_optax.prune(params, state, **{argument: 0.125})
     for number in KINDS_OF_NUMBERS:
         call = lambda x=number: sparse_optax.prune(params, state, **{argument: x})  # noqa: E731
@@ -187,7 +187,7 @@ def test_prune_compiles_once_for_all_kinds_of_numbers(argument):
 
 
 def iterate_with_all_new(seed):
-    tx = sparse_optax.prune_by_magnitude()
+    tx = sparse_optax.prune_by_magnitude(0.1)
     state = TrainState.create(apply_fn=None, params=tree(seed), tx=tx)
 
     def prune(state):
@@ -207,7 +207,7 @@ def test_new_functions_and_training_states_compile_nothing():
 
 def test_a_number_on_the_device_stays_there():
     params = tree(0)
-    state, fraction = sparse_optax.prune_by_magnitude().init(params), jnp.float32(0.5)
+    state, fraction = sparse_optax.prune_by_magnitude(0.1).init(params), jnp.float32(0.5)
     with jax.transfer_guard("disallow"):
         sparse_optax.prune(params, state, fraction)
 

@@ -31,8 +31,8 @@ def decay(inject=lambda make, *static: make):
 
 
 def prune_link(inject=lambda make, *static: make):
-    tx = inject(sparse_optax.prune_by_magnitude, "mask", "scope")
-    return optax.chain(decay(inject), tx(fraction=0.5, scope="global", mask=None))
+    tx = inject(sparse_optax.prune_by_magnitude, "mask", "distribution")
+    return optax.chain(decay(inject), tx(fraction=0.5, distribution="global", mask=None))
 
 
 def prune_to_sparsity(inject=lambda make, *static: make):
@@ -272,7 +272,7 @@ def test_vmap_with_some_that_prune_and_some_that_do_not():
     step = jax.jit(jax.vmap(lambda p, s, g, f: make_step(tx)(p, s, g, prune=f)))
     _, state = step(params, jax.vmap(tx.init)(params), params, jnp.array([True, False]))
     np.testing.assert_array_equal(state.pruning.num_prunes, [1, 0])
-    np.testing.assert_array_equal(state.decay.steps_since_prune, [0, 1])
+    np.testing.assert_array_equal(state.optimizer[0].num_steps, [0, 1])
     masks = jax.tree.leaves(masks_of(state))
     assert [num_kept([m[i] for m in masks]) for i in range(2)] == [20, 40]
 

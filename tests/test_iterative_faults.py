@@ -154,7 +154,7 @@ def test_a_sparsity_that_was_asked_for_is_reached():
 
 
 def test_two_transformations_over_one_leaf_count_it_once():
-    tx = optax.chain(sparse_optax.prune_by_magnitude(), PRUNING)
+    tx = optax.chain(sparse_optax.prune_by_magnitude(0.1), PRUNING)
     state = INTERLEAVED, tx.init(INTERLEAVED)
     rounds = list(run(tx, identity, prune=pruner(0.5), state=state))
     assert [r.sparsity for r in rounds] == [0, 0.5, 0.75, 0.87]  # 12.5 to even

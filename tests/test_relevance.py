@@ -109,7 +109,7 @@ def test_schedules_see_zero_after_init_and_after_a_pruning_step(flag):
     )
     params, grads = jnp.ones(2), jnp.float32([0.0, 1.0])
     state, seen = tx.init(params), []
-    assert state.steps_since_prune == 0
+    assert state.num_steps == 0
     update = jax.jit(tx.update) if flag is jnp.array else tx.update
     for prune in [False, False, True, False, True, True, False, False]:
         updates, state = update(grads, state, params, prune=flag(prune))
@@ -121,7 +121,7 @@ def test_schedules_see_zero_after_init_and_after_a_pruning_step(flag):
     assert seen == [0, 1, 2, 0, 1, 0, 0, 1]
     for extra in ({}, {"prune": None}):
         _, state = tx.update(grads, state, params, **extra)
-    assert state.steps_since_prune == 4
+    assert state.num_steps == 4
 
 
 def test_another_irrelevance():

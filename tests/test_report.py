@@ -10,7 +10,7 @@ PARAMS = {"kernel": jnp.arange(1.0, 101).reshape(10, 10), "bias": jnp.zeros(20)}
 
 
 def pruned():
-    tx = sparse_optax.prune_by_magnitude()
+    tx = sparse_optax.prune_by_magnitude(0.1)
     params, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 0.5)
     return params, sparse_optax.get_masks(state)
 

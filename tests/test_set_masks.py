@@ -117,7 +117,7 @@ def test_masks_are_placed_like_those_in_the_state():
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(jnp.ones((4, 3)), rows)
-    tx = sparse_optax.prune_by_magnitude()
+    tx = sparse_optax.prune_by_magnitude(0.1)
     shardings = jax.tree.map(
         lambda x: rows if x.shape == params.shape else everywhere,
         jax.eval_shape(tx.init, params),

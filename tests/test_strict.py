@@ -29,9 +29,9 @@ def test_every_kind_of_pruning_step_works():
     floors = {"min_kept": 2, "max_sparsity": 0.9}
     for tx in (
         sparse_optax.prune_by_magnitude(0.5, **floors),
-        sparse_optax.prune_to_sparsity(0.5, scope="leaf", **floors),
+        sparse_optax.prune_to_sparsity(0.5, distribution="uniform", **floors),
         sparse_optax.relevance_pruning(
-            optax.sgd(0.1), 0.1, scope="leaf", decoupled=True, **floors
+            optax.sgd(0.1), 0.1, distribution="uniform", decoupled=True, **floors
         ),
     ):
         state = tx.init(params)

@@ -22,7 +22,7 @@ from helpers import (
 )
 
 import sparse_optax
-from sparse_optax import PruneState, RelevanceDecayState
+from sparse_optax import PruneState, StepsSincePruning
 
 SIZE = 40  # weights in the tree of these tests
 LABELS = {"dense": {"bias": "a", "kernel": "b"}}
@@ -121,8 +121,8 @@ def test_zeros_are_kept(wrapper):
         assert num_nonzero(after) == num_nonzero(pruned)
     chex.assert_trees_all_equal(sparse_optax.get_masks(after_state), masks)
     prunes = {int(s.num_prunes) for s in find_states(after_state, PruneState)}
-    steps = find_states(after_state, RelevanceDecayState)
-    assert prunes == {1} and {int(s.steps_since_prune) for s in steps} == {2}
+    steps = find_states(after_state, StepsSincePruning)
+    assert prunes == {1} and {int(s.num_steps) for s in steps} == {2}
 
     # Masks of zeros that are there already.
     zeros = jax.tree.map(lambda w: jnp.where(w > 0.3, w, 0), random_tree(0))
@@ -339,9 +339,9 @@ def test_transformations_inside_of_relevance_pruning_are_reached():
     tx = whole(optax.chain(decay(), optax.sgd(0.1), gradual))
     params = {"w": jnp.arange(1.0, 9.0)}
     _, state = tx.update(params, tx.init(params), params)
-    assert state.optimizer[0].steps_since_prune == 1
+    assert state.optimizer[0].num_steps == 1
     _, state = sparse_optax.prune(params, state, 0.5)
-    assert state.decay.steps_since_prune == state.optimizer[0].steps_since_prune == 0
+    assert state.decay.num_steps == state.optimizer[0].num_steps == 0
     assert state.pruning.num_prunes == state.optimizer[2].num_prunes == 1
     zeros = {"w": jnp.zeros(8)}
     state = sparse_optax.masks_from_zeros(zeros, state, mask=None)

@@ -93,7 +93,7 @@ def pruning(config: Config, num_steps: int) -> Optimizer:
         mask=prunable(config),
     )
     if config.prune != "gradual":  # `Phases` says how much
-        return sparse_optax.prune_by(criterion(config), count=0, **settings)
+        return sparse_optax.prune_by(criterion(config), **settings)
     end = max(round(RAMP * num_steps), 1)
     cubic = sparse_optax.cubic_sparsity(0.0, config.target_sparsity, 0, end)
     return sparse_optax.prune_to_sparsity(
