@@ -127,7 +127,7 @@ class Config:
     structure: str = after_dense(
         "unstructured", only={"prune": ("gated", "gradual", "snip")}
     )
-    """What is removed as a whole, of matrices alone: N:M for all but N of M inputs in a
+    """What is removed as a whole, of kernels alone: N:M for all but N of M inputs in a
     row, such as 2:4; blockHxW, such as block4x4; channel for all weights of an output;
     or each weight of any leaf (unstructured)."""
     distribution: Distribution = after_dense("global")

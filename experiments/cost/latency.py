@@ -151,8 +151,7 @@ def variants(
 
 
 def pruned(network: Variables, sparsity: float) -> Variables:
-    state = sparse_optax.prune_by_magnitude(0.1, mask=None).init(network.params)
-    params, _ = sparse_optax.prune(network.params, state, sparsity=sparsity)
+    params, _ = sparse_optax.one_shot(network.params, sparsity, mask=None)
     return network._replace(params=params)
 
 

@@ -145,13 +145,13 @@ def structure(text: str) -> Any:
 
 
 def prunable(config: Config) -> Any:
-    """Returns which leaves may be pruned: all of them, or matrices by a structure.
+    """Returns which leaves may be pruned: all of them, or kernels by a structure.
 
     Norms are spared before the training, as in the code of the authors of SNIP: a scale
     of zero removes a whole channel.
     """
     if config.structure != "unstructured":
-        return "matrices"
+        return {".*/kernel": True}
     if config.prune not in AT_INIT:
         return None
     return functools.partial(
