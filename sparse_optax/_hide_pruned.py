@@ -117,6 +117,8 @@ def update_hidden(
     if "grad" in extra_args:
         extra_args["grad"] = hide(extra_args["grad"], masks)
     updates, opt_state = optimizer.update(hidden, opt_state, weights, **extra_args)
+    # Once more, as some add to moments of weights that have no gradient (adabelief).
+    opt_state = clear_pruned(opt_state, masks)
     return _pruning.make_zero(updates, masks, params), opt_state
 
 

@@ -325,8 +325,9 @@ def prune_to_sparsity(
             return _pruning_step.remove_units(state, params, scores, "sparsity", amount)
 
         def remove_if_needed():
-            needed = _pruning_step.is_needed(state, "sparsity", amount)
-            return lax.cond(needed, remove, lambda: state)
+            needed, shortfall = _pruning_step.is_needed(state, "sparsity", amount)
+            unchanged = state._replace(shortfall=shortfall)
+            return lax.cond(needed, remove, lambda: unchanged)
 
         is_due = num_updates % every == 0
         state = lax.cond(is_due, remove_if_needed, lambda: state)

@@ -84,19 +84,24 @@ def remove_units(
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def is_needed(state: PruneState, kind: Kind, value: jax.Array) -> jax.Array:
-    """Whether a pruning step to this amount would remove something, if it may."""
+def is_needed(
+    state: PruneState, kind: Kind, value: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Whether a pruning step to this amount would remove something; else its shortfall.
+
+    Where the structure allows no more, that is found by the pruning step alone.
+    """
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
-        return jnp.zeros([], bool)
+        return jnp.zeros([], bool), state.shortfall
     scores = {name: jnp.zeros(mask.shape, jnp.float32) for name, mask in masks.items()}
     units = state.rules.structure.to_units(scores, masks)
     with jax.enable_x64(True):
         removed = _count_removed(units, _num_layers(state, units))
         target = _target_of(state, units, removed, kind, value)
-        if _is_by_layer(state, value):
-            return jnp.any(target.most > removed)
-        return (target.total > jnp.sum(removed)) & jnp.any(target.most > removed)
+        missing = target.total - jnp.sum(removed)
+        needed = (missing > 0) & jnp.any(target.most > removed)
+        return needed, _counts.as_word(jnp.maximum(missing, 0))
 
 
 def _target_of(

@@ -26,9 +26,9 @@ NUM_STEPS = 24
 SHAPES = {"bias": (7,), "conv": (2, 3, 4), "kernel": (6, 7)}
 
 
-def drop(weights, masks, amount, scope):
+def drop(weights, masks, amount, distribution):
     """Masks without `amount(remaining, total)` of the smallest, by a stable sort."""
-    groups = [list(masks)] if scope == "global" else [[name] for name in masks]
+    groups = [list(masks)] if distribution == "global" else [[name] for name in masks]
     result = {}
     for names in groups:
         of_group = {name: masks[name] for name in names}
@@ -44,26 +44,34 @@ def to_sparsity(sparsity):
 class Reference:
     """Relevance decay, Adam and pruning; `whole` as `relevance_pruning` does it."""
 
-    def __init__(self, params, scope, whole=False, decoupled=False):
+    def __init__(self, params, distribution, whole=False, decoupled=False):
         self.params = {name: np.array(p, np.float64) for name, p in params.items()}
         self.masks = {name: np.ones(p.shape, bool) for name, p in params.items()}
         self.mu = {name: np.zeros(p.shape) for name, p in params.items()}
         self.nu = {name: np.zeros(p.shape) for name, p in params.items()}
-        self.scope, self.whole, self.decoupled = scope, whole, decoupled
-        self.count = self.steps_since_prune = self.num_prunes = 0
+        self.distribution, self.whole = distribution, whole
+        self.decoupled = decoupled
+        self.count = self.num_steps = self.num_prunes = 0
 
     def step(self, grads, amount=None):
         """One step, that drops `amount` of weights where it is given."""
         self.count += 1
-        strength = STRENGTH * max(0.0, 1 - self.steps_since_prune / DECAY_STEPS)
+        if amount is not None:
+            self.masks = drop(self.params, self.masks, amount, self.distribution)
+            self.num_steps = 0
+            self.num_prunes += 1
+        strength = STRENGTH * max(0.0, 1 - self.num_steps / DECAY_STEPS)
         stored = {}
         for name, w in self.params.items():
             g = np.asarray(grads[name], np.float64)
+            if self.whole:  # nothing of a pruned weight is left, from this step on
+                mask = self.masks[name]
+                w, g = np.where(mask, w, 0), np.where(mask, g, 0)
+                self.mu[name] = np.where(mask, self.mu[name], 0)
+                self.nu[name] = np.where(mask, self.nu[name], 0)
             shrink = 2 * strength * np.exp(-np.abs(g) / SCALE) * w
             if not self.decoupled:
                 g = g + shrink
-            if self.whole:
-                g = np.where(self.masks[name], g, 0)
             self.mu[name] = B1 * self.mu[name] + (1 - B1) * g
             self.nu[name] = B2 * self.nu[name] + (1 - B2) * g**2
             mu = self.mu[name] / (1 - B1**self.count)
@@ -72,16 +80,8 @@ class Reference:
             if self.decoupled:
                 update = update - shrink
             stored[name] = np.where(self.masks[name], w + update, 0)
-        self.steps_since_prune += 1
-        if amount is not None:
-            self.masks = drop(stored, self.masks, amount, self.scope)
-            self.steps_since_prune = 0
-            self.num_prunes += 1
-            if self.whole:
-                for name, mask in self.masks.items():
-                    self.mu[name] = np.where(mask, self.mu[name], 0)
-                    self.nu[name] = np.where(mask, self.nu[name], 0)
-        self.params = {n: np.where(self.masks[n], w, 0) for n, w in stored.items()}
+        self.num_steps += 1
+        self.params = stored
 
 
 class Form(NamedTuple):
@@ -93,7 +93,8 @@ class Form(NamedTuple):
 
     def parts(self, state):
         if self.whole:
-            return state.decay, state.optimizer[0], state.pruning
+            decay, adam = state.optimizer
+            return decay, adam[0], state.pruning
         return state[0], state[1][0], state[2]
 
 
@@ -138,17 +139,17 @@ def assert_same_masks(masks, expected):
 
 
 @pytest.mark.parametrize(
-    ("form", "scope"),
-    [("chain", "leaf"), ("coupled", "global"), ("decoupled", "leaf")],
+    ("form", "distribution"),
+    [("chain", "uniform"), ("coupled", "global"), ("decoupled", "uniform")],
 )
-def test_the_method_through_adam_in_float64(form, scope):
+def test_the_method_through_adam_in_float64(form, distribution):
     form = FORMS[form]
     shares = [0.5, 0.1, 0.25, 0.37]
     with jax.enable_x64(True):
         shares_now = lambda n: jnp.array(shares)[n]  # noqa: E731
-        tx = form.make(ADAM, FADING, SCALE, shares_now, scope=scope)
+        tx = form.make(ADAM, FADING, SCALE, shares_now, distribution=distribution)
         params, gradient = problem(np.float64)
-        reference = Reference(params, scope, form.whole, form.decoupled)
+        reference = Reference(params, distribution, form.whole, form.decoupled)
         state, step = tx.init(params), jax.jit(make_step(tx))
         for i in range(NUM_STEPS):
             amount = None
@@ -162,7 +163,7 @@ def test_the_method_through_adam_in_float64(form, scope):
             assert_close(params, reference.params, rtol=1e-6, atol=1e-8)
             assert_close(adam.mu, reference.mu, rtol=1e-6, atol=1e-8)
             assert_close(adam.nu, reference.nu, rtol=1e-6, atol=1e-8)
-            assert decay.steps_since_prune == reference.steps_since_prune
+            assert decay.num_steps == reference.num_steps
             assert pruning.num_prunes == reference.num_prunes
             for name, mask in reference.masks.items():
                 assert params[name].dtype == np.float64
@@ -176,22 +177,22 @@ def falling(step):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "every", "scope"),
+    ("schedule", "every", "distribution"),
     first_unmarked(
         # It ends between two pruning steps, of which the second reaches 90 %.
         (optax.linear_schedule(0.1, 0.9, NUM_STEPS - 5), 7, "global"),
-        (falling, 1, "leaf"),
+        (falling, 1, "uniform"),
         (falling, 3, "global"),
         (0.0, 3, "global"),
-        (1.0, 3, "leaf"),
+        (1.0, 3, "uniform"),
         (0.5, 1, "global"),  # of an odd number
         quick=2,
     ),
 )
-def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
+def test_pruning_to_a_sparsity_step_by_step(schedule, distribution, every):
     tx = optax.chain(
         optax.sgd(0.125),  # exact, however it is compiled
-        sparse_optax.prune_to_sparsity(schedule, every=every, scope=scope, mask=None),
+        sparse_optax.prune_to_sparsity(schedule, every=every, distribution=distribution, mask=None),
     )
     params, gradient = problem(np.float32)
     state, step = tx.init(params), jax.jit(make_step(tx))
@@ -199,11 +200,11 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
     num_prunes = 0
     for i in range(NUM_STEPS):
         grads = gradient(params, i)
-        stored = {n: np.asarray(params[n]) - grads[n] / 8 for n in SHAPES}
+        given = jax.tree.map(np.asarray, params)
         params, state = step(params, state, grads)
         target = float(schedule(i + 1) if callable(schedule) else schedule)
         if (i + 1) % every == 0:
-            following = drop(stored, masks, to_sparsity(target), scope)
+            following = drop(given, masks, to_sparsity(target), distribution)
             num_prunes += any(np.any(following[n] != masks[n]) for n in SHAPES)
             masks = following
         pruning = state[-1]
@@ -219,17 +220,15 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, scope, every):
         assert sparse_optax.sparsity(masks) == np.float32(exact_share(0.9, 73) / 73)
 
 
-@pytest.mark.parametrize("scope", first_unmarked("leaf", "global"))
-def test_pruning_to_a_sparsity_outside_of_a_step(scope):
+@pytest.mark.parametrize("distribution", first_unmarked("uniform", "global"))
+def test_pruning_to_a_sparsity_outside_of_a_step(distribution):
     params, _ = problem(np.float32)
-    tx = make_chain(ADAM)
+    tx = make_chain(ADAM, distribution=distribution)
     start, start_state = sparse_optax.prune(params, tx.init(params), 0.3)
     masks = jax.tree.map(np.asarray, sparse_optax.get_masks(start_state))
     for sparsity in (0.0, 0.2, 0.5, 0.9, 1.0):
-        result, state = sparse_optax.prune(
-            start, start_state, sparsity=sparsity, scope=scope
-        )
-        expected = drop(params, masks, to_sparsity(sparsity), scope)
+        result, state = sparse_optax.prune(start, start_state, sparsity=sparsity)
+        expected = drop(params, masks, to_sparsity(sparsity), distribution)
         assert_same_masks(sparse_optax.get_masks(state), expected)
         assert_close(result, {n: np.where(expected[n], params[n], 0) for n in SHAPES})
         assert state[-1].num_prunes == 2

@@ -28,10 +28,10 @@ LAYOUTS = {
 }  # fmt: skip
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 every_case = pytest.mark.parametrize(
-    ("kind", "layout", "scope"),
+    ("kind", "layout", "distribution"),
     first_unmarked(
-        *((AUTO, "both", "global"), (EXPLICIT, "both", "leaf")),
-        *((AUTO, "model", "leaf"), (EXPLICIT, "model", "global")),
+        *((AUTO, "both", "global"), (EXPLICIT, "both", "uniform")),
+        *((AUTO, "model", "uniform"), (EXPLICIT, "model", "global")),
     ),
     ids=lambda x: getattr(x, "name", x),
 )
@@ -53,15 +53,19 @@ def tied(seed, dtype=jnp.float32):
 
 
 @every_case
-def test_pruning_equals_one_device(kind, layout, scope):
+def test_pruning_equals_one_device(kind, layout, distribution):
     tx = sparse_optax.prune_by_magnitude(
-        0.5, min_kept={"a/bias": 12, "b": 50}, max_sparsity=0.9, mask=None
+        0.5,
+        distribution=distribution,
+        min_kept={"a/bias": 12, "b": 50},
+        max_sparsity=0.9,
+        mask=None,
     )
 
     def prune_twice(params):
         state = jax.jit(tx.init)(params)
-        params, state = sparse_optax.prune(params, state, 0.3, scope=scope)
-        return sparse_optax.prune(params, state, sparsity=0.6, scope=scope)
+        params, state = sparse_optax.prune(params, state, 0.3)
+        return sparse_optax.prune(params, state, sparsity=0.6)
 
     params = tied(0, jnp.bfloat16 if layout == "both" else jnp.float32)
     expected = prune_twice(params)
@@ -77,7 +81,7 @@ def test_pruning_equals_one_device(kind, layout, scope):
     chex.assert_trees_all_equal(on_host(result), on_host(expected))
     kept = jax.tree.map(jnp.count_nonzero, expected[1].masks)
     assert (kept["a"]["bias"], kept["b"]["kernel"]) == (12, 50)  # floors are at work
-    assert (expected[1].shortfall > 0) == (scope == "leaf")
+    assert (expected[1].shortfall > 0) == (distribution == "uniform")
 
 
 def types(tree):
