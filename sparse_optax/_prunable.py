@@ -14,6 +14,7 @@ from sparse_optax._layers import StructureArgument
 from sparse_optax._leaves import Mask
 from sparse_optax._prune_state import (
     Distribution,
+    Frozen,
     PruneState,
     PruningRules,
     register_with_flax,
@@ -51,26 +52,25 @@ class Prunable(NamedTuple):
                 _leaves.select_leaves(self.mask, params),
                 params,
             )
+        resolve(self.rules, masks)  # errors belong here, not in the first step
         num_leaves = max(len(jax.tree.leaves(masks)), 1)  # Orbax saves no empty array
         return PruneState(
             masks,
             num_prunes=jnp.zeros([], jnp.int32),
             revived=jnp.zeros([num_leaves], jnp.uint32),
             shortfall=jnp.zeros([], jnp.uint32),
-            rules=self.rules(params, masks),
+            rules=self.rules,
         )
 
-    def rules(self, params: optax.Params, masks: optax.Params) -> PruningRules:
-        """The rules for these params."""
-        params, shapes = _trees.unbox(params), shapes_of(masks)
-        structure = _layers.resolve(self.structure, self.stacked, params, shapes)
-        if self.distribution == "erk" and not isinstance(structure, _layers.ByLeaf):
-            raise ValueError("distribution='erk' is for structures of one leaf.")
-        most = _caps.most_removed(
-            self.min_kept, self.max_sparsity, params, sizes_of(structure, shapes)
+    @property
+    def rules(self) -> PruningRules:
+        """The arguments, for the state."""
+        structure, stacked, fewest, sparsest = map(
+            Frozen.of, (self.structure, self.stacked, self.min_kept, self.max_sparsity)
         )
-        flat = tuple(int(n) for layers in most.values() for n in layers)
-        return PruningRules(structure, self.distribution, flat, self.by_magnitude)
+        return PruningRules(
+            structure, self.distribution, stacked, fewest, sparsest, self.by_magnitude
+        )
 
     def check(self, state: Any, params: Any, *, counts_updates: bool) -> PruneState:
         """The state, or an error if it is that of other params or arguments."""
@@ -84,18 +84,15 @@ class Prunable(NamedTuple):
                 f"{kinds[counts_updates]}. {_ANEW}"
             )
         self._check_mask(state, params)
-        rules = self.rules(params, state.masks)
-        if rules != state.rules:
+        if self.rules != state.rules:
             differ = [
                 name
-                for name, mine in vars(rules).items()
+                for name, mine in vars(self.rules).items()
                 if mine != getattr(state.rules, name)
             ]
             raise ValueError(
-                "the rules of the transformation are part of its state, and those of "
-                f"the state differ from this transformation's in {differ}: "
-                f"{[getattr(state.rules, name) for name in differ]} there, "
-                f"{[getattr(rules, name) for name in differ]} here. {_ANEW}"
+                "the rules of a transformation are part of its state, and that has "
+                f"another {' and '.join(differ)} than this transformation. {_ANEW}"
             )
         return state
 
@@ -116,6 +113,39 @@ class Prunable(NamedTuple):
         jax.tree_util.tree_map_with_path(
             check, masks, selected, is_leaf=_trees.is_masked
         )
+
+
+class Resolved(NamedTuple):
+    """What rules are for some masks.
+
+    Attributes:
+        structure: with the names of the leaves.
+        most_removed: how many units of each layer may be removed.
+    """
+
+    structure: Structure
+    most_removed: np.ndarray
+
+
+def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:
+    """The rules for these masks.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    masks, shapes = _trees.unbox(masks), shapes_of(masks)
+    structure = _layers.resolve(
+        rules.structure.value, rules.stacked.value, masks, shapes
+    )
+    if rules.distribution == "erk" and not isinstance(structure, _layers.ByLeaf):
+        raise ValueError("distribution='erk' is for structures of one leaf.")
+    sizes = sizes_of(structure, shapes)
+    most = _caps.most_removed(
+        rules.min_kept.value, rules.max_sparsity.value, masks, sizes
+    )
+    return Resolved(
+        structure, np.array([n for x in most.values() for n in x], np.int64)
+    )
 
 
 def prunable_leaves(masks: optax.Params, tree: Any) -> dict[str, Any]:

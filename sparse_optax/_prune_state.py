@@ -2,12 +2,12 @@
 
 import dataclasses
 import sys
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
-from sparse_optax._structures import Structure
+from sparse_optax import _leaves, _trees
 
 Distribution = Literal["global", "uniform", "erk"]
 
@@ -17,17 +17,47 @@ Distribution = Literal["global", "uniform", "erk"]
 class PruningRules:
     """How a pruning transformation prunes: a static part of its state.
 
+    They are the arguments of the transformation, and compare by value.
+
     Attributes:
         structure: what is removed as a whole.
         distribution: how an amount is spread over the layers.
-        most_removed: how many units of each layer may be removed.
+        stacked: the axes of stacked layers.
+        min_kept: how many units of each layer are kept at the least.
+        max_sparsity: the share of each layer that may be removed.
         by_magnitude: whether units are ranked by the criterion `magnitude`.
     """
 
-    structure: Structure
+    structure: "Frozen"
     distribution: Distribution
-    most_removed: tuple[int, ...]
+    stacked: "Frozen"
+    min_kept: "Frozen"
+    max_sparsity: "Frozen"
     by_magnitude: bool
+
+
+class Frozen(NamedTuple):
+    """A tree of Python values, or a dict in its order: hashable, and equal by value."""
+
+    leaves: tuple[Any, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> "Frozen":
+        if (patterns := _leaves.as_patterns(tree)) is not None:
+            return cls(tuple(patterns.values()), tuple(patterns))
+        leaves, structure = jax.tree.flatten(_trees.unbox(tree))
+        return cls(tuple(map(_number, leaves)), structure)
+
+    @property
+    def value(self) -> Any:
+        if isinstance(self.structure, tuple):
+            return dict(zip(self.structure, self.leaves, strict=True))
+        return jax.tree.unflatten(self.structure, self.leaves)
+
+
+def _number(x: Any) -> Any:
+    return x.item() if hasattr(x, "item") else x
 
 
 class PruneState(NamedTuple):

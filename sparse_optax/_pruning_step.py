@@ -16,6 +16,7 @@ from sparse_optax._criteria import Scores
 from sparse_optax._masks import is_zero
 from sparse_optax._prune_state import PruneState
 from sparse_optax._selection import Units
+from sparse_optax._structures import Structure
 
 
 @functools.partial(jax.jit, static_argnames="kind")  # so that it is compiled once
@@ -41,16 +42,17 @@ def remove_units(
     # Which weights are removed is no differentiable function of them.
     params, scores = lax.stop_gradient((params, scores))
     weights = _prunable.prunable_leaves(state.masks, params)
+    structure, _ = _prunable.resolve(state.rules, state.masks)
     # The magnitudes of weights are made anew in every pass, and take no memory.
-    by_size = scores is None and _layers.is_unstructured(state.rules.structure)
+    by_size = scores is None and _layers.is_unstructured(structure)
     if scores is not None:
         ranked = _prunable.prunable_leaves(state.masks, scores)
     elif by_size:
         ranked = weights
     else:
         ranked = {name: jnp.abs(weight) for name, weight in weights.items()}
-    units = state.rules.structure.to_units(ranked, masks)
-    num_layers = _num_layers(state, units)
+    units = structure.to_units(ranked, masks)
+    num_layers = _num_layers(structure, masks, units)
     with jax.enable_x64(True):
         pruned, revived = zip(
             *(count_pruned(mask, weights[name]) for name, mask in masks.items()),
@@ -74,9 +76,7 @@ def remove_units(
         revived = jnp.stack([_counts.as_word(n) for n in revived])
     kept = dict(zip(units, removal.kept, strict=True))
     return state._replace(
-        masks=_prunable.with_leaves(
-            state.masks, state.rules.structure.to_masks(kept, masks)
-        ),
+        masks=_prunable.with_leaves(state.masks, structure.to_masks(kept, masks)),
         num_prunes=optax.safe_increment(state.num_prunes),
         shortfall=shortfall if kind else jnp.zeros_like(shortfall),
         revived=revived,
@@ -94,10 +94,11 @@ def is_needed(
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
         return jnp.zeros([], bool), state.shortfall
+    structure, _ = _prunable.resolve(state.rules, state.masks)
     scores = {name: jnp.zeros(mask.shape, jnp.float32) for name, mask in masks.items()}
-    units = state.rules.structure.to_units(scores, masks)
+    units = structure.to_units(scores, masks)
     with jax.enable_x64(True):
-        removed = _count_removed(units, _num_layers(state, units))
+        removed = _count_removed(units, _num_layers(structure, masks, units))
         target = _target_of(state, units, removed, kind, value)
         missing = target.total - jnp.sum(removed)
         needed = (missing > 0) & jnp.any(target.most > removed)
@@ -112,48 +113,40 @@ def _target_of(
     value: Any,
 ) -> Target:
     """What the layers are to lose: `int64`."""
-    rules, shapes = state.rules, _prunable.shapes_of(state.masks)
-    num_layers = _num_layers(state, units)
-    caps = np.array(rules.most_removed, np.int64)
-    sizes = _sizes(units, num_layers)
+    structure, most_removed = _prunable.resolve(state.rules, state.masks)
+    shapes = _prunable.shapes_of(state.masks)
+    sizes = np.concatenate(list(_prunable.sizes_of(structure, shapes).values()))
     layer_shapes = None
-    if isinstance(rules.structure, _layers.ByLeaf):
-        by_name = rules.structure.layer_shapes(shapes)
-        layer_shapes = [
-            by_name[name]
-            for name, n in zip(units, num_layers, strict=True)
-            for _ in range(n or 1)
-        ]
+    if isinstance(structure, _layers.ByLeaf):
+        by_name, num = structure.layer_shapes(shapes), structure.num_layers(shapes)
+        layer_shapes = [by_name[name] for name in units for _ in range(num[name] or 1)]
     return _amounts.target_of(
-        kind, value, rules.distribution, removed, sizes, caps, layer_shapes
+        kind,
+        value,
+        state.rules.distribution,
+        removed,
+        sizes,
+        most_removed,
+        layer_shapes,
     )
 
 
 def num_rows(state: PruneState) -> dict[str, int]:
     """How many layers each array of units has, by name."""
-    shapes = _prunable.shapes_of(state.masks)
-    return {
-        name: n or 1 for name, n in state.rules.structure.num_layers(shapes).items()
-    }
+    structure, _ = _prunable.resolve(state.rules, state.masks)
+    found = structure.num_layers(_prunable.shapes_of(state.masks))
+    return {name: n or 1 for name, n in found.items()}
 
 
 def _is_by_layer(state: PruneState, value: Any) -> bool:
     return state.rules.distribution != "global" or np.ndim(value) == 1
 
 
-def _num_layers(state: PruneState, units: Mapping[str, Units]) -> tuple[int, ...]:
-    found = state.rules.structure.num_layers(_prunable.shapes_of(state.masks))
+def _num_layers(
+    structure: Structure, masks: Mapping[str, jax.Array], units: Mapping[str, Units]
+) -> tuple[int, ...]:
+    found = structure.num_layers({name: mask.shape for name, mask in masks.items()})
     return tuple(found[name] for name in units)
-
-
-def _sizes(units: Mapping[str, Units], num_layers: tuple[int, ...]) -> np.ndarray:
-    """How many units each layer has."""
-    return np.concatenate(
-        [
-            np.full(n or 1, unit.kept.size // (n or 1), np.int64)
-            for unit, n in zip(units.values(), num_layers, strict=True)
-        ]
-    )
 
 
 def _count_removed(

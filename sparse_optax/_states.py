@@ -108,8 +108,9 @@ def prune(
     def drop(state: PruneState) -> PruneState:
         nonlocal weights
         _fit.check_masks_fit(state.masks, params, "params")
-        kind, value = _pruning.the_amount(state.rules.structure, **amounts)
-        _pruning.check_amount_is_given(kind, state.rules.structure)
+        structure = state.rules.structure.value
+        kind, value = _pruning.the_amount(structure, **amounts)
+        _pruning.check_amount_is_given(kind, structure)
         ranking = scores
         if scores is not None:
             _pruning.check_scores(state.masks, scores)

@@ -44,7 +44,9 @@ def make_step(tx):
     return step
 
 
-def make_chain(optimizer, strength=0.01, scale=0.1, fraction=0.3, distribution="global"):
+def make_chain(
+    optimizer, strength=0.01, scale=0.1, fraction=0.3, distribution="global"
+):
     """Decay, an optimizer and pruning, of all leaves."""
     return optax.chain(
         sparse_optax.add_relevance_decay(strength, scale, mask=None),

@@ -117,7 +117,8 @@ CALLS: dict[str, Any] = {
         pruned(
             s,
             optax.chain(
-                sparse_optax.prune_by_magnitude(0.1), sparse_optax.prune_by_magnitude(0.1)
+                sparse_optax.prune_by_magnitude(0.1),
+                sparse_optax.prune_by_magnitude(0.1),
             ),
         )[1]
     ),
@@ -207,7 +208,10 @@ def test_new_functions_and_training_states_compile_nothing():
 
 def test_a_number_on_the_device_stays_there():
     params = tree(0)
-    state, fraction = sparse_optax.prune_by_magnitude(0.1).init(params), jnp.float32(0.5)
+    state, fraction = (
+        sparse_optax.prune_by_magnitude(0.1).init(params),
+        jnp.float32(0.5),
+    )
     with jax.transfer_guard("disallow"):
         sparse_optax.prune(params, state, fraction)
 

@@ -32,7 +32,9 @@ def decay(inject=lambda make, *static: make):
 
 def prune_link(inject=lambda make, *static: make):
     tx = inject(sparse_optax.prune_by_magnitude, "mask", "distribution")
-    return optax.chain(decay(inject), tx(fraction=0.5, distribution="global", mask=None))
+    return optax.chain(
+        decay(inject), tx(fraction=0.5, distribution="global", mask=None)
+    )
 
 
 def prune_to_sparsity(inject=lambda make, *static: make):

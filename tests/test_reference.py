@@ -192,7 +192,9 @@ def falling(step):
 def test_pruning_to_a_sparsity_step_by_step(schedule, distribution, every):
     tx = optax.chain(
         optax.sgd(0.125),  # exact, however it is compiled
-        sparse_optax.prune_to_sparsity(schedule, every=every, distribution=distribution, mask=None),
+        sparse_optax.prune_to_sparsity(
+            schedule, every=every, distribution=distribution, mask=None
+        ),
     )
     params, gradient = problem(np.float32)
     state, step = tx.init(params), jax.jit(make_step(tx))
