@@ -1,14 +1,17 @@
 """A table of how much of each leaf is kept."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from sparse_optax import _fit, _leaves, _trees
+from sparse_optax import _fit, _layers, _leaves, _trees
 from sparse_optax._dead_layers import dead_layers, natural
+from sparse_optax._layers import StructureArgument
 from sparse_optax._masks import nonzero
+from sparse_optax._structures import Unstructured
 
 _MANY = 40  # leaves; beyond, a table shows blocks of them
 _EXTREMES = 10  # leaves that are shown as the most and the least sparse of many
@@ -42,7 +45,8 @@ class SparsityReport(NamedTuple):
     """What is kept of each leaf and in total; `str` makes it a table.
 
     Attributes:
-        leaves: exact counts by the name of the leaf.
+        leaves: exact counts by the name of the leaf, or of each of its layers.
+        units: the same of the units of a structure, where one was given.
         prunable: of all leaves that have masks, or of all where no masks were given.
         total: of all weights, prunable or not.
         not_counted: what the other leaves are, by name: they are no weights.
@@ -50,6 +54,7 @@ class SparsityReport(NamedTuple):
     """
 
     leaves: dict[str, LeafSparsity]
+    units: dict[str, LeafSparsity]
     prunable: LeafSparsity
     total: LeafSparsity
     not_counted: dict[str, str]
@@ -69,9 +74,12 @@ class SparsityReport(NamedTuple):
                     ("most sparse", by_sparsity[:_EXTREMES]),
                     ("least sparse", by_sparsity[: -_EXTREMES - 1 : -1]),
                 ]
+        sections.append(("", end))
+        if self.units:
+            sections.append(("units", list(self.units.items())))
         return "\n".join(
             [
-                *_table([*sections, ("", end)]),
+                *_table(sections),
                 *(f"not counted: {n}, {kind}" for n, kind in self.not_counted.items()),
                 *(f"warning: {text}" for text in self.warnings),
             ]
@@ -79,7 +87,11 @@ class SparsityReport(NamedTuple):
 
 
 def sparsity_report(
-    params: optax.Params, masks: optax.Params | None = None
+    params: optax.Params,
+    masks: optax.Params | None = None,
+    *,
+    structure: StructureArgument | None = None,
+    stacked: Mapping[str, int] | None = None,
 ) -> SparsityReport:
     """How much of each leaf, and in total, is kept; and which layers are dead.
 
@@ -95,13 +107,16 @@ def sparsity_report(
     Args:
         params: the weights.
         masks: as returned by `get_masks`, concrete (not inside `jit`); or None.
+        structure: as in `prune_by`, to count its units too: those are kept of which a
+            weight is kept.
+        stacked: as in `prune_by`, to show each layer of a leaf, as `layers/kernel[0]`.
 
     Returns:
         A `SparsityReport` of exact counts, and of warnings.
 
     Raises:
         TypeError: if masks are not boolean, or if an array is traced.
-        ValueError: if masks do not fit params.
+        ValueError: if masks, `structure` or `stacked` do not fit params.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -156,19 +171,47 @@ def sparsity_report(
                 prunable.add(name)
 
     jax.tree_util.tree_map_with_path(add, masks, params, is_leaf=_trees.is_leaf)
-    leaves = {
-        name: LeafSparsity(int(np.count_nonzero(mask)), mask.size)
-        for name, mask in kept.items()
-    }
+    structures = _layers.resolve(
+        structure or Unstructured(),
+        stacked,
+        params,
+        {name: mask.shape for name, mask in kept.items() if name in prunable},
+    )
+    axes = dict(structures.axes) if isinstance(structures, _layers.ByLeaf) else {}
+    leaves, of_prunable = {}, []
+    for name, mask in kept.items():
+        counts = _count(name, mask, axes.get(name))
+        leaves |= counts
+        of_prunable += counts.values() if name in prunable else []
+    units = {}
+    if structure is not None:
+        masks = {name: kept[name] for name in kept if name in prunable}
+        scores = {
+            name: np.zeros(mask.shape, np.float32) for name, mask in masks.items()
+        }
+        for name, unit in structures.to_units(scores, masks).items():
+            units |= _count(name, np.asarray(unit.kept), 0 if name in axes else None)
     if not is_given:  # vectors that are zero, such as biases and scales, are not dead
         kept = {name: mask for name, mask in kept.items() if name in matrices}
     return SparsityReport(
         leaves,
-        prunable=_sum([leaves[name] for name in leaves if name in prunable]),
+        units,
+        prunable=_sum(of_prunable),
         total=_sum(list(leaves.values())),
         not_counted=not_counted,
         warnings=dead_layers(kept, matrices),
     )
+
+
+def _count(name: str, kept: np.ndarray, axis: int | None) -> dict[str, LeafSparsity]:
+    """What is kept of an array, or of each of its layers along an axis."""
+    layers = {name: kept}
+    if axis is not None:
+        layers = {f"{name}[{i}]": x for i, x in enumerate(np.moveaxis(kept, axis, 0))}
+    return {
+        name: LeafSparsity(int(np.count_nonzero(x)), x.size)
+        for name, x in layers.items()
+    }
 
 
 def _sum(leaves: list[LeafSparsity]) -> LeafSparsity:

@@ -270,3 +270,14 @@ def test_structures_from_outside():
     wrong = {"in": jnp.ones((1, 2)), "out": jnp.ones((3, 1))}
     with pytest.raises(ValueError, match="do not fit"):
         tx.init(wrong)
+
+
+def test_reports_show_units_and_layers():
+    params = {"layers": jnp.ones((2, 4, 6)), "bias": jnp.ones((6,))}
+    options = {"structure": so.Channel(), "stacked": {"layers": 0}}
+    params, masks = so.one_shot(params, count=3, **options)
+    report = so.sparsity_report(params, masks, **options)
+    assert report.leaves["layers[0]"] == (12, 24) and report.leaves["bias"] == (6, 6)
+    assert report.units == {"layers[0]": (3, 6), "layers[1]": (6, 6)}
+    assert report.prunable == (36, 48)
+    assert "[units]" in str(report)
