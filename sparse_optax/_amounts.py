@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.core import Tracer
 
 from sparse_optax import _arguments, _counts, _leaves, _trees
 from sparse_optax._prune_state import Distribution
@@ -76,7 +77,10 @@ def value_at(
         ValueError: if a dict has no pattern for a prunable leaf.
     """
     if not isinstance(value, Mapping):
-        return _number(name, value, step)
+        number = _number(name, value, step)
+        if np.ndim(number):
+            raise ValueError(f"{name} must be a scalar; got {number}.")
+        return number
     indices = _leaves.match_patterns(name, value, masks)
     names = [leaf_name for leaf_name, _ in _trees.named_leaves(masks)]
     index = dict(zip(names, jax.tree.leaves(indices), strict=True))
@@ -89,9 +93,13 @@ def value_at(
 
 
 def _number(name: Kind, value: Any, step: jax.Array) -> jax.Array:
-    if name == "count":
-        return jnp.asarray(value(step) if callable(value) else value, jnp.int32)
-    return _arguments.value_at(name, value, step)
+    if callable(value):
+        value = value(step)
+    dtype = jnp.dtype(jnp.int32 if name == "count" else jnp.float32)
+    is_array = isinstance(value, jax.Array) and not value.weak_type
+    if isinstance(value, Tracer) or (is_array and value.dtype == dtype):
+        return jnp.asarray(value, dtype)
+    return dtype.type(value)  # of one type, or each kind of number would compile anew
 
 
 def target_of(
@@ -117,7 +125,7 @@ def target_of(
     most = jnp.maximum(caps, removed)
     if kind is None:
         return Target(most, jnp.sum(most))
-    if distribution == "global" and not value.ndim:
+    if distribution == "global" and not np.ndim(value):
         total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
         return Target(most, total)
     if distribution == "erk":

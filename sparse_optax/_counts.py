@@ -2,13 +2,14 @@
 
 How many weights are kept decides how many are removed, so counts may not be off by
 one. `float32` cannot hold 2^24 + 1 and `int32` overflows at 2^31, both less than
-networks have weights. So counts are `int64`, under `jax.enable_x64`: functions of this
-file that take or return an `int64` are called inside `with jax.enable_x64(True)`. What
+networks have weights. So counts are `int64`: functions of this file that take or return
+an `int64` are called inside `with exact_numbers()`. What
 a state keeps has types that JAX has without that: a `Count` of two words.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,20 @@ from jax.sharding import get_abstract_mesh
 
 _LONG = 16  # weights in a row
 _WORD = 1 << 32
+
+
+@contextlib.contextmanager
+def exact_numbers() -> Iterator[None]:
+    """In which there are `int64` and `float64`, whatever the user has set.
+
+    Their promotion is the standard one, also where the user's is strict.
+    """
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
 
 
 class Count(NamedTuple):

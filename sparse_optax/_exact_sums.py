@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from sparse_optax import _counts
+
 
 def sum_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     """The sum along the axes, which stay with length 1, as `float64` under x64.
@@ -35,7 +37,7 @@ def mean_of_kept(scores: jax.Array, kept: jax.Array, axes: Sequence[int]) -> jax
 
     The axes stay, with length 1.
     """
-    with jax.enable_x64(True):
+    with _counts.exact_numbers():
         total = sum_along(jnp.where(kept, scores, 0), axes)
         num = jnp.sum(kept, axis=tuple(axes), keepdims=True, dtype=jnp.int64)
         mean = total / jnp.maximum(num, 1).astype(jnp.float64)
@@ -45,7 +47,7 @@ def mean_of_kept(scores: jax.Array, kept: jax.Array, axes: Sequence[int]) -> jax
 @jax.jit
 def divide_by_norm(scores: jax.Array) -> jax.Array:
     """Scores divided by the root of the sum of their squares, as `float32`."""
-    with jax.enable_x64(True):
+    with _counts.exact_numbers():
         wide = scores.astype(jnp.float64)
         norm = jnp.sqrt(sum_along(jnp.square(wide), range(scores.ndim)))
         return (wide / jnp.where(norm > 0, norm, 1)).astype(jnp.float32)

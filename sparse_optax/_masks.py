@@ -84,7 +84,7 @@ def sparsity(tree: PyTree) -> jax.Array:
 
 @jax.jit  # so that outside of jit too it is compiled once
 def _sparsity(leaves: list[jax.Array]) -> jax.Array:
-    with jax.enable_x64(True):
+    with _counts.exact_numbers():
         zeros = _counts.count_true_in(map(is_zero, leaves))
         return _counts.ratio(zeros, sum(x.size for x in leaves))
 

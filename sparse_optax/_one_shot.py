@@ -21,7 +21,7 @@ def one_shot(
     sparsity: Amount | None = None,
     *,
     count: int | jax.Array | Mapping[str, int] | None = None,
-    criterion: Criterion = _criteria.magnitude,
+    criterion: Criterion | None = None,
     scores: Scores | None = None,
     structure: StructureArgument = Unstructured(),
     distribution: Distribution = "global",
@@ -37,7 +37,7 @@ def one_shot(
         sparsity: of the prunable units, in [0, 1]; or a dict from regular expressions
             of names to such.
         count: in its place, the number of units to remove.
-        criterion: what ranks the units, of the weights alone.
+        criterion: what ranks the units, of the weights alone; by default `magnitude`.
         scores: in its place, a tree like `params` of scores: `saliency(params, grads)`
             at initialisation is SNIP.
         structure: as in `prune_by`.
@@ -62,6 +62,7 @@ def one_shot(
         >>> print(params, masks)
         [[0. 0. 2.]] [[False False  True]]
     """
+    criterion = criterion or _criteria.magnitude
     tx = _pruning.prune_by(
         criterion,
         structure=structure,

@@ -6,6 +6,7 @@ every pruned weight into -w, so that `optax.apply_updates` makes it exactly zero
 dtype.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -136,7 +137,7 @@ def prune_by(
         max_sparsity,
         by_magnitude=criterion is _criteria.magnitude,
     )
-    _arguments.check_callable("criterion", criterion)
+    _check_criterion(criterion)
     prunable.check_arguments()
 
     def init_fn(params) -> Any:
@@ -152,12 +153,7 @@ def prune_by(
         if flag is not False:
             check_amount_is_given(kind, structure)
             amount = amount_at(kind, value, state.num_prunes, state)
-
-            def remove():
-                scores = scores_of(criterion, state.masks, params, grad)
-                return _pruning_step.remove_units(state, params, scores, kind, amount)
-
-            state = remove() if flag is True else lax.cond(flag, remove, lambda: state)
+            state = _remove_if(flag, state, params, grad, criterion, kind, amount)
         return make_zero(updates, state.masks, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -226,7 +222,7 @@ def prune_to_sparsity(
     sparsity: ScalarOrSchedule | Mapping[str, ScalarOrSchedule],
     *,
     every: int = 1,
-    criterion: Criterion = _criteria.magnitude,
+    criterion: Criterion | None = None,
     structure: StructureArgument = Unstructured(),
     distribution: Distribution = "global",
     stacked: Mapping[str, int] | None = None,
@@ -253,7 +249,7 @@ def prune_to_sparsity(
             one; or a number, for one pruning step at the `every`-th update. A dict from
             regular expressions of names to such gives each leaf its own.
         every: the number of updates between two pruning steps, at least 1.
-        criterion: as in `prune_by`.
+        criterion: as in `prune_by`; by default `magnitude`.
         structure: as in `prune_by`.
         distribution: as in `prune_by`.
         stacked: as in `prune_by`.
@@ -294,7 +290,8 @@ def prune_to_sparsity(
     the_amount(structure, sparsity=sparsity)
     if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
         _arguments.check_integer("every", every, low=1)
-    _arguments.check_callable("criterion", criterion)
+    criterion = criterion or _criteria.magnitude
+    _check_criterion(criterion)
     prunable = Prunable(
         mask,
         structure,
@@ -319,21 +316,48 @@ def prune_to_sparsity(
         num_updates = jnp.asarray(optax.safe_increment(before))
         state = state._replace(num_updates=num_updates)
         amount = amount_at("sparsity", sparsity, num_updates, state)
-
-        def remove():
-            scores = scores_of(criterion, state.masks, params, grad)
-            return _pruning_step.remove_units(state, params, scores, "sparsity", amount)
-
-        def remove_if_needed():
-            needed, shortfall = _pruning_step.is_needed(state, "sparsity", amount)
-            unchanged = state._replace(shortfall=shortfall)
-            return lax.cond(needed, remove, lambda: unchanged)
-
         is_due = num_updates % every == 0
-        state = lax.cond(is_due, remove_if_needed, lambda: state)
+        state = _remove_if(
+            is_due, state, params, grad, criterion, "sparsity", amount, if_needed=True
+        )
         return make_zero(updates, state.masks, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _remove_if(
+    flag: bool | jax.Array,
+    state: PruneState,
+    params: optax.Params,
+    grads: optax.Updates | None,
+    criterion: Criterion,
+    kind: Kind | None,
+    amount: Any,
+    if_needed: bool = False,
+) -> PruneState:
+    """The state after a pruning step, if the flag is true."""
+    if grads is not None:
+        _fit.check_masks_fit(state.masks, grads, "grad")
+        grads = _only_prunable(state.masks, grads)
+    boxed, state = state, _trees.unbox(state)
+    params = _only_prunable(state.masks, params)
+    options = {"criterion": criterion, "kind": kind, "if_needed": if_needed}
+    state = _remove_if_jitted(flag, state, params, grads, amount, **options)
+    return _trees.rebox(state, like=boxed)
+
+
+@functools.partial(jax.jit, static_argnames=("criterion", "kind", "if_needed"))
+def _remove_if_jitted(flag, state, params, grads, amount, criterion, kind, if_needed):
+    def remove():
+        scores = scores_of(criterion, state.masks, params, grads)
+        return _pruning_step.remove_units(state, params, scores, kind, amount)
+
+    def remove_if_needed():
+        needed, shortfall = _pruning_step.is_needed(state, kind, amount)
+        unchanged = state._replace(shortfall=shortfall)
+        return lax.cond(needed, remove, lambda: unchanged)
+
+    return lax.cond(flag, remove_if_needed if if_needed else remove, lambda: state)
 
 
 def scores_of(
@@ -400,6 +424,15 @@ def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
             "a pruning step needs fraction, count or sparsity: the structure "
             "alone says how much to remove only where it is NM everywhere; got "
             f"{structure}."
+        )
+
+
+def _check_criterion(criterion: Any) -> None:
+    if not callable(criterion):
+        raise TypeError(
+            "criterion must be a function from params and gradients to scores; got "
+            f"{criterion!r}. Under optax.inject_hyperparams list 'criterion' in "
+            "static_args."
         )
 
 

@@ -295,6 +295,6 @@ def count_kept(train_state: Any) -> tuple[Count, jax.Array]:
 @jax.jit
 def _count_kept(masks):
     total = sum(mask.size for mask in masks)
-    with jax.enable_x64(True):
+    with _counts.exact_numbers():
         kept = _counts.count_true_in(masks)
         return _counts.to_words(kept), _counts.ratio(total - kept, total)

@@ -53,7 +53,7 @@ def remove_units(
         ranked = {name: jnp.abs(weight) for name, weight in weights.items()}
     units = structure.to_units(ranked, masks)
     num_layers = _num_layers(structure, masks, units)
-    with jax.enable_x64(True):
+    with _counts.exact_numbers():
         pruned, revived = zip(
             *(count_pruned(mask, weights[name]) for name, mask in masks.items()),
             strict=True,
@@ -97,7 +97,7 @@ def is_needed(
     structure, _ = _prunable.resolve(state.rules, state.masks)
     scores = {name: jnp.zeros(mask.shape, jnp.float32) for name, mask in masks.items()}
     units = structure.to_units(scores, masks)
-    with jax.enable_x64(True):
+    with _counts.exact_numbers():
         removed = _count_removed(units, _num_layers(structure, masks, units))
         target = _target_of(state, units, removed, kind, value)
         missing = target.total - jnp.sum(removed)

@@ -198,7 +198,7 @@ def _drop_and_grow(
             units, most, k, layers=layers, by_layer=True, **options
         ).kept
 
-    with jax.enable_x64(True):
+    with _counts.exact_numbers():
         sizes = np.array([m.size for m in old], np.int64)
         counts = [
             _pruning_step.count_pruned(m, w) for m, w in zip(old, weights, strict=True)

@@ -141,5 +141,11 @@ def test_arrays_with_more_weights_than_a_word_holds(monkeypatch, limit):
 )
 def test_counts_take_little_memory(shape):
     x = jax.ShapeDtypeStruct(shape, bool)
-    words = jax.eval_shape(lambda x: _counts._words([x, x, x]), x)
-    assert [w.size <= math.prod(shape) / 16 for w in words] == [True] * 3
+    with _counts.exact_numbers():
+        program = jax.make_jaxpr(
+            lambda x: _counts.count_true([x, x], (*range(x.ndim),))
+        )
+        sums = [e for e in program(x).eqns if e.primitive.name == "reduce"]
+    assert sums[-1].outvars[0].aval.shape == ()
+    for equation in sums:
+        assert all(v.aval.size <= math.prod(shape) / 16 for v in equation.outvars)

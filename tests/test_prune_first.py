@@ -83,8 +83,12 @@ def test_only_masks_and_counters_pass_the_conditional(make):
     tx = make(optax.adam(0.1))
     params, state = trained(tx, steps=0)
     program = jax.make_jaxpr(tx.update)(GRADS, state, params, prune=jnp.array(True))
-    conds = [e for e in program.eqns if e.primitive.name == "cond"]
-    assert len(conds) == 1
+    outer = [e for e in program.eqns if "_remove_if" in str(e.params.get("name", ""))]
+    conds = [
+        e for e in outer[0].params["jaxpr"].jaxpr.eqns if e.primitive.name == "cond"
+    ]
+    assert len(outer) == len(conds) == 1
+    assert not [e for e in program.eqns if e.primitive.name == "cond"]
     for out in conds[0].outvars:
         assert out.aval.dtype == np.bool_ or out.aval.size <= 2
 

@@ -42,7 +42,9 @@ def start(tx, params):
 
 def tree(seed):
     """With many ties, for the selection to cut through."""
-    return jax.tree.map(lambda w: jnp.round(4 * w) / 4, random_tree(seed, shapes=SHAPES))
+    return jax.tree.map(
+        lambda w: jnp.round(4 * w) / 4, random_tree(seed, shapes=SHAPES)
+    )
 
 
 def train(tx, num_steps=6, step=None, seed=0):
@@ -117,7 +119,9 @@ def test_first_masks_are_random_and_erk():
     )
     chex.assert_trees_all_equal(masks, expected)
     others = sparse_training(optax.sgd(0.1), 0.7, key=jax.random.key(4), regrow=None)
-    assert np.any(get_masks(others.init(tree(0)))["a"]["kernel"] != masks["a"]["kernel"])
+    assert np.any(
+        get_masks(others.init(tree(0)))["a"]["kernel"] != masks["a"]["kernel"]
+    )
 
 
 @every_method
@@ -223,7 +227,11 @@ OPTIMIZERS = (
 )
 def test_grown_weights_begin_with_the_state_of_init(name):
     """Against the optimizer alone, with what NumPy picks of its state and of init's."""
-    if not hasattr(optax, name) and name in CONTRIB and not hasattr(optax.contrib, name):
+    if (
+        not hasattr(optax, name)
+        and name in CONTRIB
+        and not hasattr(optax.contrib, name)
+    ):
         pytest.skip("this optax has no such optimizer")
     tx, optimizer = make(optimizer=OPTIMIZERS[name]()), OPTIMIZERS[name]()
     optimizer = optax.with_extra_args_support(optimizer)
@@ -237,7 +245,9 @@ def test_grown_weights_begin_with_the_state_of_init(name):
         after = get_masks(state)
 
         hidden = apply_masks(weights, after)
-        masks = {m.shape: (m, b) for m, b in zip(*map(jax.tree.leaves, (after, before)))}
+        masks = {
+            m.shape: (m, b) for m, b in zip(*map(jax.tree.leaves, (after, before)))
+        }
 
         def expected(x, fresh):
             if x.shape not in masks or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -283,7 +293,9 @@ def test_first_step_of_adam_for_a_late_weight():
     grown = np.asarray(get_masks(state)["b"]["kernel"] & ~before)
     assert grown.any()
     sizes = np.abs(params["b"]["kernel"][grown])
-    np.testing.assert_allclose(sizes, 0.1 * 0.1 / np.sqrt(0.001 / (1 - 0.999**500)), rtol=0.01)
+    np.testing.assert_allclose(
+        sizes, 0.1 * 0.1 / np.sqrt(0.001 / (1 - 0.999**500)), rtol=0.01
+    )
 
 
 def test_schedules_begin_anew_at_mask_updates():
