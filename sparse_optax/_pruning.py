@@ -336,6 +336,8 @@ def _remove_if(
     if_needed: bool = False,
 ) -> PruneState:
     """The state after a pruning step, if the flag is true."""
+    if criterion is _criteria.magnitude:
+        grads = None
     if grads is not None:
         _fit.check_masks_fit(state.masks, grads, "grad")
         grads = _only_prunable(state.masks, grads)

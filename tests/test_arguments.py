@@ -26,7 +26,6 @@ def whole(**arguments):
 
 
 def prune(**arguments):
-    arguments = arguments if "scope" not in arguments else arguments | {"fraction": 0.5}
     return sparse_optax.prune(PARAMS, by_magnitude().init(PARAMS), **arguments)
 
 
@@ -87,7 +86,9 @@ NOT_NEGATIVE = (
 )
 FINITE = ((-5, 0.0, 1e9, jnp.float32(0.5)), (math.nan, math.inf, -math.inf), NO_NUMBER)
 FROM_1 = ((1, np.int64(7), 10**9), (0, -1, np.int32(-5)), (*NO_INTEGER, 2.5))
-SCOPE = (("global", "leaf"), ("Global", "", None, 1, ["global"]), ())
+DISTRIBUTION = (("global", "uniform", "erk"), ("Global", "", None, 1, ["global"]), ())
+# An amount may be a dict by name.
+SHARE = (*UNIT[:2], tuple(x for x in NO_NUMBER if not isinstance(x, dict)))
 CALLABLE = ((identity,), (), (None, 0.5, "exp", (jnp.exp,)))
 FLAG = (
     (None, True, False, np.False_, np.array(False), jnp.array(False)),
@@ -96,7 +97,7 @@ FLAG = (
 )
 MIN_KEPT = (
     (0, 5, np.int64(3), {"dense": 3}),
-    (-1, 2**32),
+    (-1,),
     (0.5, True, "3", jnp.ones([], int)),
 )
 MAX_SPARSITY = (
@@ -129,17 +130,16 @@ ROWS = {
         lambda irrelevance_fn: decay(0.1, irrelevance_fn=irrelevance_fn),
         ((None, lambda g, s: g), (), CALLABLE[2][1:]),
     ),
-    "prune_by_magnitude.fraction": (by_magnitude, UNIT),
-    "prune_to_sparsity.sparsity": (to_sparsity, UNIT),
+    "prune_by_magnitude.fraction": (by_magnitude, SHARE),
+    "prune_to_sparsity.sparsity": (to_sparsity, SHARE),
     "prune_to_sparsity.every": (lambda every: to_sparsity(0.5, every=every), FROM_1),
     "relevance_pruning.strength": (whole, NOT_NEGATIVE),
     "relevance_pruning.scale": (whole, POSITIVE),
-    "relevance_pruning.fraction": (whole, UNIT),
+    "relevance_pruning.fraction": (whole, SHARE),
     "relevance_pruning.decoupled": (whole, ((True, False), (), (1, None))),
     "relevance_pruning.optimizer": (whole, OPTIMIZER),
-    "prune.fraction": (prune, UNIT),
-    "prune.sparsity": (prune, UNIT),
-    "prune.scope": (prune, SCOPE),
+    "prune.fraction": (prune, SHARE),
+    "prune.sparsity": (prune, SHARE),
     "iterative_pruning.bound": (iterate, FINITE),
     "iterative_pruning.max_rounds": (iterate, FROM_1),
     "iterative_pruning.patience": (iterate, FROM_1),
@@ -169,11 +169,15 @@ ROWS = {
         f"{function}.{name}": (make, values)
         for function, make in TRANSFORMATIONS.items()
         for name, values in (
-            ("scope", SCOPE),
             ("min_kept", MIN_KEPT),
             ("max_sparsity", MAX_SPARSITY),
         )
     },
+    "prune_by_magnitude.distribution": (by_magnitude, DISTRIBUTION),
+    "prune_to_sparsity.distribution": (
+        TRANSFORMATIONS["prune_to_sparsity"],
+        DISTRIBUTION,
+    ),
     "add_relevance_decay.update.prune": (update(lambda: decay(0.1)), FLAG),
     "prune_by_magnitude.update.prune": (update(by_magnitude), FLAG),
     "relevance_pruning.update.prune": (update(whole), FLAG),
@@ -192,9 +196,13 @@ def test_bad_values_raise_and_good_ones_do_not(row):
         call(**{name: value})
 
 
-def test_prune_takes_either_fraction_or_sparsity():
-    for given in ({}, {"fraction": 0.5, "sparsity": 0.5}):
-        with pytest.raises(ValueError, match="either fraction or sparsity"):
+def test_prune_takes_one_amount():
+    for given, message in (
+        ({}, "needs fraction, count or sparsity"),
+        ({"fraction": 0.5, "sparsity": 0.5}, "give one of fraction, sparsity; got"),
+        ({"count": -1}, "count must be at least 0; got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
             prune(**given)
 
 

@@ -103,10 +103,42 @@ def set_masks(seed):
     return sparse_optax.set_masks(state, sparse_optax.get_masks(state))
 
 
+PER_LEAF = sparse_optax.per_leaf(sparse_optax.magnitude)
+RIGL = sparse_optax.sparse_training(
+    *(optax.sgd(0.1), 0.5),
+    key=jax.random.key(0),
+    drop_fraction=0.3,
+    every=1,
+    until=9,
+)
+RIGL_STEP = jax.jit(RIGL.update)  # outside of jit a condition is compiled every time
+
+
 # Every public function: what calls it, with arrays of a seed.
 CALLS: dict[str, Any] = {
     "add_relevance_decay": updates(
         lambda: sparse_optax.add_relevance_decay(0.1, optax.linear_schedule(1, 0.5, 9))
+    ),
+    "add_l1_decay": updates(lambda: sparse_optax.add_l1_decay(0.1)),
+    "add_lobster_decay": lambda s: update(
+        sparse_optax.add_lobster_decay(0.1), s, grad=tree(s)
+    ),
+    "cubic_sparsity": lambda s: sparse_optax.cubic_sparsity(0.0, 0.5, 0, 9)(s),
+    "hide_pruned": updates(
+        lambda: sparse_optax.hide_pruned(
+            optax.sgd(0.1), sparse_optax.prune_by(sparse_optax.saliency, 0.2)
+        )
+    ),
+    "magnitude": lambda s: sparse_optax.magnitude(tree(s)),
+    "one_shot": lambda s: sparse_optax.one_shot(tree(s), 0.5),
+    "per_leaf": lambda s: PER_LEAF(tree(s), None),
+    "prune_by": updates(lambda: sparse_optax.prune_by(PER_LEAF, 0.2)),
+    "random": lambda s: sparse_optax.random(jax.random.key(s))(tree(s)),
+    "relevance": lambda s: sparse_optax.relevance(0.5)(tree(s), tree(s)),
+    "saliency": lambda s: sparse_optax.saliency(tree(s), tree(s)),
+    "sparse_training": lambda s: RIGL_STEP(tree(s), RIGL.init(tree(s)), tree(s)),
+    "straight_through": lambda s: sparse_optax.straight_through(
+        tree(s), sparse_optax.get_masks(pruned(s)[1])
     ),
     "apply_masks": lambda s: sparse_optax.apply_masks(
         tree(s), sparse_optax.get_masks(pruned(s)[1])

@@ -183,4 +183,4 @@ def test_what_is_no_array_in_the_state_of_an_optimizer_stays():
     tx = sparse_optax.relevance_pruning(inner, 0.1)
     _, state = sparse_optax.prune(W, tx.init(W), 1.0)
     assert (state.optimizer[1]["count"], state.optimizer[1]["name"]) == (0, "abc")
-    assert num_nonzero(state.optimizer["mom"]) == 0
+    assert num_nonzero(state.optimizer[1]["mom"]) == 0

@@ -30,9 +30,7 @@ def test_every_kind_of_pruning_step_works():
     for tx in (
         sparse_optax.prune_by_magnitude(0.5, **floors),
         sparse_optax.prune_to_sparsity(0.5, distribution="uniform", **floors),
-        sparse_optax.relevance_pruning(
-            optax.sgd(0.1), 0.1, distribution="uniform", decoupled=True, **floors
-        ),
+        sparse_optax.relevance_pruning(optax.sgd(0.1), 0.1, decoupled=True, **floors),
     ):
         state = tx.init(params)
         with jax.numpy_dtype_promotion("strict"):
