@@ -196,7 +196,7 @@ class _Keys(NamedTuple):
 
     @property
     def lowest(self) -> int:  # of what is removed already
-        return -1 if self.by_size else -(1 << (self.num_bits - 1))
+        return -(1 << (self.num_bits - 1))
 
     def __call__(self, leaf: Units) -> jax.Array:
         integer = jnp.dtype(f"int{jnp.finfo(self.float).bits}")
