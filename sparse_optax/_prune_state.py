@@ -31,7 +31,7 @@ class PruningRules:
 
 
 class PruneState(NamedTuple):
-    """State of `prune_by` and of `prune_to_sparsity`; part of that of `sparse_training`.
+    """State of `prune_by`, of `prune_to_sparsity`, and inside `sparse_training`.
 
     Attributes:
         masks: booleans shaped and sharded like the params, True for the weights that
