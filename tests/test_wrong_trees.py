@@ -178,7 +178,7 @@ def test_states_of_the_two_transformations_are_not_mistaken():
     with pytest.raises(ValueError, match="that of prune_by, and this is prune_to_spar"):
         to_sparsity.update(PARAMS, by_magnitude.init(PARAMS), PARAMS)
     with pytest.raises(
-        ValueError, match="that of prune_to_sparsity or .*, and this is prune_by"
+        ValueError, match=r"that of prune_to_sparsity or .*, and this is prune_by"
     ):
         by_magnitude.update(PARAMS, to_sparsity.init(PARAMS), PARAMS)
 
