@@ -98,23 +98,24 @@ def count_true(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Arr
         may be larger.
     """
     shape = [arrays[0].shape[axis] for axis in axes]
-    is_short = math.prod(shape) < _WORD
-    words = [x.astype(jnp.uint32) for x in arrays]
+    dtype = jnp.uint32 if math.prod(shape) < _WORD else jnp.int64
+    if _may_be_sharded(arrays[0]):
+        # Sums one by one: of these, devices exchange a number; of several at once, all
+        # that each of them has counted.
+        return [jnp.sum(x, axis=tuple(axes), dtype=dtype) for x in arrays]
     # By rows, which XLA shares out between the cores of a CPU, unless they are so short
-    # that their counts would take memory. Devices exchange whole sums alone.
-    num_outer = 0 if _may_be_sharded(arrays[0]) else 1
-    if is_short and math.prod(shape[1:]) < _LONG:
-        num_outer = 0
+    # that their counts would take memory.
+    num_outer = 1 if math.prod(shape[1:]) >= _LONG else 0
     while math.prod(shape[num_outer:]) >= _WORD:
         num_outer += 1
-    words = _sum(words, axes[num_outer:])
-    if not is_short:
-        words = [x.astype(jnp.int64) for x in words]
-    return _sum(words, axes[:num_outer]) if num_outer else words
+    words = _sum([x.astype(jnp.uint32) for x in arrays], axes[num_outer:])
+    return _sum([x.astype(dtype) for x in words], axes[:num_outer])
 
 
 def _sum(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
     """Sums of several arrays along the axes, in one pass."""
+    if not axes:
+        return list(arrays)
     zeros = [jnp.zeros([], x.dtype) for x in arrays]
     sums = lax.reduce(
         list(arrays),

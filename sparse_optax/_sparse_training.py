@@ -129,14 +129,28 @@ def sparse_training(
         criterion = _criteria.random(jax.random.fold_in(key, step))
         return _pruning.scores_of(criterion, masks, params, None)
 
+    @jax.jit  # so that outside of jit too it is compiled once
+    def update_masks(state, params, grads):
+        step = state.num_updates
+
+        def drop_and_grow():
+            if regrow == "gradient":
+                scores = _pruning.scores_of(_largest, state.masks, params, grads)
+            else:
+                scores = random_scores(state.masks, params, step)
+            fraction = _arguments.value_at("drop_fraction", drop_fraction, step)
+            return _drop_and_grow(state, params, scores, fraction)
+
+        is_due = (step % every == 0) & (step <= until)
+        return lax.cond(is_due, drop_and_grow, lambda: state)
+
     def init_fn(params) -> Any:
         state = prunable.init(params)
         scores = random_scores(state.masks, params, 0)
         amount = jnp.asarray(sparsity, jnp.float32)
         state = _pruning_step.remove_units(state, params, scores, "sparsity", amount)
         state = state._replace(num_updates=jnp.zeros([], jnp.int32))
-        masks = _trees.unbox(state.masks)
-        inner = optimizer.init(_hide_pruned.hide(params, masks))
+        inner = optimizer.init(_hide_pruned.hide(params, _trees.unbox(state.masks)))
         if optax.tree.get_all_with_path(inner, "num_prunes"):
             raise ValueError("optimizer must not prune: sparse_training does.")
         return HidePrunedState(inner, state)
@@ -148,22 +162,11 @@ def sparse_training(
         _arguments.check_state(state, HidePrunedState)
         old: Any = prunable.check(state.pruning, params, counts_updates=True)
         _fit.check_masks_fit(old.masks, updates, "updates")
-        step = jnp.asarray(optax.safe_increment(old.num_updates))
-        new, inner = old._replace(num_updates=step), state.optimizer
-
-        def update_masks():
-            grads = extra_args.get("grad", updates)
-            if regrow == "gradient":
-                scores = _pruning.scores_of(_largest, old.masks, params, grads)
-            else:
-                scores = random_scores(old.masks, params, step)
-            fraction = _arguments.value_at("drop_fraction", drop_fraction, step)
-            return _drop_and_grow(new, params, scores, fraction)
-
+        new = old._replace(num_updates=optax.safe_increment(old.num_updates))
+        inner = state.optimizer
         if regrow is not None:
-            is_due = (step % every == 0) & (step <= until)
-            new = lax.cond(is_due, update_masks, lambda: new)
-            inner = restart(inner, is_due)
+            new = update_masks(new, params, extra_args.get("grad", updates))
+            inner = restart(inner, new.num_prunes > old.num_prunes)
             inner = _begin_grown(optimizer, inner, params, old.masks, new.masks)
         updates, inner = _hide_pruned.update_hidden(
             optimizer, updates, inner, params, _trees.unbox(new.masks), **extra_args
@@ -179,7 +182,6 @@ def _largest(params, grads):
     return jax.tree.map(lambda g: -jnp.abs(g), grads)
 
 
-@jax.jit  # so that it is compiled once
 def _drop_and_grow(
     state: PruneState, params: optax.Params, scores: Scores, fraction: jax.Array
 ) -> PruneState:

@@ -22,7 +22,7 @@ from helpers import (
 )
 
 import sparse_optax
-from sparse_optax import HidePrunedState, PruneState, StepsSincePruning
+from sparse_optax import PruneState, StepsSincePruning
 
 SIZE = 40  # weights in the tree of these tests
 LABELS = {"dense": {"bias": "a", "kernel": "b"}}
@@ -105,19 +105,15 @@ def test_zeros_are_kept(wrapper):
     step = jax.jit(make_step(tx))
     no, yes = jnp.array(False), jnp.array(True)
     params, state = step(params, state, random_tree(1), prune=no)
-    unpruned, _ = step(params, state, random_tree(2), prune=no)
     pruned, pruned_state = step(params, state, random_tree(2), prune=yes)
     assert_masks(pruned_state, groups, params, 0.5)
 
-    # A call of `prune` is a pruning step before the update.
-    outside = sparse_optax.prune(params, state, 0.5)
-    outside, outside_state = step(*outside, random_tree(2), prune=no)
-    chex.assert_trees_all_equal(outside, pruned)
-    for kind in (PruneState, StepsSincePruning, HidePrunedState):
-        found, expected = (find_states(s, kind) for s in (pruned_state, outside_state))
-        chex.assert_trees_all_equal(found, expected)
+    # It is a call of `prune`, and then an update.
+    outside, outside_state = sparse_optax.prune(params, state, 0.5)
+    outside, outside_state = step(outside, outside_state, random_tree(2), prune=no)
     masks = sparse_optax.get_masks(pruned_state)
-    chex.assert_trees_all_equal(pruned, sparse_optax.apply_masks(unpruned, masks))
+    chex.assert_trees_all_equal(outside, pruned)
+    chex.assert_trees_all_equal(sparse_optax.get_masks(outside_state), masks)
     after, after_state = pruned, pruned_state
     for i in (3, 4):
         after, after_state = step(after, after_state, random_tree(i), prune=no)
@@ -310,15 +306,15 @@ def test_the_optimizer_never_sees_a_pruned_weight(optimizer):
     no, yes = jnp.array(False), jnp.array(True)
     params = random_tree(0)
     params, state = step(params, tx.init(params), random_tree(1), prune=no)
-    pruned, pruned_state = sparse_optax.prune(params, state, 0.5)
+    # A call of `prune` clears moments, and an update with a pruning step is that of
+    # the network that is left.
+    outside, pruned_state = sparse_optax.prune(params, state, 0.5)
     masks = sparse_optax.get_masks(pruned_state)
     assert num_kept(masks) == SIZE // 2
     assert_cleared(state.optimizer[1], pruned_state.optimizer[1], masks)
-    # An update with a pruning step clears just as much, before the optimizer.
-    expected = step(pruned, pruned_state, random_tree(2), prune=no)
+    outside = step(outside, pruned_state, random_tree(2), prune=no)
     params, state = step(params, state, random_tree(2), prune=yes)
-    chex.assert_trees_all_equal((params, state), expected)
-    assert num_nonzero(state.optimizer[1][0]["seen"]) == SIZE // 2
+    chex.assert_trees_all_equal((params, state), outside)
     # From now on gradients of pruned weights are zero before the optimizer.
     grads = jax.tree.map(lambda m, g: jnp.where(m, g, jnp.nan), masks, random_tree(3))
     # NaNs, which show wherever they get through.
@@ -334,7 +330,7 @@ def test_scalar_hyperparameters_are_untouched_by_pruning_everything(prune):
     tx = whole(inner, fraction=1.0)
     params = {"a": jnp.float32(2.0), "b": jnp.ones(3)}
     _, state = tx.update(params, tx.init(params), params, prune=prune)
-    inner = state.optimizer[1]
+    _, inner = state.optimizer
     assert inner.hyperparams["learning_rate"] == jnp.float32(0.01)
     assert inner.hyperparams["b1"] == jnp.float32(0.8)
     assert num_nonzero(inner.inner_state[0].mu) == (0 if prune else 4)
@@ -345,10 +341,11 @@ def test_transformations_inside_of_relevance_pruning_are_reached():
     tx = whole(optax.chain(decay(), optax.sgd(0.1), gradual))
     params = {"w": jnp.arange(1.0, 9.0)}
     _, state = tx.update(params, tx.init(params), params)
-    assert state.optimizer[0].num_steps == state.optimizer[1][0].num_steps == 1
+    assert state.optimizer[1][0].num_steps == 1
     _, state = sparse_optax.prune(params, state, 0.5)
-    assert state.optimizer[0].num_steps == state.optimizer[1][0].num_steps == 0
-    assert state.pruning.num_prunes == state.optimizer[1][2].num_prunes == 1
+    outer, inner = state.optimizer
+    assert outer.num_steps == inner[0].num_steps == 0
+    assert state.pruning.num_prunes == inner[2].num_prunes == 1
     zeros = {"w": jnp.zeros(8)}
     state = sparse_optax.masks_from_zeros(zeros, state, mask=None)
     assert not np.any(state.pruning.masks["w"] | state.optimizer[1][2].masks["w"])
