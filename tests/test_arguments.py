@@ -179,7 +179,7 @@ ROWS = {
         DISTRIBUTION,
     ),
     "add_relevance_decay.update.prune": (update(lambda: decay(0.1)), FLAG),
-    "prune_by_magnitude.update.prune": (update(by_magnitude), FLAG),
+    "prune_by_magnitude.update.prune": (update(lambda: by_magnitude(0.5)), FLAG),
     "relevance_pruning.update.prune": (update(whole), FLAG),
 }
 
@@ -208,7 +208,7 @@ def test_prune_takes_one_amount():
 
 def test_prune_is_a_scalar():
     with pytest.raises(ValueError, match=r"prune must be a scalar.*\(2,\)"):
-        update(by_magnitude)(prune=jnp.array([True, False]))
+        update(lambda: by_magnitude(0.5))(prune=jnp.array([True, False]))
 
 
 def test_schedules_return_scalars():
