@@ -49,12 +49,11 @@ class Removal(NamedTuple):
 
     Attributes:
         kept: of each leaf, which units are kept now.
-        counts: how many are removed of each layer, `int64`.
-        total: of all, but for those that a layer had above its `most` before.
+        total: how many are removed, `int64`, but for those that a layer had above its
+            `most` before; less where `k` is less than were removed before.
     """
 
     kept: list[jax.Array]
-    counts: jax.Array
     total: jax.Array
 
 
@@ -167,7 +166,6 @@ def remove_lowest(
             _kept(leaf, limits, column, i >= num_key_digits, keys, num_layers)
             for leaf, column, num_layers in zip(leaves, columns, layers, strict=True)
         ],
-        count,
         jnp.sum(jnp.minimum(count, most)),
     )
 
@@ -196,7 +194,7 @@ class _Keys(NamedTuple):
 
     @property
     def lowest(self) -> int:  # of what is removed already
-        return -1 if self.by_size else -(1 << (self.num_bits - 1))
+        return -(1 << (self.num_bits - 1))
 
     def __call__(self, leaf: Units) -> jax.Array:
         integer = jnp.dtype(f"int{jnp.finfo(self.float).bits}")

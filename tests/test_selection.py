@@ -1,5 +1,7 @@
 """Which weights are removed, against sorting all of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from helpers import (
 from hypothesis import given, settings, strategies as st
 
 import sparse_optax
+from sparse_optax import _selection
 
 TX = sparse_optax.prune_by_magnitude(0.5, mask=None)
 TREES = {
@@ -112,7 +115,7 @@ def test_float64_weights_differ_below_float32():
         assert_removes_any_number(weights)
 
 
-# With few bits many weights tie, and one rounding more or less changes the order.
+# With few bits many weights tie: what is ranked are the weights before the update.
 
 
 def chain(fraction):
@@ -139,7 +142,7 @@ def decoupled(fraction):
         quick=3,
     ),
 )
-def test_what_is_ranked_is_what_is_stored(make, dtype, grad_dtype):
+def test_what_is_ranked_is_what_is_given(make, dtype, grad_dtype):
     rng = np.random.default_rng(0)
     draw = lambda s, dtype: jnp.asarray(rng.normal(size=s), dtype)  # noqa: E731
     params = {"a": draw((60, 50), dtype), "b": draw(1000, dtype)}
@@ -148,9 +151,9 @@ def test_what_is_ranked_is_what_is_stored(make, dtype, grad_dtype):
     masks = {"a": np.ones((60, 50), bool), "b": np.ones(1000, bool)}
     for _ in range(3):
         grads = jax.tree.map(lambda p: draw(p.shape, grad_dtype), params)
+        masks = numpy_drop(params, masks, exact_share(0.3, num_kept(masks)))
         stored, _ = step(params, state, grads, prune=jnp.array(False))
         params, state = step(params, state, grads, prune=jnp.array(True))
-        masks = numpy_drop(stored, masks, exact_share(0.3, num_kept(masks)))
         found = sparse_optax.get_masks(state)
         jax.tree.map(np.testing.assert_array_equal, found, masks)
         # What is kept is stored the same, in a pruning step or not.
@@ -159,7 +162,7 @@ def test_what_is_ranked_is_what_is_stored(make, dtype, grad_dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_what_is_ranked_is_what_is_stored_where_prune_is_static(dtype):
+def test_what_is_ranked_is_what_is_given_where_prune_is_static(dtype):
     rng = np.random.default_rng(1)
     params, grads = (jnp.asarray(rng.normal(size=4000), dtype) for _ in range(2))
 
@@ -170,6 +173,71 @@ def test_what_is_ranked_is_what_is_stored_where_prune_is_static(dtype):
 
     stored, _ = step(params, grads, 0.0)
     pruned, state = step(params, grads, 0.5)
-    masks = numpy_drop(stored, np.ones(4000, bool), 2000)
+    masks = numpy_drop(params, np.ones(4000, bool), 2000)
     np.testing.assert_array_equal(sparse_optax.get_masks(state), masks)
     np.testing.assert_array_equal(pruned, np.where(masks, stored, 0))
+
+
+# Units of any scores, where layers have caps and some units may not be removed.
+
+
+def one_by_one(units, most, k, layers, by_layer):
+    """Removes the lowest unit that may be, again and again."""
+    rows = []
+    for leaf, (unit, num) in enumerate(zip(units, layers, strict=True)):
+        first = sum(n or 1 for n in layers[:leaf])
+        places = np.indices(unit.kept.shape)[0] if num else np.zeros(unit.kept.shape)
+        layer = (first + places).astype(int).ravel()
+        columns = (np.asarray(x).ravel() for x in unit)
+        for i, (score, kept, removable) in enumerate(zip(*columns, strict=True)):
+            score = np.float64(score)
+            order = (bool(np.isnan(score)), 0.0 if np.isnan(score) else score + 0.0)
+            rows.append((*order, layer[i], leaf, i, kept, removable))
+    lost = np.zeros(len(most), int)
+    for row in rows:
+        lost[row[2]] += not row[5]
+    kept = [np.array(unit.kept) for unit in units]
+    for *_, layer, leaf, i, is_kept, removable in sorted(rows):
+        enough = not by_layer and np.minimum(lost, most).sum() >= k
+        if is_kept and removable and lost[layer] < most[layer] and not enough:
+            kept[leaf].reshape(-1)[i] = False
+            lost[layer] += 1
+    return kept, lost
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "by_layer"))
+def remove(units, most, k, layers, by_layer):
+    with jax.enable_x64(True):
+        most, k = jnp.asarray(most, jnp.int64), jnp.asarray(k, jnp.int64)
+        removal = _selection.remove_lowest(
+            units, most, k, layers=layers, by_layer=by_layer
+        )
+        return removal.kept, removal.total.astype(jnp.int32)
+
+
+@pytest.mark.parametrize("dtypes", [DTYPES[:1], DTYPES[1:], [jnp.float64, *DTYPES]])
+@pytest.mark.parametrize("by_layer", [False, True])
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_removes_the_lowest_that_may_be_one_by_one(by_layer, dtypes, seed):
+    rng = np.random.default_rng(seed)
+    shapes, layers = [(4, 5), (7,), (3, 2, 4), (1,), (2, 3)], (4, 0, 0, 0, 2)
+    scale = rng.choice([1, 0.5, 6e-8] if jnp.float64 in dtypes else [1, 1.5e-45])
+    units = []
+    with jax.enable_x64(jnp.float64 in dtypes):
+        for i, shape in enumerate(shapes):
+            scores = np.asarray(rng.integers(-3, 4, shape) * scale)
+            for odd in rng.choice(SPECIAL, 2):
+                scores.reshape(-1)[rng.integers(scores.size)] = odd
+            scores = jnp.asarray(scores.astype(dtypes[i % len(dtypes)]))
+            kept, removable = rng.random((2, *shape)) < rng.choice([0.5, 0.9, 1])
+            units.append(sparse_optax.Units(scores, kept, removable))
+        sizes = [5, 5, 5, 5, 7, 24, 1, 3, 3]
+        most = [rng.integers(0, n + 1) if rng.random() < 0.7 else n for n in sizes]
+        k = rng.integers(0, sum(sizes) + 1)
+        found, total = remove(units, np.int32(most), np.int32(k), layers, by_layer)
+    expected, lost = one_by_one(units, most, k, layers, by_layer)
+    for mask, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mask, wanted)
+    if k >= sum(np.sum(~unit.kept) for unit in units):
+        assert total == np.minimum(lost, most).sum()

@@ -73,7 +73,7 @@ def test_moments_of_pruned_weights_are_forgotten():
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     _, state = tx.update(grads, tx.init(PARAMS), PARAMS)
     state = sparse_optax.set_masks(state, MASKS)
-    for moment in (state.optimizer[0].mu, state.optimizer[0].nu):
+    for moment in (state.optimizer[1][0].mu, state.optimizer[1][0].nu):
         chex.assert_trees_all_equal(jax.tree.map(lambda m: m != 0, moment), MASKS)
     assert state.pruning.num_prunes == 0
 

@@ -1,4 +1,7 @@
-"""Eight devices: the same masks as on one, sharded like weights, gathering nothing."""
+"""Eight devices: the same masks as on one, sharded like weights, exchanging counts alone."""
+
+import math
+import re
 
 import chex
 import jax
@@ -74,7 +77,11 @@ def test_pruning_equals_one_device(kind, layout, distribution):
         sharded = shard(params, layout, mesh)
         result = prune_twice(sharded)
         text = jax.jit(prune_twice).lower(sharded).compile().as_text()
-    assert "all-reduce" in text and "all-gather" not in text
+    gathered = re.findall(r"= .*?\[([\d,]*)\][^=]* all-gather\(", text)
+    assert len(gathered) == len(re.findall(r"all-gather(-start)?\(", text))
+    # A number from each device at the most, and no part of any leaf.
+    assert "all-reduce" in text or gathered
+    assert all(math.prod(map(int, shape.split(","))) <= 8 for shape in gathered)
     for tree in (result[0], result[1].masks):
         for a, w in zip(*map(jax.tree.leaves, (tree, sharded)), strict=True):
             assert a.sharding.is_equivalent_to(w.sharding, w.ndim)
