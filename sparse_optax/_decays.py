@@ -75,7 +75,7 @@ def add_lobster_decay(
 
     Returns:
         A transformation with the state `StepsSincePruning`. `update` needs params and
-        the extra argument `grad`, a tree like them: g, or |g| however measured. A
+        the extra argument `grad`, a tree like them: g, or `|g|` however measured. A
         weight does not decay where that is NaN. Under `optax.MultiSteps` it is the
         gradient of the last mini-batch.
 
