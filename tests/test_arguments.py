@@ -179,7 +179,7 @@ ROWS = {
         DISTRIBUTION,
     ),
     "add_relevance_decay.update.prune": (update(lambda: decay(0.1)), FLAG),
-    "prune_by_magnitude.update.prune": (update(by_magnitude), FLAG),
+    "prune_by_magnitude.update.prune": (update(lambda: by_magnitude(0.5)), FLAG),
     "relevance_pruning.update.prune": (update(whole), FLAG),
 }
 
