@@ -3,8 +3,8 @@
 How many weights are kept decides how many are removed, so counts may not be off by
 one. `float32` cannot hold 2^24 + 1 and `int32` overflows at 2^31, both less than
 networks have weights. So counts are `int64`: functions of this file that take or return
-an `int64` are called inside `with exact_numbers()`. What
-a state keeps has types that JAX has without that: a `Count` of two words.
+an `int64` are called inside `with exact_numbers()`. What a state keeps has types that
+JAX has without that: a `Count` of two words.
 """
 
 import contextlib
@@ -45,11 +45,6 @@ class Count(NamedTuple):
 def to_words(n: jax.Array) -> Count:
     """An `int64` as a `Count`."""
     return Count((n >> 32).astype(jnp.uint32), n.astype(jnp.uint32))
-
-
-def from_words(count: Count) -> jax.Array:
-    """A `Count` as `int64`."""
-    return (count.high.astype(jnp.int64) << 32) | count.low.astype(jnp.int64)
 
 
 def as_word(n: jax.Array) -> jax.Array:

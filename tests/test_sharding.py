@@ -1,4 +1,4 @@
-"""Eight devices: the same masks as on one, sharded like weights, by counts alone."""
+"""Eight devices: the same masks as on one, sharded like weights, from counts alone."""
 
 import math
 import re
