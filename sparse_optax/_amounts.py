@@ -49,7 +49,7 @@ def check_amount(name: str, value: Value, *, schedule: bool = True) -> None:
         place = name if key is None else f"{name} at {key!r}"
         if name != "count":
             _arguments.check_number(place, number, high=1.0, schedule=schedule)
-        elif not isinstance(number, jax.Array):
+        elif not (isinstance(number, jax.Array) or (schedule and callable(number))):
             _arguments.check_integer(place, number, low=0)
 
 

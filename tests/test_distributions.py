@@ -141,3 +141,26 @@ def test_straight_through_has_the_gradient_of_the_whole():
 
     assert loss(params) == 3.0
     np.testing.assert_array_equal(jax.grad(loss)(params)["w"], [[1, 10, 100, 0]])
+
+
+def test_cubic_sparsity_by_hand():
+    schedule = so.cubic_sparsity(0.1, 0.9, begin=10, end=50)
+    for t in (0, 10, 11, 30, 49, 50, 99):
+        left = 1 - np.clip((t - 10) / 40, 0, 1)
+        np.testing.assert_allclose(schedule(t), 0.9 - 0.8 * left**3, rtol=1e-6)
+    with pytest.raises(ValueError, match="end must be at least 11; got 10"):
+        so.cubic_sparsity(0.0, 0.5, begin=10, end=10)
+
+
+def test_counts_are_numbers_schedules_and_dicts():
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    for given, removed in (
+        (7, [7, 14]),
+        (lambda n: 3 + n, [3, 7]),
+        ({"conv.*": 2, "dense": 0, "out": 10_000}, [2 + 2 + 1000, 4 + 4 + 1000]),
+    ):
+        tx = so.prune_by_magnitude(count=given)
+        state = tx.init(PARAMS)
+        for wanted in removed:
+            _, state = tx.update(zeros, state, PARAMS, prune=jnp.array(True))
+            assert sum(SIZES.values()) - num_kept(state.masks) == wanted
