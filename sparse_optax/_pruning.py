@@ -374,7 +374,9 @@ def scores_of(
     if grads is not None:
         _fit.check_masks_fit(masks, grads, "grad")
         grads = _only_prunable(masks, grads)
-    scores = criterion(_only_prunable(masks, params), grads)
+    # Which weights are removed is no differentiable function of them.
+    given = lax.stop_gradient((_only_prunable(masks, params), grads))
+    scores = criterion(*given)
     check_scores(masks, scores)
     return scores
 

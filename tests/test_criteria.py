@@ -159,3 +159,17 @@ def test_snip_and_wanda_by_hand():
         stacked={".*": 1},
     )  # fmt: skip
     np.testing.assert_array_equal(masks, wanda > wanda.min(axis=0))
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_gradients_pass_by_the_ranking(name):
+    criterion = CRITERIA[name][0]
+    tx = so.hide_pruned(optax.sgd(0.5), so.prune_by(criterion, 0.4))
+
+    def loss(params):
+        updates, state = tx.update(GRADS, tx.init(params), params, prune=True)
+        total = optax.tree.sum(optax.apply_updates(params, updates))
+        return total, so.get_masks(state)
+
+    gradient, masks = jax.grad(loss, has_aux=True)(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, gradient, masks)
