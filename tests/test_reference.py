@@ -98,10 +98,20 @@ class Form(NamedTuple):
         return state[0], state[1][0], state[2]
 
 
+def hidden(optimizer, strength, scale, fraction, distribution):
+    """What `relevance_pruning` is made of."""
+    return sparse_optax.hide_pruned(
+        optax.chain(
+            sparse_optax.add_relevance_decay(strength, scale, mask=None), optimizer
+        ),
+        sparse_optax.prune_by_magnitude(fraction, distribution=distribution, mask=None),
+    )
+
+
 ADAM = optax.adam(LEARNING_RATE, B1, B2, EPS)
 FORMS = {
     "chain": Form(make_chain, whole=False, decoupled=False),
-    "coupled": Form(make_whole, whole=True, decoupled=False),
+    "coupled": Form(hidden, whole=True, decoupled=False),
     "decoupled": Form(
         functools.partial(make_whole, decoupled=True), whole=True, decoupled=True
     ),
@@ -140,14 +150,15 @@ def assert_same_masks(masks, expected):
 
 @pytest.mark.parametrize(
     ("form", "distribution"),
-    [("chain", "uniform"), ("coupled", "global"), ("decoupled", "uniform")],
+    [("chain", "uniform"), ("coupled", "uniform"), ("decoupled", "global")],
 )
 def test_the_method_through_adam_in_float64(form, distribution):
     form = FORMS[form]
     shares = [0.5, 0.1, 0.25, 0.37]
     with jax.enable_x64(True):
         shares_now = lambda n: jnp.array(shares)[n]  # noqa: E731
-        tx = form.make(ADAM, FADING, SCALE, shares_now, distribution=distribution)
+        options = {} if form.decoupled else {"distribution": distribution}
+        tx = form.make(ADAM, FADING, SCALE, shares_now, **options)
         params, gradient = problem(np.float64)
         reference = Reference(params, distribution, form.whole, form.decoupled)
         state, step = tx.init(params), jax.jit(make_step(tx))
