@@ -49,8 +49,11 @@ def check_amount(name: str, value: Value, *, schedule: bool = True) -> None:
         place = name if key is None else f"{name} at {key!r}"
         if name != "count":
             _arguments.check_number(place, number, high=1.0, schedule=schedule)
-        elif not (isinstance(number, jax.Array) or (schedule and callable(number))):
-            _arguments.check_integer(place, number, low=0)
+        elif isinstance(number, jax.Array):  # its value may not be known
+            if not jnp.issubdtype(number.dtype, jnp.integer):
+                raise TypeError(f"{place} must be an integer; got {number!r}.")
+        elif not (schedule and callable(number)):
+            _arguments.check_integer(place, number, low=0, high=2**31 - 1)
 
 
 def check_distribution(distribution: Any) -> None:
@@ -95,6 +98,7 @@ def value_at(
 def _number(name: Kind, value: Any, step: jax.Array) -> jax.Array:
     if callable(value):
         value = value(step)
+        value = jnp.round(value) if name == "count" else value
     dtype = jnp.dtype(jnp.int32 if name == "count" else jnp.float32)
     is_array = isinstance(value, jax.Array) and not value.weak_type
     if isinstance(value, Tracer) or (is_array and value.dtype == dtype):

@@ -57,12 +57,16 @@ def check_number(
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
 
 
-def check_integer(name: str, value: Any, low: int | None = None) -> None:
-    """Raises unless `value` is an integer, of at least `low`."""
+def check_integer(
+    name: str, value: Any, low: int | None = None, high: int | None = None
+) -> None:
+    """Raises unless `value` is an integer, from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer; got {value!r}.")
     if low is not None and value < low:
         raise ValueError(f"{name} must be at least {low}; got {value!r}.")
+    if high is not None and value > high:
+        raise ValueError(f"{name} must be at most {high}; got {value!r}.")
 
 
 def check_callable(name: str, value: Any) -> None:

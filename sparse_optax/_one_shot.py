@@ -117,9 +117,17 @@ def straight_through(params: optax.Params, masks: optax.Params) -> optax.Params:
         Fine-grained Structured Sparse Neural Networks From Scratch
         <https://arxiv.org/abs/2102.04010>`_, 2021.
     """
-    masked = _masks.apply_masks(params, masks)
-    return jax.tree.map(
-        lambda w, m: jax.lax.stop_gradient(m) + (w - jax.lax.stop_gradient(w)),
-        params,
-        masked,
-    )
+    return jax.tree.map(_pass_gradient, params, _masks.apply_masks(params, masks))
+
+
+@jax.custom_jvp
+def _pass_gradient(weight, masked):
+    del weight
+    return masked
+
+
+@_pass_gradient.defjvp
+def _pass_gradient_jvp(primals, tangents):
+    _, masked = primals
+    gradient, _ = tangents
+    return masked, gradient

@@ -70,9 +70,10 @@ def prune_by(
         fraction: of the remaining units, in [0, 1], or an optax schedule of the number
             of pruning steps so far. Used as a `float32`. A dict from regular
             expressions of names to such gives each leaf its own (the first match wins).
-        count: how many units to remove, in place of `fraction`; given like that.
-            Without either, a pruning step removes all that the structure allows (`NM`
-            only); others get their amount from `sparse_optax.prune`.
+        count: how many units to remove, in place of `fraction`; given like that, and
+            rounded where a schedule gives it. Without either, a pruning step removes
+            all that the structure allows (`NM` only); others get their amount from
+            `sparse_optax.prune`.
         structure: what is removed as a whole: `Unstructured()`, `NM(2, 4)`,
             `Block((4, 4))`, `Channel()`; or a dict from regular expressions to such.
         distribution: "global" ranks the units of all leaves together; "uniform" removes
@@ -396,8 +397,15 @@ def _only_prunable(masks, tree):
     )
 
 
-def the_amount(structure: Any, **given: Value) -> tuple[Any, Value]:
+def the_amount(
+    structure: Any, *, schedule: bool = True, **given: Value
+) -> tuple[Any, Value]:
     """The one amount that is given, and its kind; without one, both are None.
+
+    Args:
+        structure: that limits it.
+        schedule: whether it may be a schedule.
+        **given: amounts by name, None for what is not given.
 
     Raises:
         TypeError: if it is of the wrong type.
@@ -410,7 +418,7 @@ def the_amount(structure: Any, **given: Value) -> tuple[Any, Value]:
     kind, value = next(iter(given.items()), (None, None))
     if kind is None:
         return None, None
-    _amounts.check_amount(kind, value)
+    _amounts.check_amount(kind, value, schedule=schedule)
     highest = _layers.highest_sparsity(structure)
     for number in value.values() if isinstance(value, Mapping) else [value]:
         if isinstance(number, int | float) and kind != "count" and number > highest:

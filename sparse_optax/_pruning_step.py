@@ -16,6 +16,7 @@ from sparse_optax._criteria import Scores
 from sparse_optax._masks import is_zero
 from sparse_optax._prune_state import PruneState
 from sparse_optax._selection import Units
+from sparse_optax._sharding import let_compiler_shard
 from sparse_optax._structures import Structure
 
 
@@ -36,6 +37,11 @@ def remove_units(
         kind: of the amount; None for all that the structure allows to be removed.
         value: of the amount: a number, or one for each layer.
     """
+    step = functools.partial(_remove_units, kind=kind)
+    return let_compiler_shard(step, like=state)(state, params, scores, value)
+
+
+def _remove_units(state, params, scores, value, kind):
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
         return state._replace(num_prunes=optax.safe_increment(state.num_prunes))
@@ -52,23 +58,23 @@ def remove_units(
     else:
         ranked = {name: jnp.abs(weight) for name, weight in weights.items()}
     units = structure.to_units(ranked, masks)
-    num_layers = _num_layers(structure, masks, units)
+    layers = layers_of(structure, masks, units)
     with _counts.exact_numbers():
         pruned, revived = zip(
             *(count_pruned(mask, weights[name]) for name, mask in masks.items()),
             strict=True,
         )
-        if by_size and not any(num_layers):  # what was just counted
+        if by_size and not any(layers):  # what was just counted
             removed = jnp.stack([n.astype(jnp.int64) for n in pruned])
         else:
-            removed = _count_removed(units, num_layers)
+            removed = count_removed(units, layers)
         target = _target_of(state, units, removed, kind, value)
         by_layer = _is_by_layer(state, value)
         removal = _selection.remove_lowest(
             list(units.values()),
             target.most,
             jnp.sum(target.most) if by_layer else target.total,
-            layers=num_layers,
+            layers=layers,
             by_size=by_size,
             by_layer=by_layer,
         )
@@ -91,6 +97,12 @@ def is_needed(
 
     Where the structure allows no more, that is found by the pruning step alone.
     """
+    like = jnp.zeros([], bool), state.shortfall
+    check = functools.partial(_is_needed, kind=kind)
+    return let_compiler_shard(check, like=like)(state, value)
+
+
+def _is_needed(state, value, kind):
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
         return jnp.zeros([], bool), state.shortfall
@@ -98,7 +110,7 @@ def is_needed(
     scores = {name: jnp.zeros(mask.shape, jnp.float32) for name, mask in masks.items()}
     units = structure.to_units(scores, masks)
     with _counts.exact_numbers():
-        removed = _count_removed(units, _num_layers(structure, masks, units))
+        removed = count_removed(units, layers_of(structure, masks, units))
         target = _target_of(state, units, removed, kind, value)
         missing = target.total - jnp.sum(removed)
         needed = (missing > 0) & jnp.any(target.most > removed)
@@ -142,20 +154,18 @@ def _is_by_layer(state: PruneState, value: Any) -> bool:
     return state.rules.distribution != "global" or np.ndim(value) == 1
 
 
-def _num_layers(
+def layers_of(
     structure: Structure, masks: Mapping[str, jax.Array], units: Mapping[str, Units]
 ) -> tuple[int, ...]:
     found = structure.num_layers({name: mask.shape for name, mask in masks.items()})
     return tuple(found[name] for name in units)
 
 
-def _count_removed(
-    units: Mapping[str, Units], num_layers: tuple[int, ...]
-) -> jax.Array:
+def count_removed(units: Mapping[str, Units], layers: tuple[int, ...]) -> jax.Array:
     """How many units of each layer are removed: `int64`."""
     counts = [
         _count_false(unit.kept, n).reshape(n or 1)
-        for unit, n in zip(units.values(), num_layers, strict=True)
+        for unit, n in zip(units.values(), layers, strict=True)
     ]
     return jnp.concatenate(counts).astype(jnp.int64)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -185,10 +186,8 @@ def sparsity_report(
         of_prunable += counts.values() if name in prunable else []
     units = {}
     if structure is not None:
-        masks = {name: kept[name] for name in kept if name in prunable}
-        scores = {
-            name: np.zeros(mask.shape, np.float32) for name, mask in masks.items()
-        }
+        masks = {name: jnp.asarray(kept[name]) for name in kept if name in prunable}
+        scores = {name: jnp.zeros(mask.shape) for name, mask in masks.items()}
         for name, unit in structures.to_units(scores, masks).items():
             units |= _count(name, np.asarray(unit.kept), 0 if name in axes else None)
     if not is_given:  # vectors that are zero, such as biases and scales, are not dead

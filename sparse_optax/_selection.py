@@ -250,9 +250,8 @@ def _places(leaf, bound, keys, num_layers):
     key = keys(leaf)
     place = jnp.zeros_like(key)
     for axis in range(1 if num_layers else 0, key.ndim):
-        place = place * key.shape[axis] + lax.broadcasted_iota(
-            key.dtype, key.shape, axis, out_sharding=jax.typeof(key).sharding
-        )
+        index = lax.broadcasted_iota(key.dtype, key.shape, axis)
+        place = place * key.shape[axis] + index
     above = jnp.iinfo(key.dtype).max
     return jnp.where(key < bound, -1, jnp.where(key == bound, place, above))
 

@@ -1,5 +1,6 @@
 """Training that is sparse from the start: weights are dropped, and others grow."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -27,7 +28,7 @@ from sparse_optax._leaves import Mask
 from sparse_optax._prunable import Prunable
 from sparse_optax._prune_state import Distribution, PruneState
 from sparse_optax._restart import restart
-from sparse_optax._selection import Units
+from sparse_optax._sharding import let_compiler_shard
 from sparse_optax._structures import Unstructured
 
 
@@ -41,6 +42,7 @@ def sparse_training(
     every: int | None = None,
     until: int | None = None,
     distribution: Distribution = "erk",
+    stacked: Mapping[str, int] | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains a network of constant sparsity: RigL, SET, or a static sparse network.
@@ -72,6 +74,7 @@ def sparse_training(
         until: the last update that may be a mask update, at least `every`. RigL ends
             after three quarters of the training.
         distribution: of the sparsity over the leaves, as in `prune_by`.
+        stacked: leaves that hold the weights of several layers, as in `prune_by`.
         mask: which leaves are sparse, as in `prune_by`.
 
     Returns:
@@ -117,7 +120,7 @@ def sparse_training(
     _arguments.check_key("key", key)
     _check_regrowth(regrow, drop_fraction, every, until)
     prunable = Prunable(
-        mask, Unstructured(), distribution, None, None, None, by_magnitude=True
+        mask, Unstructured(), distribution, stacked, None, None, by_magnitude=True
     )
     prunable.check_arguments()
     optimizer = optax.with_extra_args_support(optimizer)
@@ -139,7 +142,8 @@ def sparse_training(
             else:
                 scores = random_scores(state.masks, params, step)
             fraction = _arguments.value_at("drop_fraction", drop_fraction, step)
-            return _drop_and_grow(state, params, scores, fraction)
+            step_fn = let_compiler_shard(_drop_and_grow, like=state)
+            return step_fn(state, params, scores, fraction)
 
         is_due = (step % every == 0) & (step <= until)
         return lax.cond(is_due, drop_and_grow, lambda: state)
@@ -190,32 +194,39 @@ def _drop_and_grow(
     if not masks:
         return state
     params, scores = lax.stop_gradient((params, scores))
-    weights = _prunable.prunable_leaves(state.masks, params).values()
-    scores = _prunable.prunable_leaves(state.masks, scores).values()
-    old, layers = list(masks.values()), (0,) * len(masks)
+    structure, _ = _prunable.resolve(state.rules, state.masks)
+    weights = _prunable.prunable_leaves(state.masks, params)
+    kept = structure.to_units(weights, masks)
+    to_grow = structure.to_units(_prunable.prunable_leaves(state.masks, scores), masks)
+    layers = _pruning_step.layers_of(structure, masks, kept)
+    sizes = _prunable.sizes_of(structure, _prunable.shapes_of(state.masks))
+    sizes = np.concatenate(list(sizes.values()))
 
-    def remove(scores, kept, most, **options):
-        units, k = list(map(Units, scores, kept)), jnp.sum(most)
+    def remove(units, most, **options):
+        k = jnp.sum(most)
         return _selection.remove_lowest(
             units, most, k, layers=layers, by_layer=True, **options
         ).kept
 
     with _counts.exact_numbers():
-        sizes = np.array([m.size for m in old], np.int64)
-        counts = [
-            _pruning_step.count_pruned(m, w) for m, w in zip(old, weights, strict=True)
-        ]
-        pruned, revived = zip(*counts, strict=True)
-        kept = sizes - jnp.stack([n.astype(jnp.int64) for n in pruned])
-        num = jnp.minimum(_counts.fraction_of(fraction, kept), sizes - kept)
-        new = remove(weights, old, sizes - kept + num, by_size=True)
+        removed = _pruning_step.count_removed(kept, layers)
+        num_kept = sizes - removed
+        num = jnp.minimum(_counts.fraction_of(fraction, num_kept), removed)
+        new = remove(list(kept.values()), removed + num, by_size=True)
         # To grow is to remove from what is inactive, until as many as before are not
         # in it: with the same order among ties, and exactly as many.
-        inactive = remove(scores, [~m for m in new], kept)
+        inactive = [
+            unit._replace(kept=~mask)
+            for unit, mask in zip(to_grow.values(), new, strict=True)
+        ]
+        inactive = remove(inactive, num_kept)
+        revived = [
+            _pruning_step.count_pruned(m, weights[n])[1] for n, m in masks.items()
+        ]
         revived = jnp.stack([_counts.as_word(n) for n in revived])
-    active = {name: ~m for name, m in zip(masks, inactive, strict=True)}
+    active = {name: ~mask for name, mask in zip(kept, inactive, strict=True)}
     return state._replace(
-        masks=_prunable.with_leaves(state.masks, active),
+        masks=_prunable.with_leaves(state.masks, structure.to_masks(active, masks)),
         num_prunes=optax.safe_increment(state.num_prunes),
         shortfall=jnp.zeros_like(state.shortfall),
         revived=revived,

@@ -109,7 +109,7 @@ def prune(
         nonlocal weights
         _fit.check_masks_fit(state.masks, params, "params")
         structure = state.rules.structure.value
-        kind, value = _pruning.the_amount(structure, **amounts)
+        kind, value = _pruning.the_amount(structure, schedule=False, **amounts)
         _pruning.check_amount_is_given(kind, structure)
         ranking = scores
         if scores is not None:

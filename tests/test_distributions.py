@@ -131,16 +131,17 @@ def test_caps_hold_in_every_distribution():
 
 
 def test_straight_through_has_the_gradient_of_the_whole():
-    params = {"w": jnp.array([[3.0, 1.0, -2.0, jnp.inf]])}
+    params = {"w": jnp.array([[3.0, 1.0, -2.0, jnp.inf, jnp.nan]])}
+    scores = {"w": jnp.array([[5.0, 2.0, 4.0, 3.0, 1.0]])}
 
     @jax.jit
     def loss(params):
-        _, masks = so.one_shot(params, count=2)
+        _, masks = so.one_shot(params, count=3, scores=scores)
         masked = so.straight_through(params, masks)
-        return jnp.sum(masked["w"][0, :3] * jnp.array([1.0, 10.0, 100.0]))
+        return jnp.sum(masked["w"] * jnp.array([1.0, 10.0, 100.0, 1000.0, 0.0]))
 
-    assert loss(params) == 3.0
-    np.testing.assert_array_equal(jax.grad(loss)(params)["w"], [[1, 10, 100, 0]])
+    assert loss(params) == -197.0
+    np.testing.assert_array_equal(jax.grad(loss)(params)["w"], [[1, 10, 100, 1000, 0]])
 
 
 def test_cubic_sparsity_by_hand():

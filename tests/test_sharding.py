@@ -91,6 +91,52 @@ def test_pruning_equals_one_device(kind, layout, distribution):
     assert (expected[1].shortfall > 0) == (distribution == "uniform")
 
 
+STRUCTURES = {
+    "n:m": {"structure": sparse_optax.NM(2, 4)},
+    "n:m of layers": {
+        "structure": sparse_optax.NM(1, 2, axis=-1),
+        "stacked": {"a/kernel": 1, "b/kernel": 0},
+    },
+    "blocks": {"structure": sparse_optax.Block((4, 2))},
+    "channels": {"structure": sparse_optax.Channel()},
+}
+CRITERIA = {
+    "n:m": sparse_optax.saliency,
+    "n:m of layers": sparse_optax.random(jax.random.key(0)),
+    "blocks": sparse_optax.per_leaf(sparse_optax.magnitude),
+    "channels": sparse_optax.relevance(1.0),
+}
+
+
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=lambda x: x.name)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_units_that_extend_over_devices_equal_those_of_one(name, layout, kind):
+    tx = sparse_optax.prune_by(CRITERIA[name], 0.4, **STRUCTURES[name])
+
+    def step(params, grads):
+        updates, state = tx.update(
+            grads, tx.init(params), params, prune=jnp.array(True), grad=grads
+        )
+        return optax.apply_updates(params, updates), state
+
+    trees = tied(0), tied(1)
+    expected = step(*trees)
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        sharded = [shard(tree, layout, mesh) for tree in trees]
+        params, state = jax.jit(step)(*sharded)
+        chex.assert_trees_all_equal(on_host((params, state)), on_host(expected))
+        for weight, new in zip(
+            *map(jax.tree.leaves, (sharded[0], params)), strict=True
+        ):
+            assert new.sharding.is_equivalent_to(weight.sharding, weight.ndim)
+        for leaf in ("a", "b"):
+            mask = state.masks[leaf]["kernel"]
+            weight = sharded[0][leaf]["kernel"]
+            assert mask.sharding.is_equivalent_to(weight.sharding, weight.ndim)
+
+
 def types(tree):
     return jax.tree.map(jax.typeof, tree)
 

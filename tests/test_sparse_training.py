@@ -346,6 +346,28 @@ def test_vmap_equals_a_loop(regrow):
     chex.assert_trees_all_equal(many, jax.tree.map(stack, *members))
 
 
+@every_method
+def test_stacked_layers_are_leaves_of_their_own(regrow):
+    """As the same layers in leaves of their own, whose order among ties is the same."""
+    kernels = jax.random.normal(jax.random.key(1), (3, 4, 8))
+    grads = jax.random.normal(jax.random.key(2), (2, 3, 4, 8))
+    together = make(regrow, optax.sgd(0.5), stacked={"a": 1})
+    apart = make(regrow, optax.sgd(0.5))
+    params, state = start(together, {"a": jnp.moveaxis(kernels, 0, 1)})
+    layers = list(jnp.moveaxis(get_masks(state)["a"], 1, 0))
+    state_apart = sparse_optax.set_masks(apart.init(list(kernels)), layers)
+    params_apart = apply_masks(list(kernels), layers)
+    for g in grads:
+        params, state = make_step(together)(params, state, {"a": jnp.moveaxis(g, 0, 1)})
+        params_apart, state_apart = make_step(apart)(params_apart, state_apart, list(g))
+    after = list(jnp.moveaxis(get_masks(state)["a"], 1, 0))
+    assert [m.sum() for m in after] == [m.sum() for m in layers] == [10] * 3
+    if regrow != "random":  # whose order is drawn for each leaf
+        chex.assert_trees_all_equal(get_masks(state_apart), after)
+        moved = jnp.moveaxis(params["a"], 1, 0)
+        chex.assert_trees_all_equal(params_apart, list(moved))
+
+
 LAYOUT = {
     "a": {"bias": P("model"), "kernel": P("data", "model")},
     "b": {"kernel": P("model", None)},
