@@ -35,7 +35,8 @@ def hide_pruned(
     inert there, but not gone: whatever looks at norms (clipping, lamb, muon, adafactor)
     would see a network that is not there. State that is not shaped like its weight is
     not cleared: the memory of `lbfgs`, the factored moments of `adafactor` and `sm3`,
-    the subspace of `galore`.
+    the subspace of `galore`. `adabelief`, `adamax` and `acprop` add an epsilon to
+    moments in every update, also to those of pruned weights.
 
     Args:
         optimizer: any optax optimizer, learning rate included. What skips or discards
@@ -112,13 +113,13 @@ def update_hidden(
     **extra_args: Any,
 ) -> tuple[optax.Updates, optax.OptState]:
     """An optimizer's update of the network that is left, and of pruned weights to 0."""
+    # Here alone, in the pass that updates them: if new moments were masked too, XLA would
+    # write out both.
     opt_state = clear_pruned(opt_state, masks)
     hidden, weights = hide(updates, masks), hide(params, masks)
     if "grad" in extra_args:
         extra_args["grad"] = hide(extra_args["grad"], masks)
     updates, opt_state = optimizer.update(hidden, opt_state, weights, **extra_args)
-    # Once more, as some add to moments of weights that have no gradient (adabelief).
-    opt_state = clear_pruned(opt_state, masks)
     return _pruning.make_zero(updates, masks, params), opt_state
 
 

@@ -32,6 +32,12 @@ def test_updates_read_and_write_little_more_than_plain_ones():
         for tx in (steps.PLAIN, steps.CHAIN)
     )
     assert plain["moved"] < chain["moved"] < plain["moved"] + 2
+    plain, whole = (
+        steps.measure_update(tx, 200_000, "float32", 2, turns=1)
+        for tx in (steps.PLAIN, steps.WHOLE)
+    )
+    assert plain["moved"] < whole["moved"] < plain["moved"] + 4
+    assert whole["temporaries"] < 1
     without = steps.measure_update(steps.CHAIN, 2000, "float32", 2, 1)
     possible = steps.measure_possible_pruning(
         steps.CHAIN, steps.CHAIN_GRADUAL, 2000, "float32", 2, 1

@@ -151,7 +151,9 @@ def test_memory_of_the_shape_of_weights_is_cleared(name):
     like_weights = [np.asarray(x) for x in jax.tree.leaves(state) if x.shape == (6, 6)]
     assert like_weights
     for memory in like_weights:
-        assert not np.any(memory[~np.asarray(mask)])
+        # Three of them add an epsilon of their own in every update.
+        largest = 1e-8 if name in ("acprop", "adabelief", "adamax") else 0
+        assert np.abs(memory[~np.asarray(mask)]).max() <= largest
         assert np.any(memory[np.asarray(mask)])
 
 
