@@ -67,7 +67,7 @@ def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch):
     targets = {row[0]: row[3] for row in found["rows"] if row[3]}
     assert targets["training of LeNet, batch 4"] == "1.05"
     assert targets["`jnp.sort`, 1,000 weights"] == "30, at least"
-    assert len(targets) == 8
+    assert len(targets) == 12
     table = benchmark.show(found)
     assert "| training of LeNet, batch 4 | that with plain Adam |" in table
 
