@@ -10,7 +10,8 @@ Source of ERK: Evci et al, `Rigging the Lottery <https://arxiv.org/abs/1911.1113
 networks with adaptive sparse connectivity <https://arxiv.org/abs/1707.04780>`_, 2018.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from sparse_optax import _arguments, _counts, _leaves, _trees
 from sparse_optax._prune_state import Distribution
 
 Kind = Literal["fraction", "sparsity", "count"]
+_DTYPES = {"fraction": jnp.float32, "sparsity": jnp.float32, "count": jnp.int32}
 
 # A number or a schedule, or such by regular expressions of the names of leaves.
 Value = Any
@@ -65,41 +67,63 @@ def check_distribution(distribution: Any) -> None:
 
 
 def value_at(
-    name: Kind, value: Value, step: jax.Array, masks: Any, num_rows: Mapping[str, int]
+    kind: Kind,
+    value: Value,
+    step: jax.Array,
+    named: Any,
+    num_layers: Mapping[str, int],
 ) -> jax.Array:
     """The amount at a step: a number, or one for each layer where a dict was given.
 
     Args:
-        name: of the argument.
+        kind: of the amount.
         value: that is a number, a schedule, or a dict.
         step: what schedules are functions of.
-        masks: of the pruning transformation.
-        num_rows: how many layers each prunable leaf has.
+        named: a tree with the names that patterns match.
+        num_layers: how many layers each array of units has, 0 for one.
 
     Raises:
-        ValueError: if a dict has no pattern for a prunable leaf.
+        ValueError: if a schedule returns no scalar, or as `by_leaf`.
     """
     if not isinstance(value, Mapping):
-        number = _number(name, value, step)
-        if np.ndim(number):
-            raise ValueError(f"{name} must be a scalar; got {number}.")
-        return number
-    indices = _leaves.match_patterns(name, value, masks)
-    names = [leaf_name for leaf_name, _ in _trees.named_leaves(masks)]
-    index = dict(zip(names, jax.tree.leaves(indices), strict=True))
-    if missing := [leaf_name for leaf_name in num_rows if index[leaf_name] < 0]:
-        raise ValueError(f"{name} has no pattern for {missing}.")
-    values = [_number(name, x, step) for x in value.values()]
+        return _scalar(kind, value, step)
+    numbers = {
+        pattern: jnp.reshape(_scalar(kind, x, step), [1])
+        for pattern, x in value.items()
+    }
+    patterns = by_leaf(kind, dict(zip(value, value, strict=True)), named, num_layers)
     return jnp.concatenate(
-        [jnp.broadcast_to(values[index[leaf]], n) for leaf, n in num_rows.items()]
+        [
+            jnp.zeros([0], _DTYPES[kind]),
+            *[jnp.repeat(numbers[patterns[x]], n or 1) for x, n in num_layers.items()],
+        ]
     )
 
 
-def _number(name: Kind, value: Any, step: jax.Array) -> jax.Array:
+def by_leaf(
+    kind: Kind, value: Mapping[str, Any], named: Any, leaves: Iterable[str]
+) -> dict[str, Any]:
+    """What a dict says for each leaf, by the first pattern that matches its name.
+
+    Raises:
+        ValueError: if a pattern matches no leaf, or a leaf no pattern.
+    """
+    indices = _leaves.match_patterns(kind, value, named)
+    names = [name for name, _ in _trees.named_leaves(named)]
+    index = dict(zip(names, jax.tree.leaves(indices), strict=True))
+    if missing := [name for name in leaves if index[name] < 0]:
+        raise ValueError(f"{kind} has no pattern for {missing}.")
+    values = list(value.values())
+    return {name: values[index[name]] for name in leaves}
+
+
+def _scalar(kind: Kind, value: Any, step: jax.Array) -> jax.Array:
     if callable(value):
         value = value(step)
-        value = jnp.round(value) if name == "count" else value
-    dtype = jnp.dtype(jnp.int32 if name == "count" else jnp.float32)
+        value = jnp.round(value) if kind == "count" else value
+    if np.ndim(value):
+        raise ValueError(f"{kind} must be a scalar; got {value}.")
+    dtype = jnp.dtype(_DTYPES[kind])
     is_array = isinstance(value, jax.Array) and not value.weak_type
     if isinstance(value, Tracer) or (is_array and value.dtype == dtype):
         return jnp.asarray(value, dtype)
@@ -119,7 +143,7 @@ def target_of(
 
     Args:
         kind: of the amount; None for all that may be removed.
-        value: a number, or one for each layer.
+        value: a number, or one for each layer, which the distribution does not change.
         distribution: of the amount over the layers.
         removed: how many units of each layer are removed, `int64`.
         sizes: how many units each layer has.
@@ -129,14 +153,13 @@ def target_of(
     most = jnp.maximum(caps, removed)
     if kind is None:
         return Target(most, jnp.sum(most))
-    if distribution == "global" and not np.ndim(value):
-        total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
-        return Target(most, total)
-    if distribution == "erk":
-        total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
-        wanted = _erk(total, sizes, shapes)
-    else:
+    if np.ndim(value) or distribution == "uniform":
         wanted = _after(kind, value, removed, sizes)
+    else:
+        total = _after(kind, value, jnp.sum(removed), jnp.int64(sizes.sum()))
+        if distribution == "global":
+            return Target(most, total)
+        wanted = _erk(total, sizes, shapes)
     wanted = jnp.maximum(wanted, removed)
     return Target(jnp.minimum(wanted, most), jnp.sum(wanted))
 
@@ -156,7 +179,8 @@ def _erk(removed: jax.Array, sizes: np.ndarray, shapes: Any) -> jax.Array:
     The density of a layer is in proportion to sum(shape) / prod(shape), but 1 where
     that would be more; and then that of the others is less.
     """
-    raw = np.array([sum(shape) / max(np.prod(shape), 1) for shape in shapes])
+    raw = [sum(shape) / max(math.prod(shape), 1) if shape else 1.0 for shape in shapes]
+    raw = np.array(raw)
     order = np.argsort(-raw, kind="stable")
     # With the m layers of the largest raw densities dense, for every m.
     raw_sorted, sizes_sorted = raw[order], sizes[order].astype(np.float64)

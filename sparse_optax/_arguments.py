@@ -1,9 +1,8 @@
 """Arguments of public functions: their types, checks where they are given, values.
 
 Only what is known can be refused: a traced number has no value yet, and under
-`optax.inject_hyperparams` every number of a transformation becomes an
-array, traced or not. Those
-are clamped where used.
+`optax.inject_hyperparams` every number of a transformation becomes an array, traced or
+not. Those are clamped where used.
 """
 
 import math

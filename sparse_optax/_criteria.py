@@ -67,7 +67,7 @@ def saliency(params: optax.Params, grads: optax.Updates | None) -> Scores:
         <https://arxiv.org/abs/1906.10771>`_, 2019.
     """
     _check_grads("saliency", grads)
-    return jax.tree.map(lambda w, g: jnp.abs(_float32(w) * _float32(g)), params, grads)
+    return jax.tree.map(lambda w, g: jnp.abs(jnp.multiply(*_wide(w, g))), params, grads)
 
 
 def random(key: jax.Array) -> Criterion:
@@ -137,7 +137,7 @@ def relevance(scale: float | jax.Array = 1.0) -> Criterion:
     def criterion(params, grads):
         _check_grads("relevance", grads)
         return jax.tree.map(
-            lambda w, i: jnp.abs(_float32(w)) * (1 - i),
+            lambda w, i: jnp.multiply(*_wide(jnp.abs(w), 1 - i)),
             params,
             irrelevance(grads, scale),
         )
@@ -154,7 +154,8 @@ def per_leaf(criterion: Criterion) -> Criterion:
         criterion: any.
 
     Returns:
-        A criterion of `float32` scores. Leaves of zeros keep them.
+        A criterion of `float32` scores. The norm is that of what is finite, and leaves
+        of zeros keep them.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -181,5 +182,7 @@ def _check_grads(name: str, grads: Any) -> None:
         )
 
 
-def _float32(x: jax.Array) -> jax.Array:
-    return jnp.asarray(x, _trees.common_dtype(x, jnp.float32))
+def _wide(*xs: jax.Array) -> list[jax.Array]:
+    """In `float32`, or `float64` if one of them is."""
+    dtype = _trees.common_dtype(jnp.float32, *xs)
+    return [jnp.asarray(x, dtype) for x in xs]

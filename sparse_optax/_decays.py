@@ -135,6 +135,7 @@ def _add_decay(
         state = restart(state, _arguments.as_flag(prune))
         steps = state.num_steps
         strength_now = _arguments.value_at("strength", strength, steps)
+        strength_now = jnp.where(strength_now > 0, strength_now, 0)
 
         def shrink(selected, w, g):
             if not selected:

@@ -5,6 +5,7 @@ differently; and scores that differ in the last bit may prune other units. So sc
 added as integers, in steps of a power of two that fits the largest of them.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -19,7 +20,7 @@ def sum_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     Its error is below 2^-38 of the largest number, for each of up to 2^24 numbers.
     """
     axes = tuple(axes)
-    num = max(1, x.size // max(1, jnp.max(x, axis=axes, initial=0).size))
+    num = max(1, math.prod(x.shape[axis] for axis in axes))
     num_bits = 62 - num.bit_length()
     x = x.astype(jnp.float64)
     largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
@@ -46,8 +47,9 @@ def mean_of_kept(scores: jax.Array, kept: jax.Array, axes: Sequence[int]) -> jax
 
 @jax.jit
 def divide_by_norm(scores: jax.Array) -> jax.Array:
-    """Scores divided by the root of the sum of their squares, as `float32`."""
+    """Scores divided by the norm of the finite ones, as `float32`."""
     with _counts.exact_numbers():
         wide = scores.astype(jnp.float64)
-        norm = jnp.sqrt(sum_along(jnp.square(wide), range(scores.ndim)))
+        finite = jnp.where(jnp.isfinite(wide), wide, 0)
+        norm = jnp.sqrt(sum_along(jnp.square(finite), range(scores.ndim)))
         return (wide / jnp.where(norm > 0, norm, 1)).astype(jnp.float32)

@@ -53,8 +53,9 @@ def hide_pruned(
 
     Raises:
         TypeError: if an argument is no optax transformation.
-        ValueError: by `init`, if `pruning` does not prune, or `optimizer` holds
-            something that prunes by the argument `prune`; by `update`, as `pruning`.
+        ValueError: by `init`, if `pruning` does not prune or has an optimizer inside,
+            or if `optimizer` holds something that prunes by the argument `prune`; by
+            `update`, as `pruning`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -78,6 +79,7 @@ def hide_pruned(
     def init_fn(params) -> Any:
         pruning_state = pruning.init(params)  # first, since it checks the params
         _find_states.prune_states(pruning_state)
+        _check_hides_nothing(pruning_state)
         inner = optimizer.init(params)
         _check_nothing_waits_for_prune(inner)
         return HidePrunedState(inner, pruning_state)
@@ -113,8 +115,8 @@ def update_hidden(
     **extra_args: Any,
 ) -> tuple[optax.Updates, optax.OptState]:
     """An optimizer's update of the network that is left, and of pruned weights to 0."""
-    # Here alone, in the pass that updates them: if new moments were masked too, XLA would
-    # write out both.
+    # Here alone, in the pass that updates them: if new moments were masked too, XLA
+    # would write out both.
     opt_state = clear_pruned(opt_state, masks)
     hidden, weights = hide(updates, masks), hide(params, masks)
     if "grad" in extra_args:
@@ -125,7 +127,11 @@ def update_hidden(
 
 def check_optimizer(name: str, value: Any) -> None:
     """Raises unless `value` is one of optax's transformations."""
-    if not isinstance(value, optax.GradientTransformation | optax.MultiSteps):
+    if isinstance(value, optax.MultiSteps):
+        raise TypeError(
+            f"{name} must not be optax.MultiSteps: put it around the whole."
+        )
+    if not isinstance(value, optax.GradientTransformation):
         raise TypeError(f"{name} must be an optax transformation; got {value!r}.")
 
 
@@ -147,6 +153,19 @@ def _check_nothing_waits_for_prune(opt_state: optax.OptState) -> None:
                 "hide_pruned does not pass `prune` to the optimizer. Give it as "
                 "`pruning`."
             )
+
+
+def _check_hides_nothing(pruning_state: optax.OptState) -> None:
+    """Raises if `pruning` is an optimizer with pruning around it."""
+
+    def is_hiding(node):
+        return isinstance(node, HidePrunedState)
+
+    if any(map(is_hiding, jax.tree.leaves(pruning_state, is_leaf=is_hiding))):
+        raise ValueError(
+            "pruning must be a pruning transformation alone; got one that has an "
+            "optimizer inside: hide_pruned, relevance_pruning or sparse_training."
+        )
 
 
 def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:

@@ -5,6 +5,7 @@ and reports.
 """
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_optax import _arguments, _fit, _trees
+from sparse_optax import _arguments, _fit, _layers, _trees
 from sparse_optax._counts import Count
 from sparse_optax._find_states import masks_of_networks, num_prunes, prune_states
 from sparse_optax._pruning_loop import (
@@ -38,7 +39,8 @@ class PruningRound(Generic[TrainState]):
         sparsity: of the same.
         pruned: whether weights were removed after the evaluation.
         num_prunes: pruning steps so far, over all pruning transformations.
-        shortfall: pruning budget left unused because of `min_kept` or `max_sparsity`.
+        shortfall: pruning budget left unused because of `min_kept`, `max_sparsity` or
+            the structure.
         revived: pruned weights that the last pruning step found not to be zero.
         best_metric: the metric of the best network; minus infinity until one has met
             the bound.
@@ -194,7 +196,7 @@ def iterative_pruning(
         )
 
     def run(state: IterativePruningState) -> Iterator[PruningRound]:
-        empty = _empty_leaves(state)
+        empty = _empty_layers(state)
         limit = jnp.inf if patience is None else patience
         while not state.finetuning and (
             state.num_rounds < max_rounds and state.rounds_since_prune < limit
@@ -203,7 +205,7 @@ def iterative_pruning(
             state = pruning.step(state)
             if num_prunes(state.current) > before:
                 _check_zeros(state)
-            empty = _warn_of_empty_leaves(state, empty)
+            empty = _warn_of_empty_layers(state, empty)
             yield _report(state)
         if finetune_rounds and not state.finetuning:
             state = state.start_finetuning(start_finetuning)
@@ -266,26 +268,37 @@ def _check_zeros(state: IterativePruningState) -> None:
         )
 
 
-def _empty_leaves(state: IterativePruningState) -> set[str]:
-    """The names of prunable leaves of which no weight is kept."""
-    masks = masks_of_networks(state.current)
-    named = [
-        (name, mask)
-        for network in masks
-        for name, mask in _trees.named_leaves(network)
-        if not _trees.is_masked(mask) and mask.size
-    ]
-    any_kept = jax.device_get(_any_of_each([mask for _, mask in named]))
-    return {name for (name, _), kept in zip(named, any_kept, strict=True) if not kept}
+def _empty_layers(state: IterativePruningState) -> set[str]:
+    """The names of prunable layers of which no weight is kept."""
+    found: dict[str, jax.Array] = {}
+    for prune_state in prune_states(state.current):
+        masks = _trees.unbox(prune_state.masks)
+        stacked = _layers.stacked_axes(prune_state.rules.stacked.value, masks)
+        num_vmapped = prune_state.num_prunes.ndim  # whose axes come first
+        for name, mask in _trees.named_leaves(masks):
+            if _trees.is_masked(mask) or not mask.size:
+                continue
+            others = set(range(mask.ndim))
+            if name in stacked:
+                axis = stacked[name]
+                others -= {(axis + num_vmapped if axis >= 0 else axis) % mask.ndim}
+            found[name] = _any_along(mask, tuple(others))
+    empty = set()
+    for name, kept in jax.device_get(found).items():
+        if kept.ndim:
+            empty |= {f"{name}[{i}]" for i in np.flatnonzero(~kept)}
+        elif not kept:
+            empty.add(name)
+    return empty
 
 
-@jax.jit
-def _any_of_each(masks):
-    return [jnp.any(mask) for mask in masks]
+@functools.partial(jax.jit, static_argnames="axes")
+def _any_along(mask, axes):
+    return jnp.any(mask, axis=axes)
 
 
-def _warn_of_empty_leaves(state: IterativePruningState, known: set[str]) -> set[str]:
-    empty = _empty_leaves(state)
+def _warn_of_empty_layers(state: IterativePruningState, known: set[str]) -> set[str]:
+    empty = _empty_layers(state)
     if new := sorted(empty - known):
         warnings.warn(
             f"round {int(state.num_rounds) - 1} removed all weights of "

@@ -6,6 +6,7 @@ along an axis. Structures, distributions and caps see each of them as a leaf of 
 
 import dataclasses
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -87,14 +88,11 @@ def is_unstructured(structure: Structure) -> bool:
     )
 
 
-def highest_sparsity(structure: StructureArgument) -> float:
+def highest_sparsity(structure: StructureArgument) -> float | Fraction:
     """The highest that a structure allows, of the leaves that may lose the most."""
-    structures: list[Any] = [structure]
-    if isinstance(structure, ByLeaf):
-        structures = [x for _, x in structure.structures]
-    elif isinstance(structure, Mapping):
-        structures = list(structure.values())
-    return max((getattr(x, "max_sparsity", 1.0) for x in structures), default=1.0)
+    is_dict = isinstance(structure, Mapping)
+    structures: list[Any] = list(structure.values()) if is_dict else [structure]
+    return max((getattr(x, "max_sparsity", 1) for x in structures), default=1)
 
 
 def resolve(
@@ -111,7 +109,7 @@ def resolve(
             leaf, or a prunable leaf no pattern.
     """
     check_structure(structure, stacked)
-    axes = _by_name("stacked", stacked or {}, params)
+    axes = stacked_axes(stacked, params)
     axes = {name: axis for name, axis in axes.items() if name in shapes}
     if isinstance(structure, LeafStructure):
         structures = dict.fromkeys(shapes, structure)
@@ -132,6 +130,11 @@ def resolve(
     )
     resolved.check(shapes)
     return resolved
+
+
+def stacked_axes(stacked: Mapping[str, int] | None, params: Any) -> dict[str, int]:
+    """The axes of stacked layers, by the names of the leaves that have one."""
+    return _by_name("stacked", stacked or {}, params)
 
 
 def check_structure(structure: Any, stacked: Any) -> None:

@@ -62,9 +62,8 @@ def one_shot(
         >>> print(params, masks)
         [[0. 0. 2.]] [[False False  True]]
     """
-    criterion = criterion or _criteria.magnitude
     tx = _pruning.prune_by(
-        criterion,
+        criterion or _criteria.magnitude,
         structure=structure,
         distribution=distribution,
         stacked=stacked,
@@ -77,7 +76,7 @@ def one_shot(
         tx.init(params),
         sparsity=sparsity,
         count=count,
-        criterion=None if scores is not None else criterion,
+        criterion=criterion,
         scores=scores,
     )
     return params, get_masks(state)

@@ -19,7 +19,7 @@ from sparse_optax._prune_state import (
     PruningRules,
     register_with_flax,
 )
-from sparse_optax._structures import Structure
+from sparse_optax._structures import Shape, Structure
 
 _ANEW = "Begin with tx.init(params), and set_masks(state, masks) keeps the masks."
 
@@ -52,6 +52,7 @@ class Prunable(NamedTuple):
                 _leaves.select_leaves(self.mask, params),
                 params,
             )
+        check_names_differ(masks)
         resolve(self.rules, masks)  # errors belong here, not in the first step
         num_leaves = max(len(jax.tree.leaves(masks)), 1)  # Orbax saves no empty array
         return PruneState(
@@ -116,15 +117,25 @@ class Prunable(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What rules are for some masks.
+    """What rules are for the leaves that have masks.
 
     Attributes:
         structure: with the names of the leaves.
+        num_layers: of each array of units, in order, how many layers are stacked along
+            its first axis; 0 if it is one layer.
+        sizes: how many units each layer has.
         most_removed: how many units of each layer may be removed.
+        shapes: of the weights of each layer; None if units extend over several leaves.
+        named: a tree with the names that patterns match: of leaves, or of units if
+            these extend over several leaves.
     """
 
     structure: Structure
+    num_layers: dict[str, int]
+    sizes: np.ndarray
     most_removed: np.ndarray
+    shapes: list[Shape] | None
+    named: Any
 
 
 def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:
@@ -133,19 +144,55 @@ def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:
     Raises:
         ValueError: if they do not fit.
     """
-    masks, shapes = _trees.unbox(masks), shapes_of(masks)
+    masks = _trees.unbox(masks)
+    leaves = prunable_leaves(masks, masks)
+    shapes = {name: np.shape(x) for name, x in leaves.items()}
     structure = _layers.resolve(
         rules.structure.value, rules.stacked.value, masks, shapes
     )
-    if rules.distribution == "erk" and not isinstance(structure, _layers.ByLeaf):
-        raise ValueError("distribution='erk' is for structures of one leaf.")
-    sizes = sizes_of(structure, shapes)
+    units = _count_units(structure, shapes)
+    found = structure.num_layers(shapes)
+    num_layers = {name: found[name] for name in units}
+    sizes = {
+        name: np.full(n or 1, units[name] // (n or 1), np.int64)
+        for name, n in num_layers.items()
+    }
+    named, layer_shapes = masks, None
+    if isinstance(structure, _layers.ByLeaf):
+        of_leaf = structure.layer_shapes(shapes)
+        layer_shapes = [of_leaf[name] for name in units for _ in sizes[name]]
+    else:
+        named = units
+        if rules.distribution == "erk":
+            raise ValueError("distribution='erk' is for structures of one leaf.")
     most = _caps.most_removed(
-        rules.min_kept.value, rules.max_sparsity.value, masks, sizes
+        rules.min_kept.value, rules.max_sparsity.value, named, sizes
     )
+    for name, leaf_structure in getattr(structure, "structures", ()):
+        allowed = int(leaf_structure.max_sparsity * int(sizes[name][0]))
+        most[name] = np.minimum(most[name], allowed)
     return Resolved(
-        structure, np.array([n for x in most.values() for n in x], np.int64)
+        structure, num_layers, _join(sizes), _join(most), layer_shapes, named
     )
+
+
+def _join(numbers: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *numbers.values()])
+
+
+def _count_units(structure: Structure, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """How many units each array of units has, by name, in their order."""
+    scores = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    masks = {n: jax.ShapeDtypeStruct(s, jnp.bool_) for n, s in shapes.items()}
+    names: list[str] = []
+
+    def kept(scores, masks):
+        units = structure.to_units(scores, masks)
+        names.extend(units)  # in their own order, and not in that of a tree
+        return [unit.kept for unit in units.values()]
+
+    found = jax.eval_shape(kept, scores, masks)
+    return {name: x.size for name, x in zip(names, found, strict=True)}
 
 
 def prunable_leaves(masks: optax.Params, tree: Any) -> dict[str, Any]:
@@ -161,33 +208,15 @@ def prunable_leaves(masks: optax.Params, tree: Any) -> dict[str, Any]:
     return found
 
 
+def check_names_differ(masks: optax.Params) -> None:
+    """Raises if two leaves with masks have the same name."""
+    names = [name for name, _ in _trees.named_leaves(_trees.unbox(masks))]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"params has two leaves of the same name: {sorted(twice)}.")
+
+
 def with_leaves(masks: optax.Params, leaves: Mapping[str, jax.Array]) -> optax.Params:
     """The masks with these arrays, by name, in place of their leaves."""
     ordered = [leaves[name] for name in prunable_leaves(masks, masks)]
     return jax.tree.unflatten(jax.tree.structure(masks), ordered)
-
-
-def shapes_of(masks: optax.Params) -> dict[str, tuple[int, ...]]:
-    """The shapes of the prunable leaves, by name."""
-    return {name: np.shape(x) for name, x in prunable_leaves(masks, masks).items()}
-
-
-def sizes_of(
-    structure: Structure, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """How many units the layers of each array of units have, by name."""
-    scores = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
-    masks = {n: jax.ShapeDtypeStruct(s, jnp.bool_) for n, s in shapes.items()}
-    names: list[str] = []
-
-    def kept(scores, masks):
-        units = structure.to_units(scores, masks)
-        names.extend(units)  # in their own order, and not in that of a tree
-        return [unit.kept for unit in units.values()]
-
-    sizes = [x.size for x in jax.eval_shape(kept, scores, masks)]
-    num_layers = structure.num_layers(shapes)
-    return {
-        name: np.full(num_layers[name] or 1, size // (num_layers[name] or 1), np.int64)
-        for name, size in zip(names, sizes, strict=True)
-    }

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -21,6 +22,7 @@ from sparse_optax import (
     _criteria,
     _fit,
     _layers,
+    _prunable,
     _pruning_step,
     _trees,
 )
@@ -78,7 +80,8 @@ def prune_by(
             `Block((4, 4))`, `Channel()`; or a dict from regular expressions to such.
         distribution: "global" ranks the units of all leaves together; "uniform" removes
             the amount of each leaf; "erk" removes as much in all, and of each leaf as
-            much as its Erdos-Renyi kernel density says. A dict of amounts is uniform.
+            much as its Erdos-Renyi kernel density says. A dict of amounts says it for
+            each leaf, whatever the distribution.
         stacked: a dict from regular expressions of names to the axis along which a leaf
             holds the weights of several layers, as under `nn.scan`. Each layer counts
             as a leaf: for structures, distributions and `min_kept`.
@@ -132,17 +135,20 @@ def prune_by(
     prunable = Prunable(
         mask,
         structure,
-        _spread(distribution, value),
+        distribution,
         stacked,
         min_kept,
         max_sparsity,
         by_magnitude=criterion is _criteria.magnitude,
     )
     _check_criterion(criterion)
+    _check_distribution(distribution, value)
     prunable.check_arguments()
 
     def init_fn(params) -> Any:
-        return prunable.init(params)
+        state = prunable.init(params)
+        check_amount_fits(kind, value, state)
+        return state
 
     def update_fn(
         updates, state, params: Any = None, *, prune=False, grad=None, **extra_args
@@ -293,10 +299,11 @@ def prune_to_sparsity(
         _arguments.check_integer("every", every, low=1)
     criterion = criterion or _criteria.magnitude
     _check_criterion(criterion)
+    _check_distribution(distribution, sparsity)
     prunable = Prunable(
         mask,
         structure,
-        _spread(distribution, sparsity),
+        distribution,
         stacked,
         min_kept,
         max_sparsity,
@@ -305,7 +312,9 @@ def prune_to_sparsity(
     prunable.check_arguments()
 
     def init_fn(params) -> Any:
-        return prunable.init(params)._replace(num_updates=jnp.zeros([], jnp.int32))
+        state = prunable.init(params)
+        check_amount_fits("sparsity", sparsity, state)
+        return state._replace(num_updates=jnp.zeros([], jnp.int32))
 
     def update_fn(
         updates, state, params: Any = None, *, grad=None, **extra_args
@@ -419,13 +428,8 @@ def the_amount(
     if kind is None:
         return None, None
     _amounts.check_amount(kind, value, schedule=schedule)
-    highest = _layers.highest_sparsity(structure)
-    for number in value.values() if isinstance(value, Mapping) else [value]:
-        if isinstance(number, int | float) and kind != "count" and number > highest:
-            raise ValueError(
-                f"{kind} must be at most {highest:g}, which {structure} allows; got "
-                f"{number!r}."
-            )
+    if not isinstance(value, Mapping):
+        _check_structure_allows(kind, kind, value, structure)
     return kind, value
 
 
@@ -440,21 +444,22 @@ def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
 
 
 def _check_criterion(criterion: Any) -> None:
-    if not callable(criterion):
+    is_hashable = getattr(criterion, "__hash__", None) is not None
+    if not (callable(criterion) and is_hashable):
         raise TypeError(
-            "criterion must be a function from params and gradients to scores; got "
+            "criterion must be a hashable function from params and gradients to "
+            "scores; got "
             f"{criterion!r}. Under optax.inject_hyperparams list 'criterion' in "
             "static_args."
         )
 
 
-def _spread(distribution: Distribution, value: Value) -> Distribution:
-    """The distribution of an amount: of a dict, by leaf."""
-    if not isinstance(value, Mapping):
-        return distribution
-    if distribution == "erk":
-        raise ValueError("distribution='erk' takes one amount, and not a dict of such.")
-    return "uniform"
+def _check_distribution(distribution: Distribution, value: Value) -> None:
+    if distribution == "erk" and isinstance(value, Mapping):
+        raise ValueError(
+            "distribution='erk' takes one amount; got a dict, which says it for each "
+            "leaf."
+        )
 
 
 def amount_at(
@@ -463,8 +468,31 @@ def amount_at(
     """The amount at a step, as `_pruning_step` takes it."""
     if kind is None:
         return None
-    num_rows = _pruning_step.num_rows(state)
-    return _amounts.value_at(kind, value, step, _trees.unbox(state.masks), num_rows)
+    named, num_layers = None, {}
+    if isinstance(value, Mapping):
+        rules = _prunable.resolve(state.rules, state.masks)
+        named, num_layers = rules.named, rules.num_layers
+    return _amounts.value_at(kind, value, step, named, num_layers)
+
+
+def check_amount_fits(kind: Kind | None, value: Value, state: PruneState) -> None:
+    """Raises unless a dict has an amount for each leaf, which its structure allows."""
+    if kind is None or not isinstance(value, Mapping):
+        return
+    rules = _prunable.resolve(state.rules, state.masks)
+    found = _amounts.by_leaf(kind, value, rules.named, rules.num_layers)
+    for name, structure in getattr(rules.structure, "structures", ()):
+        _check_structure_allows(f"{kind} of {name}", kind, found[name], structure)
+
+
+def _check_structure_allows(name: str, kind: Any, number: Any, structure: Any) -> None:
+    highest = float(_layers.highest_sparsity(structure))
+    is_known = isinstance(number, int | float | np.number)
+    if is_known and kind != "count" and number > highest:
+        raise ValueError(
+            f"{name} must be at most {highest:g}, which {structure} allows; got "
+            f"{number!r}."
+        )
 
 
 def make_zero(updates: Any, masks: optax.Params, params: optax.Params) -> Any:

@@ -14,10 +14,10 @@ from sparse_optax import _amounts, _counts, _layers, _prunable, _selection
 from sparse_optax._amounts import Kind, Target
 from sparse_optax._criteria import Scores
 from sparse_optax._masks import is_zero
+from sparse_optax._prunable import Resolved
 from sparse_optax._prune_state import PruneState
 from sparse_optax._selection import Units
 from sparse_optax._sharding import let_compiler_shard
-from sparse_optax._structures import Structure
 
 
 @functools.partial(jax.jit, static_argnames="kind")  # so that it is compiled once
@@ -48,7 +48,8 @@ def _remove_units(state, params, scores, value, kind):
     # Which weights are removed is no differentiable function of them.
     params, scores = lax.stop_gradient((params, scores))
     weights = _prunable.prunable_leaves(state.masks, params)
-    structure, _ = _prunable.resolve(state.rules, state.masks)
+    rules = _prunable.resolve(state.rules, state.masks)
+    structure, layers = rules.structure, tuple(rules.num_layers.values())
     # The magnitudes of weights are made anew in every pass, and take no memory.
     by_size = scores is None and _layers.is_unstructured(structure)
     if scores is not None:
@@ -58,7 +59,6 @@ def _remove_units(state, params, scores, value, kind):
     else:
         ranked = {name: jnp.abs(weight) for name, weight in weights.items()}
     units = structure.to_units(ranked, masks)
-    layers = layers_of(structure, masks, units)
     with _counts.exact_numbers():
         pruned, revived = zip(
             *(count_pruned(mask, weights[name]) for name, mask in masks.items()),
@@ -68,7 +68,7 @@ def _remove_units(state, params, scores, value, kind):
             removed = jnp.stack([n.astype(jnp.int64) for n in pruned])
         else:
             removed = count_removed(units, layers)
-        target = _target_of(state, units, removed, kind, value)
+        target = _target_of(rules, state, removed, kind, value)
         by_layer = _is_by_layer(state, value)
         removal = _selection.remove_lowest(
             list(units.values()),
@@ -106,59 +106,28 @@ def _is_needed(state, value, kind):
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
         return jnp.zeros([], bool), state.shortfall
-    structure, _ = _prunable.resolve(state.rules, state.masks)
+    rules = _prunable.resolve(state.rules, state.masks)
     scores = {name: jnp.zeros(mask.shape, jnp.float32) for name, mask in masks.items()}
-    units = structure.to_units(scores, masks)
+    units = rules.structure.to_units(scores, masks)
     with _counts.exact_numbers():
-        removed = count_removed(units, layers_of(structure, masks, units))
-        target = _target_of(state, units, removed, kind, value)
+        removed = count_removed(units, tuple(rules.num_layers.values()))
+        target = _target_of(rules, state, removed, kind, value)
         missing = target.total - jnp.sum(removed)
         needed = (missing > 0) & jnp.any(target.most > removed)
         return needed, _counts.as_word(jnp.maximum(missing, 0))
 
 
 def _target_of(
-    state: PruneState,
-    units: Mapping[str, Units],
-    removed: jax.Array,
-    kind: Kind | None,
-    value: Any,
+    rules: Resolved, state: PruneState, removed: jax.Array, kind: Any, value: Any
 ) -> Target:
     """What the layers are to lose: `int64`."""
-    structure, most_removed = _prunable.resolve(state.rules, state.masks)
-    shapes = _prunable.shapes_of(state.masks)
-    sizes = np.concatenate(list(_prunable.sizes_of(structure, shapes).values()))
-    layer_shapes = None
-    if isinstance(structure, _layers.ByLeaf):
-        by_name, num = structure.layer_shapes(shapes), structure.num_layers(shapes)
-        layer_shapes = [by_name[name] for name in units for _ in range(num[name] or 1)]
-    return _amounts.target_of(
-        kind,
-        value,
-        state.rules.distribution,
-        removed,
-        sizes,
-        most_removed,
-        layer_shapes,
-    )
-
-
-def num_rows(state: PruneState) -> dict[str, int]:
-    """How many layers each array of units has, by name."""
-    structure, _ = _prunable.resolve(state.rules, state.masks)
-    found = structure.num_layers(_prunable.shapes_of(state.masks))
-    return {name: n or 1 for name, n in found.items()}
+    distribution = state.rules.distribution
+    sizes, most, shapes = rules.sizes, rules.most_removed, rules.shapes
+    return _amounts.target_of(kind, value, distribution, removed, sizes, most, shapes)
 
 
 def _is_by_layer(state: PruneState, value: Any) -> bool:
     return state.rules.distribution != "global" or np.ndim(value) == 1
-
-
-def layers_of(
-    structure: Structure, masks: Mapping[str, jax.Array], units: Mapping[str, Units]
-) -> tuple[int, ...]:
-    found = structure.num_layers({name: mask.shape for name, mask in masks.items()})
-    return tuple(found[name] for name in units)
 
 
 def count_removed(units: Mapping[str, Units], layers: tuple[int, ...]) -> jax.Array:

@@ -179,37 +179,44 @@ def sparsity_report(
         {name: mask.shape for name, mask in kept.items() if name in prunable},
     )
     axes = dict(structures.axes) if isinstance(structures, _layers.ByLeaf) else {}
-    leaves, of_prunable = {}, []
+    leaves, of_prunable, layers = {}, [], {}
     for name, mask in kept.items():
+        # Without masks, vectors that are zero, such as biases and scales, are not dead.
+        if name in matrices or is_given:
+            layers |= _split(name, mask, axes.get(name))
         counts = _count(name, mask, axes.get(name))
         leaves |= counts
         of_prunable += counts.values() if name in prunable else []
+        if name in matrices:
+            matrices |= counts.keys()
     units = {}
     if structure is not None:
         masks = {name: jnp.asarray(kept[name]) for name in kept if name in prunable}
         scores = {name: jnp.zeros(mask.shape) for name, mask in masks.items()}
         for name, unit in structures.to_units(scores, masks).items():
             units |= _count(name, np.asarray(unit.kept), 0 if name in axes else None)
-    if not is_given:  # vectors that are zero, such as biases and scales, are not dead
-        kept = {name: mask for name, mask in kept.items() if name in matrices}
     return SparsityReport(
         leaves,
         units,
         prunable=_sum(of_prunable),
         total=_sum(list(leaves.values())),
         not_counted=not_counted,
-        warnings=dead_layers(kept, matrices),
+        warnings=dead_layers(layers, matrices & layers.keys()),
     )
+
+
+def _split(name: str, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
+    """An array, or each of the layers that it has along an axis."""
+    if axis is None:
+        return {name: array}
+    return {f"{name}[{i}]": x for i, x in enumerate(np.moveaxis(array, axis, 0))}
 
 
 def _count(name: str, kept: np.ndarray, axis: int | None) -> dict[str, LeafSparsity]:
     """What is kept of an array, or of each of its layers along an axis."""
-    layers = {name: kept}
-    if axis is not None:
-        layers = {f"{name}[{i}]": x for i, x in enumerate(np.moveaxis(kept, axis, 0))}
     return {
-        name: LeafSparsity(int(np.count_nonzero(x)), x.size)
-        for name, x in layers.items()
+        layer: LeafSparsity(int(np.count_nonzero(x)), x.size)
+        for layer, x in _split(name, kept, axis).items()
     }
 
 

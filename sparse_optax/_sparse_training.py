@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -194,13 +193,11 @@ def _drop_and_grow(
     if not masks:
         return state
     params, scores = lax.stop_gradient((params, scores))
-    structure, _ = _prunable.resolve(state.rules, state.masks)
+    rules = _prunable.resolve(state.rules, state.masks)
+    structure, layers = rules.structure, tuple(rules.num_layers.values())
     weights = _prunable.prunable_leaves(state.masks, params)
     kept = structure.to_units(weights, masks)
     to_grow = structure.to_units(_prunable.prunable_leaves(state.masks, scores), masks)
-    layers = _pruning_step.layers_of(structure, masks, kept)
-    sizes = _prunable.sizes_of(structure, _prunable.shapes_of(state.masks))
-    sizes = np.concatenate(list(sizes.values()))
 
     def remove(units, most, **options):
         k = jnp.sum(most)
@@ -210,7 +207,7 @@ def _drop_and_grow(
 
     with _counts.exact_numbers():
         removed = _pruning_step.count_removed(kept, layers)
-        num_kept = sizes - removed
+        num_kept = rules.sizes - removed
         num = jnp.minimum(_counts.fraction_of(fraction, num_kept), removed)
         new = remove(list(kept.values()), removed + num, by_size=True)
         # To grow is to remove from what is inactive, until as many as before are not
@@ -259,6 +256,9 @@ def _check_regrowth(regrow: Any, drop_fraction: Any, every: Any, until: Any) -> 
         if given:
             raise ValueError(f"regrow=None has no mask updates; got {given}.")
         return
+    for name, value in (("every", every), ("until", until)):
+        if value is None:
+            raise ValueError(f"regrow={regrow!r} needs {name}; got None.")
     _arguments.check_integer("every", every, low=1)
     _arguments.check_integer("until", until, low=every)
     if drop_fraction is not None:

@@ -122,6 +122,7 @@ def prune(
                 "and a state cannot hold that: give prune a criterion, or scores such "
                 "as saliency(params, grads)."
             )
+        _pruning.check_amount_fits(kind, value, state)
         amount = _pruning.amount_at(kind, value, state.num_prunes, state)
         weights, state = _drop(weights, state, ranking, kind, amount)
         return state

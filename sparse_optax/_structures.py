@@ -7,6 +7,7 @@ they are. Here are the structures whose units lie in one leaf each.
 
 import dataclasses
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Literal, Protocol
 
 import jax
@@ -66,9 +67,9 @@ class LeafStructure:
         return kept
 
     @property
-    def max_sparsity(self) -> float:
+    def max_sparsity(self) -> Fraction:
         """The share of units that may be removed at the most."""
-        return 1.0
+        return Fraction(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +128,9 @@ class NM(LeafStructure):
             raise ValueError(f"n must be at most m; got n={self.n}, m={self.m}.")
 
     @property
-    def max_sparsity(self) -> float:
+    def max_sparsity(self) -> Fraction:
         """1 - n/m."""
-        return 1 - self.n / self.m
+        return Fraction(self.m - self.n, self.m)
 
     def check(self, shape: Shape) -> None:
         """`m` divides the length of the axis."""
@@ -138,11 +139,21 @@ class NM(LeafStructure):
     def to_units(self, scores: jax.Array, mask: jax.Array) -> Units:
         """The weights, and which are not among the best of their group."""
         axis = self.axis % scores.ndim
-        shape = (*scores.shape[:axis], -1, self.m, *scores.shape[axis + 1 :])
-        grouped = jnp.where(mask, scores, -jnp.inf).reshape(shape)
-        # NaNs are the largest, and of equal scores later ones are better.
-        order = jnp.argsort(jnp.argsort(grouped, axis=axis + 1), axis=axis + 1)
-        is_best = (order >= self.m - self.n).reshape(scores.shape)
+        length = scores.shape[axis] // self.m
+        shape = (*scores.shape[:axis], length, self.m, *scores.shape[axis + 1 :])
+        grouped, kept = scores.reshape(shape), mask.reshape(shape)
+        is_nan = jnp.isnan(grouped)
+        place = jax.lax.broadcasted_iota(jnp.int32, shape, axis + 1)
+        num_better = jnp.zeros(shape, jnp.int32)  # of the others in a group
+        for i in range(self.m):
+            other, its_kept, its_nan = (
+                jax.lax.index_in_dim(x, i, axis + 1) for x in (grouped, kept, is_nan)
+            )
+            # NaNs are the largest, and of equal scores later ones are better.
+            is_equal = (other == grouped) | (its_nan & is_nan)
+            is_larger = (other > grouped) | (its_nan & ~is_nan)
+            num_better += its_kept & (is_larger | (is_equal & (i > place)))
+        is_best = (num_better < self.n).reshape(scores.shape)
         return Units(scores, mask, mask & ~is_best)
 
 
@@ -178,6 +189,9 @@ class Block(LeafStructure):
     pool: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
+        for name, value in (("shape", self.shape), ("axes", self.axes)):
+            if not isinstance(value, tuple | list):
+                raise TypeError(f"{name} must be a tuple of integers; got {value!r}.")
         axes = self.axes or range(-len(self.shape), 0)
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "axes", tuple(axes))

@@ -216,3 +216,27 @@ def test_schedules_return_scalars():
         tx = make(lambda count: jnp.ones(2))
         with pytest.raises(ValueError, match=r"must be a scalar; got \[1\. 1\.\]"):
             tx.update(PARAMS, tx.init(PARAMS), PARAMS, prune=True)
+
+
+def test_other_bad_arguments_raise():
+    two_of_a_name = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}}
+    sparse = sparse_optax.sparse_training
+    sgd, key = optax.sgd(0.1), jax.random.key(0)
+    scores = {"scores": PARAMS, "criterion": sparse_optax.magnitude}
+    for call, error, message in (
+        (lambda: by_magnitude().init(two_of_a_name), ValueError, "name: .'a/b'"),
+        (lambda: sparse(sgd, 0.5, key=key), ValueError, "needs every; got None"),
+        (lambda: sparse(sgd, 0.5, key=key, every=1), ValueError, "needs until; got"),
+        (lambda: sparse_optax.Block(4), TypeError, "shape must be .*; got 4"),
+        (lambda: sparse_optax.Block((4,), -1), TypeError, "axes must be .*; got -1"),
+        (lambda: sparse_optax.one_shot(PARAMS, 0.5, **scores), ValueError, "got both"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_negative_strengths_of_schedules_are_zero():
+    for make in (decay, sparse_optax.add_l1_decay, sparse_optax.add_lobster_decay):
+        tx = make(lambda count: -1.0)
+        updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, grad=PARAMS)
+        jax.tree.map(np.testing.assert_array_equal, updates, PARAMS)

@@ -173,3 +173,9 @@ def test_gradients_pass_by_the_ranking(name):
 
     gradient, masks = jax.grad(loss, has_aux=True)(PARAMS)
     jax.tree.map(np.testing.assert_array_equal, gradient, masks)
+
+
+def test_what_is_not_finite_counts_for_no_norm():
+    tree = {"a": jnp.array([3.0, 4, jnp.nan, jnp.inf])}
+    scores = so.per_leaf(so.magnitude)(tree, None)
+    np.testing.assert_allclose(scores["a"], [0.6, 0.8, np.nan, np.inf], rtol=1e-6)

@@ -19,6 +19,7 @@ PARAMS = {
     name: jax.random.normal(jax.random.key(i), shape)
     for i, (name, shape) in enumerate(SHAPES.items())
 }
+KEY = jax.random.key(0)
 SIZES = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
 
 
@@ -165,3 +166,51 @@ def test_counts_are_numbers_schedules_and_dicts():
         for wanted in removed:
             _, state = tx.update(zeros, state, PARAMS, prune=jnp.array(True))
             assert sum(SIZES.values()) - num_kept(state.masks) == wanted
+
+
+def test_a_dict_says_the_amount_of_each_leaf_whatever_the_distribution():
+    amounts = {"conv.*": 0.2, "dense": 0.8, "out": 0.5}
+    for distribution in ("global", "uniform", "erk"):
+        tx = so.prune_by_magnitude(distribution=distribution)
+        _, state = so.prune(PARAMS, tx.init(PARAMS), sparsity=amounts)
+        assert kept(state.masks) == {
+            n: SIZES[n] - exact_share(amounts.get(n, 0.2), SIZES[n]) for n in SIZES
+        }
+    # And changes no distribution: by a number, smaller weights are removed first.
+    params = {"a": jnp.ones(8), "b": 2 * jnp.ones(8)}
+    tx = so.prune_by_magnitude({".*": 0.0}, mask=None)
+    _, state = so.prune(params, tx.init(params), 0.5)
+    assert kept(state.masks) == {"a": 0, "b": 8}
+
+
+def test_amounts_by_name_are_checked_at_init():
+    for make in (so.prune_by_magnitude, so.prune_to_sparsity):
+        with pytest.raises(ValueError, match=r"match no leaf.*\['convolution'\]"):
+            make({"convolution": 0.5, ".*": 0.1}).init(PARAMS)
+    # Where a transformation prunes no leaf, there is no amount.
+    tx = optax.multi_transform(
+        {"a": so.prune_to_sparsity({".*": 0.5}), "b": optax.sgd(0.1)},
+        jax.tree.map(lambda _: "b", PARAMS),
+    )
+    tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_scalars_are_dense_under_erk():
+    params = {"scale": jnp.float32(0.1), "w": jax.random.normal(KEY, (64, 64))}
+    _, masks = so.one_shot(params, 0.9, distribution="erk", mask=None)
+    assert masks["scale"]
+
+
+def test_counts_of_schedules_are_rounded_and_others_are_integers():
+    tx = so.prune_by_magnitude(count=optax.linear_schedule(0.0, 2.9, 1))
+    state, zeros = tx.init(PARAMS), jax.tree.map(jnp.zeros_like, PARAMS)
+    for removed in (0, 3):
+        _, state = tx.update(zeros, state, PARAMS, prune=True)
+        assert sum(SIZES.values()) - num_kept(state.masks) == removed
+    for count in (1.0, jnp.float32(1), lambda _: 1):
+        with pytest.raises(TypeError, match="count must be an integer"):
+            so.prune(PARAMS, state, count=count)
+    with pytest.raises(TypeError, match="fraction must be a number"):
+        so.prune(PARAMS, state, lambda _: 0.1)
+    with pytest.raises(ValueError, match="count must be at most 2147483647"):
+        so.prune(PARAMS, state, count=2**31)

@@ -109,6 +109,18 @@ def test_what_would_wait_for_prune_in_vain_is_refused(inner):
         tx.init(PARAMS)
 
 
+def test_what_belongs_around_the_whole_is_refused():
+    for arguments in (
+        (optax.MultiSteps(optax.sgd(0.1), 2), sparse_optax.prune_by_magnitude(0.5)),
+        (optax.sgd(0.1), optax.MultiSteps(sparse_optax.prune_by_magnitude(0.5), 2)),
+    ):
+        with pytest.raises(TypeError, match=r"must not be optax\.MultiSteps"):
+            sparse_optax.hide_pruned(*arguments)
+    inner = sparse_optax.relevance_pruning(optax.sgd(0.1), 1e-4)
+    with pytest.raises(ValueError, match="pruning must be a pruning transformation"):
+        sparse_optax.hide_pruned(optax.sgd(0.1), inner).init(PARAMS)
+
+
 def test_irrelevance_fn_is_passed_on():
     tx = make_whole(optax.identity(), 0.5, irrelevance_fn=lambda grad, scale: 0.25)
     updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)

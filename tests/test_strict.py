@@ -31,9 +31,15 @@ def test_every_kind_of_pruning_step_works():
         sparse_optax.prune_by_magnitude(0.5, **floors),
         sparse_optax.prune_to_sparsity(0.5, distribution="uniform", **floors),
         sparse_optax.relevance_pruning(optax.sgd(0.1), 0.1, decoupled=True, **floors),
+        *(
+            sparse_optax.hide_pruned(
+                optax.sgd(0.1), sparse_optax.prune_by(criterion, 0.5, **floors)
+            )
+            for criterion in (sparse_optax.saliency, sparse_optax.relevance(0.1))
+        ),
     ):
         state = tx.init(params)
         with jax.numpy_dtype_promotion("strict"):
             _, state = jax.jit(tx.update)(grads, state, params, prune=jnp.array(True))
-            params_now, state = sparse_optax.prune(params, state, 0.5)
+            params_now, state = sparse_optax.prune(params, state, 0.5, scores=grads)
         sparse_optax.check_sparsity(params_now, state)

@@ -281,3 +281,64 @@ def test_reports_show_units_and_layers():
     assert report.units == {"layers[0]": (3, 6), "layers[1]": (6, 6)}
     assert report.prunable == (36, 48)
     assert "[units]" in str(report)
+
+
+def test_amounts_and_caps_name_units_that_span_leaves():
+    params = {"in": jnp.ones((1, 4)), "out": jnp.arange(4.0)[:, None]}
+    tx = so.prune_by_magnitude({"hidden": 0.5}, structure=Neurons(), min_kept={".*": 1})
+    _, state = so.prune(params, tx.init(params), {"hidden": 1.0})
+    np.testing.assert_array_equal(state.masks["in"], [[False, False, False, True]])
+    assert state.shortfall == 1
+
+
+def test_the_exact_sparsity_of_n_m_is_an_amount():
+    for n, m, sparsity in ((9, 10, 0.1), (4, 5, 0.2), (2, 4, np.float32(0.5))):
+        _, masks = so.one_shot(jnp.ones((m, 3)), sparsity, structure=so.NM(n, m))
+        assert num_kept(masks) == 3 * n
+    for amount in (0.51, np.float32(0.51), {".*": 0.51}):
+        with pytest.raises(ValueError, match=r"at most 0\.5, which NM"):
+            so.one_shot(jnp.ones((4, 3)), amount, structure=so.NM(2, 4))
+    structures = {"a": so.NM(2, 4), "b": so.Unstructured()}
+    params = dict.fromkeys("ab", jnp.ones((4, 4)))
+    with pytest.raises(ValueError, match=r"fraction of a must be at most 0\.5"):
+        so.prune_by_magnitude({".*": 0.9}, structure=structures).init(params)
+
+
+def test_schedules_beyond_n_m_end_there():
+    tx = so.prune_to_sparsity(optax.linear_schedule(0, 0.75, 3), structure=so.NM(2, 4))
+    params, num_prunes = jnp.arange(16.0).reshape(8, 2), []
+    state = tx.init(params)
+    for _ in range(5):
+        updates, state = tx.update(jnp.zeros_like(params), state, params)
+        params = optax.apply_updates(params, updates)
+        num_prunes.append(int(state.num_prunes))
+    assert num_prunes == [1, 2, 2, 2, 2]
+    assert num_kept(state.masks) == 8 and state.shortfall == 4
+
+
+def test_the_best_of_a_group_are_among_what_is_kept():
+    scores = jnp.array([[-jnp.inf, 1.0, 2.0, 3.0]]).T
+    tx = so.prune_by_magnitude(structure=so.NM(2, 4))
+    masks = jnp.array([[True, False, False, True]]).T
+    state = so.set_masks(tx.init(scores), masks)
+    _, state = so.prune(jnp.ones((4, 1)), state, scores=scores)
+    np.testing.assert_array_equal(state.masks, masks)
+
+
+def test_layers_that_are_empty_are_warned_of():
+    params = {"layers": {"kernel": jnp.ones((2, 4, 4)).at[0].set(0.1)}}
+    stacked = {"layers": 0}
+    tx = so.prune_by_magnitude(stacked=stacked)
+    params, state = so.prune(params, tx.init(params), 0.5)
+    report = so.sparsity_report(params, so.get_masks(state), stacked=stacked)
+    assert report.warnings[0] == "layers/kernel[0] has no weight left"
+    rounds = so.iterative_pruning(
+        (params, tx.init(params)),
+        train=lambda state: state,
+        evaluate=lambda state: 1.0,
+        prune=lambda state: so.prune(*state, 0.5),
+        bound=0.0,
+        max_rounds=1,
+    )
+    with pytest.warns(UserWarning, match=r"all weights of layers/kernel\[0\]. min_"):
+        list(rounds)
