@@ -51,10 +51,10 @@ def _remove_units(state, params, scores, value, kind):
     rules = _prunable.resolve(state.rules, state.masks)
     structure, layers = rules.structure, tuple(rules.num_layers.values())
     # The magnitudes of weights are made anew in every pass, and take no memory.
-    by_size = scores is None and _layers.is_unstructured(structure)
+    by_magnitude = scores is None and _layers.is_unstructured(structure)
     if scores is not None:
         ranked = _prunable.prunable_leaves(state.masks, scores)
-    elif by_size:
+    elif by_magnitude:
         ranked = weights
     else:
         ranked = {name: jnp.abs(weight) for name, weight in weights.items()}
@@ -64,7 +64,7 @@ def _remove_units(state, params, scores, value, kind):
             *(count_pruned(mask, weights[name]) for name, mask in masks.items()),
             strict=True,
         )
-        if by_size and not any(layers):  # what was just counted
+        if by_magnitude and not any(layers):  # what was just counted
             removed = jnp.stack([n.astype(jnp.int64) for n in pruned])
         else:
             removed = count_removed(units, layers)
@@ -75,7 +75,7 @@ def _remove_units(state, params, scores, value, kind):
             target.most,
             jnp.sum(target.most) if by_layer else target.total,
             layers=layers,
-            by_size=by_size,
+            by_magnitude=by_magnitude,
             by_layer=by_layer,
         )
         shortfall = _counts.as_word(target.total - removal.total)

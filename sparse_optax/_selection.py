@@ -57,14 +57,14 @@ class Removal(NamedTuple):
     total: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "by_size", "by_layer"))
+@functools.partial(jax.jit, static_argnames=("layers", "by_magnitude", "by_layer"))
 def remove_lowest(
     leaves: Sequence[Units],
     most: jax.Array,
     k: jax.Array,
     *,
     layers: tuple[int, ...],
-    by_size: bool = False,
+    by_magnitude: bool = False,
     by_layer: bool = False,
 ) -> Removal:
     """Removes units in the order of their scores, until `k` are removed.
@@ -82,19 +82,19 @@ def remove_lowest(
         k: how many are to be removed, those removed before included, `int64`.
         layers: for each leaf, the number of stacked layers along its first axis; 0 if
             it is one layer, without such an axis.
-        by_size: the absolute values of the scores are what counts.
+        by_magnitude: the absolute values of the scores are what counts.
         by_layer: remove of each layer as many as `most` says, whatever `k` is.
 
     Returns:
         A `Removal`; fewer are removed where there are not enough.
     """
-    keys = _Keys.of(leaves, by_size)
-    num_rows = [n or 1 for n in layers]
-    sizes = [x.kept.size // n for x, n in zip(leaves, num_rows, strict=True)]
-    sizes = np.repeat(np.array(sizes, np.int64), num_rows)
-    starts, ends = np.cumsum(sizes) - sizes, np.cumsum(num_rows)
+    keys = _Keys.of(leaves, by_magnitude)
+    layer_counts = [n or 1 for n in layers]
+    sizes = [x.kept.size // n for x, n in zip(leaves, layer_counts, strict=True)]
+    sizes = np.repeat(np.array(sizes, np.int64), layer_counts)
+    starts, ends = np.cumsum(sizes) - sizes, np.cumsum(layer_counts)
     # Of each leaf, its first column in the halves of what `limits_of` returns.
-    columns = np.stack([ends - num_rows, ends - num_rows + len(sizes)], axis=1)
+    columns = np.stack([ends - layer_counts, ends - layer_counts + len(sizes)], axis=1)
     columns = columns.astype(np.uint32)
     num_key_digits = -(-keys.num_bits // _DIGIT)
     num_digits = num_key_digits + -(-int(sizes.sum()).bit_length() // _DIGIT)
@@ -176,17 +176,17 @@ class _Keys(NamedTuple):
     float: Any  # dtype, to which all scores convert without loss
     dtype: Any  # of keys and of positions
     num_zeros: int  # bits that the significands of narrower floats end in
-    by_size: bool
+    by_magnitude: bool
 
     @classmethod
-    def of(cls, leaves: Sequence[Units], by_size: bool) -> "_Keys":
+    def of(cls, leaves: Sequence[Units], by_magnitude: bool) -> "_Keys":
         floats = [jnp.dtype(leaf.scores.dtype) for leaf in leaves]
         wide = jnp.dtype("float64" if "float64" in floats else "float32")
         num_zeros = jnp.finfo(wide).nmant - max(jnp.finfo(f).nmant for f in floats)
         longest = max(leaf.kept.size for leaf in leaves)
         is_long = wide == jnp.float64 or longest > jnp.iinfo(jnp.int32).max
         dtype = jnp.dtype(jnp.int64 if is_long else jnp.int32)
-        return cls(wide, dtype, num_zeros, by_size)
+        return cls(wide, dtype, num_zeros, by_magnitude)
 
     @property
     def num_bits(self) -> int:
@@ -202,7 +202,7 @@ class _Keys(NamedTuple):
         size = (bits & jnp.iinfo(integer).max) >> self.num_zeros
         inf = lax.bitcast_convert_type(self.float.type(jnp.inf), integer)
         nan = (inf >> self.num_zeros) + 1
-        if self.by_size:
+        if self.by_magnitude:
             key = jnp.minimum(size, nan)
         else:
             key = jnp.where(size >= nan, nan, jnp.where(bits < 0, -size, size))

@@ -209,7 +209,7 @@ def _drop_and_grow(
         removed = _pruning_step.count_removed(kept, layers)
         num_kept = rules.sizes - removed
         num = jnp.minimum(_counts.fraction_of(fraction, num_kept), removed)
-        new = remove(list(kept.values()), removed + num, by_size=True)
+        new = remove(list(kept.values()), removed + num, by_magnitude=True)
         # To grow is to remove from what is inactive, until as many as before are not
         # in it: with the same order among ties, and exactly as many.
         inactive = [
