@@ -12,7 +12,7 @@ networks with adaptive sparse connectivity <https://arxiv.org/abs/1707.04780>`_,
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +60,10 @@ def check_amount(name: str, value: Value, *, schedule: bool = True) -> None:
 
 def check_distribution(distribution: Any) -> None:
     """Raises unless there is such a distribution."""
-    if distribution not in ("global", "uniform", "erk"):
+    *others, last = map(repr, get_args(Distribution))
+    if repr(distribution) not in (*others, last):
         raise ValueError(
-            f"distribution must be 'global', 'uniform' or 'erk'; got {distribution!r}."
+            f"distribution must be {', '.join(others)} or {last}; got {distribution!r}."
         )
 
 

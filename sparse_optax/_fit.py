@@ -12,8 +12,8 @@ from sparse_optax import _trees
 from sparse_optax._prune_state import PruneState
 from sparse_optax._trees import KeyPath, PyTree
 
-_EQUINOX = "of an equinox module, pass eqx.filter(model, eqx.is_inexact_array)"
-_NNX = "of an nnx module, pass nnx.state(model, nnx.Param)"
+_EQUINOX = "for an equinox module, pass eqx.filter(model, eqx.is_inexact_array)"
+_NNX = "for an nnx module, pass nnx.state(model, nnx.Param)"
 
 
 def check_tree(tree: PyTree, argument: str) -> None:
@@ -23,7 +23,7 @@ def check_tree(tree: PyTree, argument: str) -> None:
         tree, is_leaf=lambda x: isinstance(x, (*modules, PruneState))
     )
     if any(isinstance(node, modules) for node in found):
-        raise TypeError(f"{argument} has an nnx module in it; {_NNX}.")
+        raise TypeError(f"{argument} has an nnx module in it: {_NNX}.")
     if any(isinstance(node, PruneState) for node in found):
         raise TypeError(
             f"{argument} has the state of an optimizer in it; of a training state, "
@@ -38,7 +38,7 @@ def check_arrays(tree: PyTree, argument: str) -> None:
         if not (_trees.is_array(leaf) or _trees.is_leaf(leaf)):
             raise TypeError(
                 f"{argument} has {_trees.describe(leaf)} at {name}, which is no "
-                f"array; {_EQUINOX}."
+                f"array: {_EQUINOX}."
             )
 
 
@@ -153,7 +153,7 @@ def _is_below(leaf: str, name: str) -> bool:
 def _hint(reference: PyTree, tree: PyTree) -> str:
     """What may have gone wrong where two trees differ."""
     if isinstance(tree, _trees.find_class("equinox", "Module")):
-        return f"Instead {_EQUINOX}."
+        return f"Are these weights? {_EQUINOX}."
     if _is_flat(reference, tree):
         return (
             "optax.flatten makes one vector of all weights, and its masks are of that "

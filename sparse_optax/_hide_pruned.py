@@ -78,7 +78,13 @@ def hide_pruned(
 
     def init_fn(params) -> Any:
         pruning_state = pruning.init(params)  # first, since it checks the params
-        _find_states.prune_states(pruning_state)
+        try:
+            _find_states.prune_states(pruning_state)
+        except ValueError as error:
+            raise ValueError(
+                "pruning must be a pruning transformation such as prune_by_magnitude; "
+                f"got {pruning}, without masks in its state."
+            ) from error
         _check_hides_nothing(pruning_state)
         inner = optimizer.init(params)
         _check_nothing_waits_for_prune(inner)

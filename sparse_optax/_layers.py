@@ -148,6 +148,11 @@ def check_structure(structure: Any, stacked: Any) -> None:
                 "structure must be a structure such as NM(2, 4), or a dict from "
                 f"regular expressions to structures of a leaf; got {value!r}."
             )
+        if type(value).__eq__ is object.__eq__:
+            raise TypeError(
+                "structure must be equal to another with the same values, as a frozen "
+                f"dataclass is; got {value!r}."
+            )
     _leaves.check_patterns("stacked", stacked)
     if stacked is None:
         return

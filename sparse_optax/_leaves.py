@@ -91,7 +91,7 @@ def check_mask(mask: Mask | None) -> None:
         raise ValueError(
             f"mask must be {MATRICES!r}, None (every floating leaf), a tree of "
             f"booleans, a function or a dict; got {mask!r}. To select leaves by name, "
-            f"use a dict from regular expressions to booleans: {{{mask!r}: True}}."
+            f"use a dict from regular expressions to booleans: {{'.*{mask}': True}}."
         )
     check_patterns("mask", mask)
 

@@ -218,5 +218,8 @@ def check_names_differ(masks: optax.Params) -> None:
 
 def with_leaves(masks: optax.Params, leaves: Mapping[str, jax.Array]) -> optax.Params:
     """The masks with these arrays, by name, in place of their leaves."""
-    ordered = [leaves[name] for name in prunable_leaves(masks, masks)]
+    names = list(prunable_leaves(masks, masks))
+    if missing := [name for name in names if name not in leaves]:
+        raise ValueError(f"structure has no masks for {missing} in to_masks.")
+    ordered = [leaves[name] for name in names]
     return jax.tree.unflatten(jax.tree.structure(masks), ordered)

@@ -70,8 +70,9 @@ def prune_by(
             prunable leaves (and `optax.MaskedNode()` elsewhere) to a tree of floating
             scores, larger for what is kept. NaN counts as largest.
         fraction: of the remaining units, in [0, 1], or an optax schedule of the number
-            of pruning steps so far. Used as a `float32`. A dict from regular
-            expressions of names to such gives each leaf its own (the first match wins).
+            of pruning steps so far, which is clamped to that. Used as a `float32`. A
+            dict from regular expressions of names to such gives each leaf its own (the
+            first match wins).
         count: how many units to remove, in place of `fraction`; given like that, and
             rounded where a schedule gives it. Without either, a pruning step removes
             all that the structure allows (`NM` only); others get their amount from
@@ -253,8 +254,9 @@ def prune_to_sparsity(
 
     Args:
         sparsity: in [0, 1], an optax schedule of the number of updates, including this
-            one; or a number, for one pruning step at the `every`-th update. A dict from
-            regular expressions of names to such gives each leaf its own.
+            one, which is clamped to that; or a number, for one pruning step at the
+            `every`-th update. A dict from regular expressions of names to such gives
+            each leaf its own.
         every: the number of updates between two pruning steps, at least 1.
         criterion: as in `prune_by`; by default `magnitude`.
         structure: as in `prune_by`.
@@ -294,6 +296,8 @@ def prune_to_sparsity(
         2017, for gradual pruning, and its schedule `cubic_sparsity`.
     """
     _layers.check_structure(structure, stacked)
+    if sparsity is None:
+        raise TypeError("sparsity must be a number or a schedule; got None.")
     the_amount(structure, sparsity=sparsity)
     if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
         _arguments.check_integer("every", every, low=1)
@@ -444,6 +448,10 @@ def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
 
 
 def _check_criterion(criterion: Any) -> None:
+    for factory in (_criteria.random, _criteria.relevance, _criteria.per_leaf):
+        if criterion is factory:
+            name = factory.__name__
+            raise TypeError(f"{name} makes a criterion: give {name}(...); got {name}.")
     is_hashable = getattr(criterion, "__hash__", None) is not None
     if not (callable(criterion) and is_hashable):
         raise TypeError(

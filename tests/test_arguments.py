@@ -222,11 +222,15 @@ def test_other_bad_arguments_raise():
     two_of_a_name = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}}
     sparse = sparse_optax.sparse_training
     sgd, key = optax.sgd(0.1), jax.random.key(0)
+    by, hide = sparse_optax.prune_by, sparse_optax.hide_pruned
     scores = {"scores": PARAMS, "criterion": sparse_optax.magnitude}
     for call, error, message in (
         (lambda: by_magnitude().init(two_of_a_name), ValueError, "name: .'a/b'"),
         (lambda: sparse(sgd, 0.5, key=key), ValueError, "needs every; got None"),
         (lambda: sparse(sgd, 0.5, key=key, every=1), ValueError, "needs until; got"),
+        (lambda: to_sparsity(None), TypeError, "sparsity must be .*; got None"),
+        (lambda: by(sparse_optax.random), TypeError, "random makes a criterion"),
+        (lambda: hide(by_magnitude(), sgd).init(PARAMS), ValueError, "pruning must be"),
         (lambda: sparse_optax.Block(4), TypeError, "shape must be .*; got 4"),
         (lambda: sparse_optax.Block((4,), -1), TypeError, "axes must be .*; got -1"),
         (lambda: sparse_optax.one_shot(PARAMS, 0.5, **scores), ValueError, "got both"),

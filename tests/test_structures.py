@@ -342,3 +342,21 @@ def test_layers_that_are_empty_are_warned_of():
     )
     with pytest.warns(UserWarning, match=r"all weights of layers/kernel\[0\]. min_"):
         list(rounds)
+
+
+class Plain(so.LeafStructure):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgetful(Neurons):
+    def to_masks(self, kept, masks):
+        return {"in": masks["in"] & kept["hidden"]}
+
+
+def test_structures_from_outside_that_are_incomplete():
+    with pytest.raises(TypeError, match="as a frozen dataclass is"):
+        so.prune_by_magnitude(0.5, structure=Plain())
+    params = {"in": jnp.ones((1, 4)), "out": jnp.ones((4, 1))}
+    with pytest.raises(ValueError, match=r"no masks for \['out'\]"):
+        so.one_shot(params, 0.5, structure=Forgetful())
