@@ -60,8 +60,8 @@ def test_there_are_rows():
 
 
 # What jaxpruner's tests of masks and distributions cover, with values by hand. Two
-# things differ: of equal scores jaxpruner keeps the first, and it pads what blocks do not
-# divide.
+# things differ: of equal scores jaxpruner keeps the first, and it pads what blocks do
+# not divide.
 
 SCORES = jnp.array([[5.0, 1, 8, 2], [7, 3, 4, 9], [6, 0, 3, 2], [1, 1, 9, 8]])
 
