@@ -82,8 +82,9 @@ def hide_pruned(
             _find_states.prune_states(pruning_state)
         except ValueError as error:
             raise ValueError(
-                "pruning must be a pruning transformation such as prune_by_magnitude; "
-                f"got {pruning}, without masks in its state."
+                "pruning must be a pruning transformation such as prune_by_magnitude, "
+                "and comes after the optimizer: hide_pruned(optimizer, pruning); got "
+                f"{pruning}, without masks in its state."
             ) from error
         _check_hides_nothing(pruning_state)
         inner = optimizer.init(params)

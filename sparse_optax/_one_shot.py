@@ -106,9 +106,9 @@ def straight_through(params: optax.Params, masks: optax.Params) -> optax.Params:
         >>> import sparse_optax
         >>> def loss(params):
         ...     _, masks = sparse_optax.one_shot(params, 0.5)
-        ...     return jnp.sum(sparse_optax.straight_through(params, masks) ** 2)
-        >>> print(jax.grad(loss)(jnp.array([[3.0, 1.0]])))
-        [[6. 0.]]
+        ...     return jnp.sum((sparse_optax.straight_through(params, masks) - 1) ** 2)
+        >>> print(jax.grad(loss)(jnp.array([[3.0, 2.0]])))
+        [[ 4. -2.]]
 
     References:
         Bengio et al, `Estimating or Propagating Gradients Through Stochastic Neurons

@@ -263,7 +263,7 @@ def test_states_of_another_kind_are_named():
     with pytest.raises(TypeError, match="step takes the IterativePruningState"):
         step((PARAMS, PRUNING.init(PARAMS)))
     state = {"params": PARAMS, "opt_state": PRUNING.init(PARAMS), "act": jax.nn.relu}
-    message = r"state has .* at act, which is no array; .*eqx.filter\(mod"
+    message = r"state has .* at act, which is no array: .*eqx.filter\(mod"
     with pytest.raises(TypeError, match=message):
         run(PRUNING, state=state)
 

@@ -469,7 +469,7 @@ def test_the_flag_of_pruning_transformations_is_ignored():
         ({"optimizer": 0.1}, TypeError, "optimizer must be .*0.1"),
         ({"regrow": "rigl"}, ValueError, "regrow must be .*'rigl'"),
         ({"every": 0}, ValueError, "every must be at least 1; got 0"),
-        ({"every": None}, TypeError, "every must be an integer; got None"),
+        ({"every": None}, ValueError, "needs every; got None"),
         ({"until": 1}, ValueError, "until must be at least 2; got 1"),
         ({"drop_fraction": 2.0}, ValueError, "drop_fraction must be .*2.0"),
         ({"regrow": None}, ValueError, "regrow=None .*'every': 2"),
