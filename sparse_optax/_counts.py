@@ -94,17 +94,21 @@ def count_true(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Arr
     """
     shape = [arrays[0].shape[axis] for axis in axes]
     dtype = jnp.uint32 if math.prod(shape) < _WORD else jnp.int64
-    if _may_be_sharded(arrays[0]):
-        # Sums one by one: of these, devices exchange a number; of several at once, all
-        # that each of them has counted.
-        return [jnp.sum(x, axis=tuple(axes), dtype=dtype) for x in arrays]
     # By rows, which XLA shares out between the cores of a CPU, unless they are so short
     # that their counts would take memory.
     num_outer = 1 if math.prod(shape[1:]) >= _LONG else 0
+    if _may_be_sharded(arrays[0]):
+        num_outer = 0
     while math.prod(shape[num_outer:]) >= _WORD:
         num_outer += 1
-    words = _sum([x.astype(jnp.uint32) for x in arrays], axes[num_outer:])
-    return _sum([x.astype(dtype) for x in words], axes[:num_outer])
+    inner, outer = axes[num_outer:], axes[:num_outer]
+    if _may_be_sharded(arrays[0]):
+        # Sums one by one: of these, devices exchange a number; of several at once, all
+        # that each of them has counted.
+        words = [jnp.sum(x, axis=tuple(inner), dtype=jnp.uint32) for x in arrays]
+    else:
+        words = _sum([x.astype(jnp.uint32) for x in arrays], inner)
+    return _sum([x.astype(dtype) for x in words], outer)
 
 
 def _sum(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
