@@ -12,24 +12,23 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from sparse_optax import (
-    _amounts,
+    _amount_arguments,
     _arguments,
     _criteria,
     _fit,
     _layers,
-    _prunable,
     _pruning_step,
+    _scores,
     _trees,
 )
-from sparse_optax._amounts import Kind, Value
+from sparse_optax._amounts import Kind
 from sparse_optax._arguments import ScalarOrSchedule
 from sparse_optax._caps import Caps
-from sparse_optax._criteria import Criterion, Scores
+from sparse_optax._criteria import Criterion
 from sparse_optax._layers import StructureArgument
 from sparse_optax._leaves import Mask
 from sparse_optax._prunable import Prunable
@@ -132,7 +131,9 @@ def prune_by(
         [[ 0.1 -0.4  0.   0. ]]
     """
     _layers.check_structure(structure, stacked)
-    kind, value = the_amount(structure, fraction=fraction, count=count)
+    kind, value = _amount_arguments.the_amount(
+        structure, fraction=fraction, count=count
+    )
     prunable = Prunable(
         mask,
         structure,
@@ -142,13 +143,13 @@ def prune_by(
         max_sparsity,
         by_magnitude=criterion is _criteria.magnitude,
     )
-    _check_criterion(criterion)
-    _check_distribution(distribution, value)
+    _scores.check_criterion(criterion)
+    _amount_arguments.check_distribution(distribution, value)
     prunable.check_arguments()
 
     def init_fn(params) -> Any:
         state = prunable.init(params)
-        check_amount_fits(kind, value, state)
+        _amount_arguments.check_amount_fits(kind, value, state)
         return state
 
     def update_fn(
@@ -159,8 +160,8 @@ def prune_by(
         state = prunable.check(state, params, counts_updates=False)
         _fit.check_masks_fit(state.masks, updates, "updates")
         if flag is not False:
-            check_amount_is_given(kind, structure)
-            amount = amount_at(kind, value, state.num_prunes, state)
+            _amount_arguments.check_amount_is_given(kind, structure)
+            amount = _amount_arguments.amount_at(kind, value, state.num_prunes, state)
             state = _remove_if(flag, state, params, grad, criterion, kind, amount)
         return make_zero(updates, state.masks, params), state
 
@@ -298,12 +299,12 @@ def prune_to_sparsity(
     _layers.check_structure(structure, stacked)
     if sparsity is None:
         raise TypeError("sparsity must be a number or a schedule; got None.")
-    the_amount(structure, sparsity=sparsity)
+    _amount_arguments.the_amount(structure, sparsity=sparsity)
     if not isinstance(every, jax.Array) or every.ndim:  # from inject_hyperparams
         _arguments.check_integer("every", every, low=1)
     criterion = criterion or _criteria.magnitude
-    _check_criterion(criterion)
-    _check_distribution(distribution, sparsity)
+    _scores.check_criterion(criterion)
+    _amount_arguments.check_distribution(distribution, sparsity)
     prunable = Prunable(
         mask,
         structure,
@@ -317,7 +318,7 @@ def prune_to_sparsity(
 
     def init_fn(params) -> Any:
         state = prunable.init(params)
-        check_amount_fits("sparsity", sparsity, state)
+        _amount_arguments.check_amount_fits("sparsity", sparsity, state)
         return state._replace(num_updates=jnp.zeros([], jnp.int32))
 
     def update_fn(
@@ -329,7 +330,7 @@ def prune_to_sparsity(
         before = cast(jax.Array, state.num_updates)
         num_updates = jnp.asarray(optax.safe_increment(before))
         state = state._replace(num_updates=num_updates)
-        amount = amount_at("sparsity", sparsity, num_updates, state)
+        amount = _amount_arguments.amount_at("sparsity", sparsity, num_updates, state)
         is_due = num_updates % every == 0
         state = _remove_if(
             is_due, state, params, grad, criterion, "sparsity", amount, if_needed=True
@@ -354,9 +355,9 @@ def _remove_if(
         grads = None
     if grads is not None:
         _fit.check_masks_fit(state.masks, grads, "grad")
-        grads = _only_prunable(state.masks, grads)
+        grads = _scores.only_prunable(state.masks, grads)
     boxed, state = state, _trees.unbox(state)
-    params = _only_prunable(state.masks, params)
+    params = _scores.only_prunable(state.masks, params)
     options = {"criterion": criterion, "kind": kind, "if_needed": if_needed}
     state = _remove_if_jitted(flag, state, params, grads, amount, **options)
     return _trees.rebox(state, like=boxed)
@@ -365,7 +366,7 @@ def _remove_if(
 @functools.partial(jax.jit, static_argnames=("criterion", "kind", "if_needed"))
 def _remove_if_jitted(flag, state, params, grads, amount, criterion, kind, if_needed):
     def remove():
-        scores = scores_of(criterion, state.masks, params, grads)
+        scores = _scores.scores_of(criterion, state.masks, params, grads)
         return _pruning_step.remove_units(state, params, scores, kind, amount)
 
     def remove_if_needed():
@@ -374,133 +375,6 @@ def _remove_if_jitted(flag, state, params, grads, amount, criterion, kind, if_ne
         return lax.cond(needed, remove, lambda: unchanged)
 
     return lax.cond(flag, remove_if_needed if if_needed else remove, lambda: state)
-
-
-def scores_of(
-    criterion: Criterion,
-    masks: optax.Params,
-    params: optax.Params,
-    grads: optax.Updates | None,
-) -> Scores | None:
-    """The scores of the prunable leaves, or None for the magnitudes of `params`."""
-    if criterion is _criteria.magnitude:
-        return None
-    if grads is not None:
-        _fit.check_masks_fit(masks, grads, "grad")
-        grads = _only_prunable(masks, grads)
-    # Which weights are removed is no differentiable function of them.
-    given = lax.stop_gradient((_only_prunable(masks, params), grads))
-    scores = criterion(*given)
-    check_scores(masks, scores)
-    return scores
-
-
-def check_scores(masks: optax.Params, scores: Scores) -> None:
-    """Raises unless these are floating arrays like those that have masks."""
-    _fit.check_masks_fit(masks, scores, "scores")
-
-
-def _only_prunable(masks, tree):
-    masks, tree = _trees.unbox(masks), _trees.unbox(tree)
-    return jax.tree.map(
-        lambda m, x: m if _trees.is_masked(m) else x,
-        masks,
-        tree,
-        is_leaf=_trees.is_masked,
-    )
-
-
-def the_amount(
-    structure: Any, *, schedule: bool = True, **given: Value
-) -> tuple[Any, Value]:
-    """The one amount that is given, and its kind; without one, both are None.
-
-    Args:
-        structure: that limits it.
-        schedule: whether it may be a schedule.
-        **given: amounts by name, None for what is not given.
-
-    Raises:
-        TypeError: if it is of the wrong type.
-        ValueError: if several are given, or if it is out of range.
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"give one of {', '.join(given)}; got {given}.")
-    kind: Any
-    kind, value = next(iter(given.items()), (None, None))
-    if kind is None:
-        return None, None
-    _amounts.check_amount(kind, value, schedule=schedule)
-    if not isinstance(value, Mapping):
-        _check_structure_allows(kind, kind, value, structure)
-    return kind, value
-
-
-def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
-    """Raises at a pruning step without an amount, unless the structure says enough."""
-    if kind is None and _layers.highest_sparsity(structure) == 1:
-        raise ValueError(
-            "a pruning step needs fraction, count or sparsity: the structure "
-            "alone says how much to remove only where it is NM everywhere; got "
-            f"{structure}."
-        )
-
-
-def _check_criterion(criterion: Any) -> None:
-    for factory in (_criteria.random, _criteria.relevance, _criteria.per_leaf):
-        if criterion is factory:
-            name = factory.__name__
-            raise TypeError(f"{name} makes a criterion: give {name}(...); got {name}.")
-    is_hashable = getattr(criterion, "__hash__", None) is not None
-    if not (callable(criterion) and is_hashable):
-        raise TypeError(
-            "criterion must be a hashable function from params and gradients to "
-            "scores; got "
-            f"{criterion!r}. Under optax.inject_hyperparams list 'criterion' in "
-            "static_args."
-        )
-
-
-def _check_distribution(distribution: Distribution, value: Value) -> None:
-    if distribution == "erk" and isinstance(value, Mapping):
-        raise ValueError(
-            "distribution='erk' takes one amount; got a dict, which says it for each "
-            "leaf."
-        )
-
-
-def amount_at(
-    kind: Kind | None, value: Value, step: jax.Array, state: PruneState
-) -> jax.Array | None:
-    """The amount at a step, as `_pruning_step` takes it."""
-    if kind is None:
-        return None
-    named, num_layers = None, {}
-    if isinstance(value, Mapping):
-        rules = _prunable.resolve(state.rules, state.masks)
-        named, num_layers = rules.named, rules.num_layers
-    return _amounts.value_at(kind, value, step, named, num_layers)
-
-
-def check_amount_fits(kind: Kind | None, value: Value, state: PruneState) -> None:
-    """Raises unless a dict has an amount for each leaf, which its structure allows."""
-    if kind is None or not isinstance(value, Mapping):
-        return
-    rules = _prunable.resolve(state.rules, state.masks)
-    found = _amounts.by_leaf(kind, value, rules.named, rules.num_layers)
-    for name, structure in getattr(rules.structure, "structures", ()):
-        _check_structure_allows(f"{kind} of {name}", kind, found[name], structure)
-
-
-def _check_structure_allows(name: str, kind: Any, number: Any, structure: Any) -> None:
-    highest = float(_layers.highest_sparsity(structure))
-    is_known = isinstance(number, int | float | np.number)
-    if is_known and kind != "count" and number > highest:
-        raise ValueError(
-            f"{name} must be at most {highest:g}, which {structure} allows; got "
-            f"{number!r}."
-        )
 
 
 def make_zero(updates: Any, masks: optax.Params, params: optax.Params) -> Any:

@@ -15,8 +15,8 @@ from sparse_optax import (
     _fit,
     _hide_pruned,
     _prunable,
-    _pruning,
     _pruning_step,
+    _scores,
     _selection,
     _trees,
 )
@@ -129,7 +129,7 @@ def sparse_training(
 
     def random_scores(masks, params, step):
         criterion = _criteria.random(jax.random.fold_in(key, step))
-        return _pruning.scores_of(criterion, masks, params, None)
+        return _scores.scores_of(criterion, masks, params, None)
 
     @jax.jit  # so that outside of jit too it is compiled once
     def update_masks(state, params, grads):
@@ -137,7 +137,7 @@ def sparse_training(
 
         def drop_and_grow():
             if regrow == "gradient":
-                scores = _pruning.scores_of(_largest, state.masks, params, grads)
+                scores = _scores.scores_of(_largest, state.masks, params, grads)
             else:
                 scores = random_scores(state.masks, params, step)
             fraction = _arguments.value_at("drop_fraction", drop_fraction, step)

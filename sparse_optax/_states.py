@@ -15,11 +15,12 @@ import optax
 from jax.core import Tracer
 
 from sparse_optax import (
+    _amount_arguments,
     _arguments,
     _fit,
     _leaves,
-    _pruning,
     _pruning_step,
+    _scores,
     _trees,
 )
 from sparse_optax._criteria import Criterion, Scores
@@ -109,21 +110,21 @@ def prune(
         nonlocal weights
         _fit.check_masks_fit(state.masks, params, "params")
         structure = state.rules.structure.value
-        kind, value = _pruning.the_amount(structure, schedule=False, **amounts)
-        _pruning.check_amount_is_given(kind, structure)
+        kind, value = _amount_arguments.the_amount(structure, schedule=False, **amounts)
+        _amount_arguments.check_amount_is_given(kind, structure)
         ranking = scores
         if scores is not None:
-            _pruning.check_scores(state.masks, scores)
+            _scores.check_scores(state.masks, scores)
         elif criterion is not None:
-            ranking = _pruning.scores_of(criterion, state.masks, weights, None)
+            ranking = _scores.scores_of(criterion, state.masks, weights, None)
         elif not state.rules.by_magnitude:
             raise ValueError(
                 "the transformation was made with another criterion than magnitude, "
                 "and a state cannot hold that: give prune a criterion, or scores such "
                 "as saliency(params, grads)."
             )
-        _pruning.check_amount_fits(kind, value, state)
-        amount = _pruning.amount_at(kind, value, state.num_prunes, state)
+        _amount_arguments.check_amount_fits(kind, value, state)
+        amount = _amount_arguments.amount_at(kind, value, state.num_prunes, state)
         weights, state = _drop(weights, state, ranking, kind, amount)
         return state
 
