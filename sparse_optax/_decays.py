@@ -9,14 +9,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_optax import _arguments, _fit, _leaves, _relevance, _trees
+from sparse_optax import (
+    _arguments,
+    _fit,
+    _leaves,
+    _relevance,
+    _trees,
+    _unit_decays,
+)
 from sparse_optax._arguments import ScalarOrSchedule
+from sparse_optax._compaction.groups import ChannelGroups
 from sparse_optax._leaves import Mask
 from sparse_optax._restart import StepsSincePruning, restart
 
 
 def add_l1_decay(
-    strength: ScalarOrSchedule, *, mask: Mask | None = "matrices"
+    strength: ScalarOrSchedule,
+    *,
+    structure: ChannelGroups | None = None,
+    mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrinks all weights alike: adds the gradient of an l1 penalty.
 
@@ -28,7 +39,11 @@ def add_l1_decay(
     Args:
         strength: gamma >= 0, or an optax schedule of the number of updates since the
             last pruning step, as in `add_relevance_decay`.
-        mask: which leaves decay, as in `prune_by_magnitude`.
+        structure: groups of units (see `channel_groups`), for the group lasso in place
+            of l1: :math:`\gamma \sum_{u \ni i} w_i / \lVert w_u \rVert`, the sum over
+            the units of a weight.
+        mask: which leaves decay, as in `prune_by_magnitude`; or which groups, as in
+            `ChannelGroups`.
 
     Returns:
         A transformation with the state `StepsSincePruning`. `update` needs params. The
@@ -36,8 +51,8 @@ def add_l1_decay(
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if `strength` is out of range, if `mask` does not fit or selects
-            nothing, or if `update` gets no params.
+        ValueError: if `strength` is out of range, if `mask` or `structure` does not fit
+            or selects nothing, or if `update` gets no params.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -52,9 +67,29 @@ def add_l1_decay(
         Tibshirani, `Regression Shrinkage and Selection via the Lasso
         <https://doi.org/10.1111/j.2517-6161.1996.tb02080.x>`_, 1996; for pruning Han et
         al, `Learning both Weights and Connections for Efficient Neural Networks
-        <https://arxiv.org/abs/1506.02626>`_, 2015.
+        <https://arxiv.org/abs/1506.02626>`_, 2015; for groups Wen et al, `Learning
+        Structured Sparsity in Deep Neural Networks <https://arxiv.org/abs/1608.03665>`_,
+        2016.
     """
-    return _add_decay(strength, mask, lambda gamma, w, _: gamma * jnp.sign(w))
+    mask, structure = _unit_decays.check_structure(mask, structure)
+    if structure is None:
+        return _add_decay(strength, mask, lambda gamma, w, _: gamma * jnp.sign(w))
+
+    def inverse_norm(total, _):
+        return jnp.where(total > 0, jax.lax.rsqrt(jnp.where(total > 0, total, 1)), 0)
+
+    def inverse_norms(params):
+        squares = jax.tree.map(
+            lambda w: jnp.square(jnp.asarray(w, jnp.float32)), params
+        )
+        return _unit_decays.factors(structure, squares, inverse_norm)
+
+    return _add_decay(
+        strength,
+        mask,
+        lambda gamma, w, factor: gamma * factor.astype(w.dtype) * w,
+        of_params=inverse_norms,
+    )
 
 
 def add_lobster_decay(
@@ -111,8 +146,12 @@ def _add_decay(
     mask: Mask | None,
     decay: Callable[..., jax.Array],
     needs_grad: str | None = None,
+    of_params: Callable[[optax.Params], optax.Params] = lambda params: params,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds `decay(strength, w, g)` to updates, with a strength that begins anew."""
+    """Adds `decay(strength, w, x)` to updates, with a strength that begins anew.
+
+    Here x is the gradient where that is needed, else a leaf of `of_params(params)`.
+    """
     _arguments.check_number("strength", strength)
     _leaves.check_mask(mask)
 
@@ -144,8 +183,8 @@ def _add_decay(
             return decay(strength_now.astype(w.dtype), w, g)
 
         selected = _leaves.select_leaves(mask, params)
-        grads = grad if needs_grad else updates
-        shrinkage = jax.tree.map(shrink, selected, params, grads)
+        others = grad if needs_grad else of_params(params)
+        shrinkage = jax.tree.map(shrink, selected, params, others)
         updates = _relevance.add_shrinkage(updates, shrinkage, params)
         return updates, StepsSincePruning(jnp.asarray(optax.safe_increment(steps)))
 

@@ -28,6 +28,7 @@ from sparse_optax import (
 from sparse_optax._amounts import Kind
 from sparse_optax._arguments import ScalarOrSchedule
 from sparse_optax._caps import Caps
+from sparse_optax._compaction.groups import select_groups
 from sparse_optax._criteria import Criterion
 from sparse_optax._layers import StructureArgument
 from sparse_optax._leaves import Mask
@@ -134,6 +135,7 @@ def prune_by(
     kind, value = _amount_arguments.the_amount(
         structure, fraction=fraction, count=count
     )
+    mask, structure = select_groups(mask, structure)
     prunable = Prunable(
         mask,
         structure,
@@ -305,6 +307,7 @@ def prune_to_sparsity(
     criterion = criterion or _criteria.magnitude
     _scores.check_criterion(criterion)
     _amount_arguments.check_distribution(distribution, sparsity)
+    mask, structure = select_groups(mask, structure)
     prunable = Prunable(
         mask,
         structure,

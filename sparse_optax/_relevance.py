@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_optax import _arguments, _fit, _leaves, _trees
+from sparse_optax import _arguments, _fit, _leaves, _trees, _unit_decays
 from sparse_optax._arguments import ScalarOrSchedule
+from sparse_optax._compaction.groups import ChannelGroups
 from sparse_optax._exponential import exp_of_minus
 from sparse_optax._leaves import Mask
 from sparse_optax._restart import StepsSincePruning, restart
@@ -161,6 +162,7 @@ def add_relevance_decay(
     scale: ScalarOrSchedule = 1.0,
     *,
     irrelevance_fn: IrrelevanceFn | None = None,
+    structure: ChannelGroups | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrinks irrelevant weights: adds the gradient of `relevance_penalty`.
@@ -181,7 +183,13 @@ def add_relevance_decay(
         scale: alpha > 0, in the units of the gradient, or such a schedule.
         irrelevance_fn: takes `|g|` (`float32`, of the shape of the leaf) and the scale,
             and returns the irrelevance I instead of `exp(-|g| / scale)`.
-        mask: which leaves decay, as in `prune_by_magnitude`.
+        structure: groups of units (see `channel_groups`), to shrink whole units, which
+            is beyond the paper: the irrelevance of a unit u is that of the mean size of
+            its gradients, and a weight decays by the sum over its units,
+            :math:`2 \gamma \sum_{u \ni i} \exp(-\mathrm{mean}_{j \in u} |g_j| /
+            \alpha) \, w_i`.
+        mask: which leaves decay, as in `prune_by_magnitude`; or which groups, as in
+            `ChannelGroups`.
 
     Returns:
         A transformation with the state `StepsSincePruning`. `update` needs params.
@@ -214,7 +222,9 @@ def add_relevance_decay(
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
         <https://arxiv.org/abs/2204.04977>`_, 2022.
     """
-    init_fn, shrinkage_fn = relevance_shrinkage(strength, scale, irrelevance_fn, mask)
+    init_fn, shrinkage_fn = relevance_shrinkage(
+        strength, scale, irrelevance_fn, mask, structure
+    )
 
     def update_fn(updates, state, params=None, **extra_args):
         shrinkage, state = shrinkage_fn(updates, state, params, **extra_args)
@@ -228,6 +238,7 @@ def relevance_shrinkage(
     scale: ScalarOrSchedule,
     irrelevance_fn: IrrelevanceFn | None,
     mask: Mask | None,
+    structure: ChannelGroups | None = None,
 ) -> tuple[Callable[..., Any], Callable[..., tuple[PyTree, StepsSincePruning]]]:
     """`init` and `update` of the decay alone, which is 2 * strength * I * w.
 
@@ -236,6 +247,7 @@ def relevance_shrinkage(
     """
     _arguments.check_number("strength", strength)
     _arguments.check_number("scale", scale, open_low=True, finite=False)
+    mask, structure = _unit_decays.check_structure(mask, structure)
     _leaves.check_mask(mask)
     if irrelevance_fn is not None:
         _arguments.check_callable("irrelevance_fn", irrelevance_fn)
@@ -256,17 +268,27 @@ def relevance_shrinkage(
         strength_now = jnp.where(strength_now > 0, strength_now, 0)
         scale_now = _arguments.value_at("scale", scale, steps)
 
-        def shrink(selected, g, w):
-            if not selected:
-                return optax.MaskedNode()
+        def irrelevance_now(g):
             held = _irrelevance_of(g, scale_now, irrelevance_of)
             # Where the gradient is not finite, there is no telling: leave the weight.
-            held = jnp.where(jnp.isfinite(g), held, 0)
+            return jnp.where(jnp.isfinite(g), held, 0)
+
+        def of_units(total, num):
+            return irrelevance_now(total / num)
+
+        def shrink(selected, held, w):
+            if not selected:
+                return optax.MaskedNode()
+            held = irrelevance_now(held) if structure is None else held
             w = jnp.asarray(w, _trees.common_dtype(w, jnp.float32))
             return jnp.asarray(2 * strength_now * held, w.dtype) * w
 
         selected = _leaves.select_leaves(mask, params)
-        shrinkage = jax.tree.map(shrink, selected, updates, params)
+        held = updates
+        if structure is not None:
+            sizes = jax.tree.map(lambda g: jnp.abs(jnp.asarray(g, jnp.float32)), held)
+            held = _unit_decays.factors(structure, sizes, of_units)
+        shrinkage = jax.tree.map(shrink, selected, held, params)
         return shrinkage, StepsSincePruning(jnp.asarray(optax.safe_increment(steps)))
 
     return init_fn, update_fn

@@ -44,8 +44,8 @@ CLASSES = {n: c for n, c in PUBLIC.items() if inspect.isclass(c)}
 
 def examples():
     """The doctests of all modules, each where it is written."""
-    names = [m.name for m in pkgutil.iter_modules(sparse_optax.__path__)]
-    modules = [importlib.import_module(f"sparse_optax.{name}") for name in names]
+    found = pkgutil.walk_packages(sparse_optax.__path__, "sparse_optax.")
+    modules = [importlib.import_module(module.name) for module in found]
     found = {}
     for module in [sparse_optax, *modules]:
         for test in doctest.DocTestFinder(exclude_empty=True).find(module):

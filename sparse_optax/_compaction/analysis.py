@@ -1,0 +1,62 @@
+"""A traced function with the units of its axes: where everything else begins."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparse_optax import _trees
+from sparse_optax._compaction import rules
+from sparse_optax._compaction.program import Program, trace
+from sparse_optax._compaction.units import UnitTable
+
+RESULT = "an axis of a result"
+
+
+class Analysis(NamedTuple):
+    """A traced function with the units of its axes.
+
+    Attributes:
+        program: whose first arguments are the leaves of the parameters.
+        table: of its units.
+        names: of the leaves.
+        returns: the tree of shapes that the function returns.
+    """
+
+    program: Program
+    table: UnitTable
+    names: list[str]
+    returns: Any
+
+
+def analyse(
+    fn: Callable, params: Any, inputs: tuple, *, freeze_results: bool
+) -> Analysis:
+    """Traces a function, and finds the units of all axes.
+
+    Raises:
+        TypeError: if `fn` is not a function.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function of params and inputs; got {fn!r}.")
+    shapes = jax.tree.map(_shape_of, (params, inputs))
+    program, returns = trace(lambda params, inputs: fn(params, *inputs), *shapes)
+    for value in program.ins[len(jax.tree.leaves(params)) :]:
+        value.is_input = True
+    table = UnitTable()
+    for value in program.ins:
+        value.axes = rules.new_axes(value, table)
+    rules.label(program, table)
+    if freeze_results:
+        for value in program.outs:
+            for units in value.axes:
+                table.freeze(units, RESULT)
+    names = [name for name, _ in _trees.named_leaves(_trees.unbox(params))]
+    return Analysis(program, table, names, returns)
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    if not hasattr(x, "dtype"):
+        x = jnp.asarray(x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -1,0 +1,302 @@
+"""Primitives that hold functions: control flow, custom derivatives, rematerialisation.
+
+For each: which axes have the same units, what is known of the results (`liveness`),
+and how it is evaluated on smaller arrays. Derivatives that somebody defined are
+programs of their own, so that they are neither lost nor replaced by those of the
+function.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparse_optax._compaction import rules
+from sparse_optax._compaction.program import (
+    Program,
+    Step,
+    Value,
+    derivative_of,
+    is_differentiable,
+)
+from sparse_optax._compaction.rules import Rule
+from sparse_optax._compaction.units import AxisUnits, UnitTable
+
+Facts = Callable[[Program, Sequence[Any]], list[Any]]  # what is known of the results
+
+
+def _label(program: Program, axes: Sequence[list[AxisUnits]], table: UnitTable) -> None:
+    for value, units in zip(program.ins, axes, strict=True):
+        value.axes = list(units)
+    rules.label(program, table)
+
+
+def _join(a: list[AxisUnits], b: list[AxisUnits], step: Step, table: UnitTable) -> None:
+    for one, other in zip(a, b, strict=True):
+        table.join(one, other, f"{step.name} with what is fixed")
+
+
+# remat2
+
+
+def _label_body(step: Step, table: UnitTable) -> None:
+    body = step.programs["body"]
+    _label(body, [v.axes for v in step.ins], table)
+    for out, value in zip(step.outs, body.outs, strict=True):
+        out.axes = list(value.axes)
+
+
+def _facts_of_body(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+    return facts(step.programs["body"], ins)
+
+
+def _remat(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
+    params = {k: step.params[k] for k in ("prevent_cse", "policy")}
+    return jax.checkpoint(
+        lambda *args: evaluation.run(step.programs["body"], args), **params
+    )(*args)
+
+
+# custom_jvp_call, custom_vjp_call
+
+
+def _differentiable(values: list[Value]) -> list[Value]:
+    return [value for value in values if is_differentiable(value)]
+
+
+def _label_custom(step: Step, table: UnitTable) -> None:
+    _label_body(step, table)
+    if not table.is_in_derivative:  # whose own rule would have the next, without end
+        _add_derivative(step, table)
+
+
+def _add_derivative(step: Step, table: UnitTable) -> None:
+    """Adds the rule for derivatives, and labels it."""
+    is_jvp = step.name == "custom_jvp_call"
+    rule = step.programs["rule"] = derivative_of(step)
+    extra = _differentiable(step.ins if is_jvp else step.outs)
+    outer, table.is_in_derivative = table.is_in_derivative, True
+    _label(rule, [v.axes for v in (*step.ins, *extra)], table)
+    table.is_in_derivative = outer
+    outs = [*step.outs, *_differentiable(step.outs)]
+    if not is_jvp:
+        outs = _differentiable(step.ins)
+    for value, mine in zip(rule.outs, outs, strict=True):
+        _join(value.axes, mine.axes, step, table)
+
+
+def _derivative(step: Step, evaluation: Any) -> Program:
+    if "rule" not in step.programs:
+        _add_derivative(step, evaluation.table)
+    return step.programs["rule"]
+
+
+def _facts_of_custom(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+    extra = step.ins if step.name == "custom_jvp_call" else step.outs
+    if "rule" in step.programs:
+        facts(step.programs["rule"], [*ins, *(None for _ in _differentiable(extra))])
+    return _facts_of_body(step, ins, facts)
+
+
+def _custom_jvp(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
+    @jax.custom_jvp
+    def call(*args):
+        return evaluation.run(step.programs["body"], args)
+
+    @call.defjvp
+    def rule(args, tangents):
+        given = [t for t, x in zip(tangents, args, strict=True) if is_differentiable(x)]
+        results = evaluation.run(_derivative(step, evaluation), [*args, *given])
+        outs, found = results[: len(step.outs)], iter(results[len(step.outs) :])
+        return outs, [
+            next(found)
+            if is_differentiable(x)
+            else np.zeros(x.shape, jax.dtypes.float0)
+            for x in outs
+        ]
+
+    return call(*args)
+
+
+def _custom_vjp(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
+    @jax.custom_vjp
+    def call(*args):
+        return evaluation.run(step.programs["body"], args)
+
+    def forward(*args):
+        return call(*args), args
+
+    def backward(args, cotangents):
+        given = _differentiable(cotangents)
+        found = iter(evaluation.run(_derivative(step, evaluation), [*args, *given]))
+        return tuple(next(found) if is_differentiable(x) else None for x in args)
+
+    call.defvjp(forward, backward)
+    return call(*args)
+
+
+# cond
+
+
+def _label_cond(step: Step, table: UnitTable) -> None:
+    for program in step.programs.values():
+        _label(program, [v.axes for v in step.ins[1:]], table)
+    first, *others = step.programs.values()
+    for k, out in enumerate(step.outs):
+        out.axes = list(first.outs[k].axes)
+        for program in others:
+            _join(out.axes, program.outs[k].axes, step, table)
+
+
+def _facts_of_cond(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+    branches = [facts(program, ins[1:]) for program in step.programs.values()]
+    return [_common(*x) for x in zip(*branches, strict=True)]
+
+
+def _common(*facts: Any) -> Any:
+    found = facts[0]
+    for other in facts[1:]:
+        found = found.and_in(other)
+    return found
+
+
+def _cond(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
+    branches = [
+        lambda *args, program=program: evaluation.run(program, args)
+        for program in step.programs.values()
+    ]
+    if step.params.get("branches_platforms"):
+        by_platform = {
+            name or "default": branch
+            for names, branch in zip(
+                step.params["branches_platforms"], branches, strict=True
+            )
+            for name in names or [None]
+        }
+        return jax.lax.platform_dependent(*args[1:], **by_platform)
+    return jax.lax.switch(args[0], branches, *args[1:])
+
+
+# while
+
+
+def _parts_of_while(step: Step, xs: Sequence[Any]) -> tuple[list, list, list]:
+    n, m = step.params["cond_nconsts"], step.params["body_nconsts"]
+    return list(xs[:n]), list(xs[n : n + m]), list(xs[n + m :])
+
+
+def _label_while(step: Step, table: UnitTable) -> None:
+    cond_consts, body_consts, carry = _parts_of_while(step, [v.axes for v in step.ins])
+    _label(step.programs["cond"], [*cond_consts, *carry], table)
+    _label(step.programs["body"], [*body_consts, *carry], table)
+    for out, value, axes in zip(
+        step.outs, step.programs["body"].outs, carry, strict=True
+    ):
+        _join(value.axes, axes, step, table)
+        out.axes = list(axes)
+
+
+def _facts_of_while(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+    cond_consts, body_consts, carry = _parts_of_while(step, ins)
+    carry = _until_stable(
+        lambda c: facts(step.programs["body"], [*body_consts, *c]), carry
+    )
+    facts(step.programs["cond"], [*cond_consts, *carry])
+    return carry
+
+
+def _until_stable(body: Callable[[list], list], carry: list) -> list:
+    """What is known of a carry in every round, given what is known before the first."""
+    while True:
+        after = [a.and_in(b) for a, b in zip(carry, body(carry), strict=True)]
+        if all(a.same_as(b) for a, b in zip(carry, after, strict=True)):
+            return carry
+        carry = after
+
+
+def _while(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
+    cond_consts, body_consts, carry = _parts_of_while(step, args)
+    return jax.lax.while_loop(
+        lambda carry: evaluation.run(step.programs["cond"], [*cond_consts, *carry])[0],
+        lambda carry: evaluation.run(step.programs["body"], [*body_consts, *carry]),
+        carry,
+    )
+
+
+# scan
+
+
+def _parts_of_scan(step: Step, xs: Sequence[Any]) -> tuple[list, list, list]:
+    n, m = step.params["num_consts"], step.params["num_carry"]
+    return list(xs[:n]), list(xs[n : n + m]), list(xs[n + m :])
+
+
+def _label_scan(step: Step, table: UnitTable) -> None:
+    consts, carry, xs = _parts_of_scan(step, [v.axes for v in step.ins])
+    for axes in xs:
+        table.freeze(axes[0], "the axis of a scan")
+    body = step.programs["body"]
+    _label(body, [*consts, *carry, *(axes[1:] for axes in xs)], table)
+    for k, (out, value) in enumerate(zip(step.outs, body.outs, strict=True)):
+        if k < len(carry):
+            _join(value.axes, carry[k], step, table)
+            out.axes = list(carry[k])
+        else:
+            out.axes = [None, *value.axes]
+
+
+def _facts_of_scan(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+    consts, carry, xs = _parts_of_scan(step, ins)
+    xs = [fact.of_slices() for fact in xs]
+    results: list[Any] = []
+
+    def body(carry):
+        results[:] = facts(step.programs["body"], [*consts, *carry, *xs])
+        return results[: len(carry)]
+
+    carry = _until_stable(body, carry)
+    return [*carry, *(fact.of_stack() for fact in results[len(carry) :])]
+
+
+def _scan(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
+    consts, carry, xs = _parts_of_scan(step, args)
+
+    def body(carry, xs):
+        results = evaluation.run(step.programs["body"], [*consts, *carry, *xs])
+        return results[: len(carry)], results[len(carry) :]
+
+    names = "length", "reverse", "unroll", "_split_transpose"
+    options = {name: step.params[name] for name in names if name in step.params}
+    carry, ys = jax.lax.scan(body, carry, xs, **options)
+    return [*carry, *ys]
+
+
+LABELS = {
+    "remat2": _label_body,
+    "checkpoint": _label_body,
+    "custom_jvp_call": _label_custom,
+    "custom_vjp_call": _label_custom,
+    "cond": _label_cond,
+    "while": _label_while,
+    "scan": _label_scan,
+}
+FACTS = {
+    "remat2": _facts_of_body,
+    "checkpoint": _facts_of_body,
+    "custom_jvp_call": _facts_of_custom,
+    "custom_vjp_call": _facts_of_custom,
+    "cond": _facts_of_cond,
+    "while": _facts_of_while,
+    "scan": _facts_of_scan,
+}
+EVALUATE = {
+    "remat2": _remat,
+    "checkpoint": _remat,
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
+    "cond": _cond,
+    "while": _while,
+    "scan": _scan,
+}
+rules.RULES.update({name: Rule(label) for name, label in LABELS.items()})

@@ -1,0 +1,96 @@
+"""A program on smaller arrays: those of which the removed units have been taken out.
+
+Every equation is applied as it is, with the sizes of removed units taken out of its
+parameters. What makes arrays of nothing (`iota`, random bits, arrays that a function
+closes over) makes them in their whole size, so that numbers stay the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_optax._compaction import calls
+from sparse_optax._compaction.program import Program, Step, Value
+from sparse_optax._compaction.rules import RULES
+from sparse_optax._compaction.units import Units, UnitTable
+
+Masks = list[np.ndarray | None]
+
+
+class Evaluation:
+    """Programs without the units that are removed.
+
+    Args:
+        table: of the units.
+        removed: a boolean for each unit.
+    """
+
+    def __init__(self, table: UnitTable, removed: np.ndarray) -> None:
+        self.table = table
+        self._removed = removed
+        self._masks: dict[Value, Masks] = {}
+
+    def masks(self, value: Value) -> Masks:
+        """Which positions of each axis are kept; None for all."""
+        if value not in self._masks:
+            self._masks[value] = [self._mask(units) for units in value.axes]
+        return self._masks[value]
+
+    def _mask(self, units: Units | None) -> np.ndarray | None:
+        if units is None:
+            return None
+        kept = np.asarray(~self._removed[self.table.resolve(units)].any(axis=1))
+        return None if kept.all() else kept
+
+    def is_whole(self, value: Value) -> bool:
+        """Whether nothing is removed from a value."""
+        return all(mask is None for mask in self.masks(value))
+
+    def shrink(self, value: Value, array: Any) -> Any:
+        """The kept positions of an array."""
+        return take(array, self.masks(value))
+
+    def run(self, program: Program, args: Sequence[Any]) -> list[Any]:
+        """The results, from smaller arguments."""
+        arrays = dict(zip(program.ins, args, strict=True))
+
+        def read(value: Value) -> Any:
+            if value not in arrays:
+                return self.shrink(value, value.constant)
+            return arrays[value]
+
+        for step in program.steps:
+            outs = self._run_step(step, [read(value) for value in step.ins])
+            arrays.update(zip(step.outs, outs, strict=True))
+        return [read(value) for value in program.outs]
+
+    def _run_step(self, step: Step, args: list[Any]) -> list[Any]:
+        values = [*step.ins, *step.outs]
+        for program in step.programs.values():
+            values += program.all_values()
+        if all(map(self.is_whole, values)):
+            return step.bind(args, step.params)
+        if step.name in calls.EVALUATE:
+            return list(calls.EVALUATE[step.name](step, args, self))
+        rule = RULES[step.name]
+        if rule.is_whole:
+            outs = step.bind(args, step.params)
+            return [self.shrink(v, x) for v, x in zip(step.outs, outs, strict=True)]
+        params = step.params
+        if rule.resize is not None:
+            ins, outs = ([self.masks(v) for v in vs] for vs in (step.ins, step.outs))
+            params = rule.resize(step, ins, outs)
+        results = step.bind(args, params)
+        for axis in step.gathered:
+            results = [take(results[0], self.masks(step.outs[0]), [axis])]
+        return results
+
+
+def take(array: Any, masks: Masks, axes: Sequence[int] | None = None) -> Any:
+    """The positions where the mask of an axis is True, of all axes or of some."""
+    for axis, mask in enumerate(masks):
+        if mask is not None and (axes is None or axis in axes):
+            array = jnp.take(array, np.flatnonzero(mask), axis=axis)
+    return array

@@ -1,0 +1,246 @@
+"""A traced function as steps between values, each of which knows the units of its axes.
+
+Inner functions under `jit` become steps of the outer one. Other equations that hold
+functions (`scan`, `cond`, custom derivatives) have these as `programs`, made anew for
+each equation: JAX shares an inner jaxpr between equations, whose units are different.
+
+Everything that is not in JAX's public interface is used here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from sparse_optax._compaction.units import AxisUnits, Units
+
+_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """An array between steps.
+
+    Attributes:
+        shape: integers, or symbols of `jax.export`.
+        dtype: of its elements.
+        constant: its elements, if these are the same in every call.
+        is_input: whether it is made of inputs alone, not of parameters.
+        axes: the units of each axis; none before they are known.
+    """
+
+    shape: tuple[Any, ...]
+    dtype: Any
+    constant: Any = None
+    is_input: bool = False
+    axes: list[AxisUnits] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(eq=False)
+class Sum:
+    """An axis that a step sums over.
+
+    Attributes:
+        units: of the axis.
+        factors: the values and axes whose elements are multiplied before the sum.
+    """
+
+    units: Units
+    factors: list[tuple[Value, int]]
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """An equation.
+
+    Attributes:
+        primitive: what it computes.
+        params: its parameters.
+        ins: what it reads.
+        outs: what it writes.
+        programs: the functions that it holds, by name. The rule of a derivative is
+            added where it is asked for: it may call its own function.
+        sums: the axes that it sums over.
+        wiring: the symbols of its axes, if its rule has some.
+        gathered: the axes of its result that are indexed after the step.
+    """
+
+    primitive: Any
+    params: dict[str, Any]
+    ins: list[Value]
+    outs: list[Value]
+    programs: dict[str, "Program"] = dataclasses.field(default_factory=dict)
+    sums: list[Sum] = dataclasses.field(default_factory=list)
+    wiring: Any = None
+    gathered: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.primitive.name
+
+    def bind(self, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+        """Applies the primitive."""
+        return _bind(self.primitive, args, params)
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """A function.
+
+    Attributes:
+        ins: its arguments.
+        steps: what it computes, in order.
+        outs: its results.
+        constants: the arrays that it closes over.
+    """
+
+    ins: list[Value]
+    steps: list[Step]
+    outs: list[Value]
+    constants: list[Value]
+
+    def all_steps(self) -> list[Step]:
+        """Those of the inner programs as well."""
+        inner = [
+            s
+            for step in self.steps
+            for p in step.programs.values()
+            for s in p.all_steps()
+        ]
+        return self.steps + inner
+
+    def all_values(self) -> list[Value]:
+        """Every value of this program and of those in it."""
+        programs = [self, *(p for s in self.all_steps() for p in s.programs.values())]
+        values = [v for p in programs for v in (*p.ins, *p.constants)]
+        values += [v for step in self.all_steps() for v in (*step.ins, *step.outs)]
+        return list(dict.fromkeys(values))
+
+
+def trace(fn: Callable, *args: Any) -> tuple[Program, Any]:
+    """The program of a function of trees of shapes, and the tree that it returns."""
+    closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return read(closed), shape
+
+
+def read(closed: Any) -> Program:
+    """The program of a closed jaxpr, or of an open one without constants."""
+    jaxpr, constants = closed, []
+    if isinstance(closed, core.ClosedJaxpr):
+        jaxpr, constants = closed.jaxpr, closed.consts
+    ins = [_value(var) for var in jaxpr.invars]
+    program = Program(ins, [], [], [])
+    program.outs = _read(jaxpr, constants, ins, program)
+    return program
+
+
+def _read(
+    jaxpr: Any, constants: Any, ins: list[Value], program: Program
+) -> list[Value]:
+    """Adds the equations to a program, and returns their results."""
+    values = dict(zip(jaxpr.invars, ins, strict=True))
+    for var, constant in zip(jaxpr.constvars, constants, strict=True):
+        values[var] = dataclasses.replace(_value(var), constant=constant)
+        program.constants.append(values[var])
+
+    def read_atom(atom: Any) -> Value:
+        if isinstance(atom, core.Literal):
+            return dataclasses.replace(_value(atom), constant=atom.val)
+        return values[atom]
+
+    for eqn in jaxpr.eqns:
+        ins = [read_atom(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in _INLINED:
+            inner = eqn.params[_INLINED[name]]
+            outs = _read(inner.jaxpr, inner.consts, ins, program)
+        else:
+            outs = [_value(var) for var in eqn.outvars]
+            programs = _inner_programs(eqn)
+            program.steps.append(
+                Step(eqn.primitive, dict(eqn.params), ins, outs, programs)
+            )
+        values.update(zip(eqn.outvars, outs, strict=True))
+    return [read_atom(atom) for atom in jaxpr.outvars]
+
+
+def _value(atom: Any) -> Value:
+    return Value(
+        tuple(getattr(atom.aval, "shape", ())), getattr(atom.aval, "dtype", None)
+    )
+
+
+def _inner_programs(eqn: Any) -> dict[str, Program]:
+    """The functions that an equation holds, as far as there is a rule for it."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in ("scan", "remat2", "checkpoint"):
+        return {"body": read(params["jaxpr"])}
+    if name == "while":
+        return {"cond": read(params["cond_jaxpr"]), "body": read(params["body_jaxpr"])}
+    if name == "cond":
+        return {str(i): read(branch) for i, branch in enumerate(params["branches"])}
+    if name in ("custom_jvp_call", "custom_vjp_call"):
+        return {"body": read(params["call_jaxpr"])}
+    return {}
+
+
+def derivative_of(step: Step) -> Program:
+    """The rule for tangents or cotangents of a step that has one of its own."""
+    args = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in step.ins]
+    make = _jvp if step.name == "custom_jvp_call" else _vjp
+    return read(make(lambda *args: step.bind(args, step.params), args))
+
+
+def is_differentiable(x: Any) -> bool:
+    """Whether an argument or a result has a tangent."""
+    return jax.numpy.issubdtype(x.dtype, np.inexact)
+
+
+def _jvp(call: Callable, avals: list[Any]) -> Any:
+    """The rule that `call` has for tangents, as a jaxpr of arguments and tangents."""
+
+    def rule(args, tangents):
+        given = iter(tangents)
+        tangents = [
+            next(given)
+            if is_differentiable(x)
+            else np.zeros(x.shape, jax.dtypes.float0)
+            for x in args
+        ]
+        outs, out_tangents = jax.jvp(call, args, tangents)
+        return outs, [t for t in out_tangents if t.dtype != jax.dtypes.float0]
+
+    return jax.make_jaxpr(rule)(avals, list(filter(is_differentiable, avals)))
+
+
+def _vjp(call: Callable, avals: list[Any]) -> Any:
+    """The rule that `call` has for cotangents, as a jaxpr of arguments and these."""
+
+    def rule(args, cotangents):
+        given = iter(cotangents)
+        outs, pull_back = jax.vjp(call, *args)
+        cotangents = [
+            next(given)
+            if is_differentiable(x)
+            else np.zeros(x.shape, jax.dtypes.float0)
+            for x in outs
+        ]
+        return [
+            g
+            for g, x in zip(pull_back(cotangents), args, strict=True)
+            if is_differentiable(x)
+        ]
+
+    outs = jax.eval_shape(call, *avals)
+    return jax.make_jaxpr(rule)(avals, list(filter(is_differentiable, outs)))
+
+
+def _bind(primitive: Any, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    functions, params = (), primitive.get_bind_params(params)
+    if isinstance(params, tuple):  # before jax 0.10
+        functions, params = params
+    outs = primitive.bind(*functions, *args, **params)
+    return list(outs) if primitive.multiple_results else [outs]

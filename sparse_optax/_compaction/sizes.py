@@ -1,0 +1,119 @@
+"""How many weights and multiplications a network has, by layer, before and after."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sparse_optax._compaction.evaluate import Evaluation
+from sparse_optax._compaction.program import Program, Step, Value
+
+_NO_LAYER = "(products of activations)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The size of a layer.
+
+    Attributes:
+        weights: how many there are.
+        num_bytes: of all arrays.
+        multiplications: of a call with inputs like the sample.
+    """
+
+    weights: int = 0
+    num_bytes: int = 0
+    multiplications: int = 0
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(
+            self.weights + other.weights,
+            self.num_bytes + other.num_bytes,
+            self.multiplications + other.multiplications,
+        )
+
+
+Sizes = dict[str, tuple[Size, Size]]  # before and after, by layer
+
+
+def layer_sizes(
+    program: Program, names: Sequence[str], evaluation: Evaluation
+) -> Sizes:
+    """The sizes of layers: of leaves with the same name up to the last slash."""
+    sizes: Sizes = {}
+
+    def add(layer: str, before: Size, after: Size) -> None:
+        old = sizes.get(layer, (Size(), Size()))
+        sizes[layer] = old[0] + before, old[1] + after
+
+    for name, value in zip(names, program.ins, strict=False):
+        width = getattr(np.dtype(value.dtype), "itemsize", 0)
+        counts = math.prod(value.shape), math.prod(_small(value, evaluation))
+        add(_layer(name), *(Size(n, n * width) for n in counts))
+    owners = [*map(_layer, names), *[_NO_LAYER] * (len(program.ins) - len(names))]
+    _add_multiplications(program, owners, evaluation, add, 1)
+    return sizes
+
+
+def total(sizes: Sizes) -> tuple[Size, Size]:
+    """The sum over the layers."""
+    before, after = zip(*sizes.values(), strict=True)
+    return sum(before, Size()), sum(after, Size())
+
+
+def _layer(name: str) -> str:
+    return name.rpartition("/")[0] or name
+
+
+def _small(value: Value, evaluation: Evaluation) -> list[int]:
+    masks = evaluation.masks(value)
+    sizes = zip(value.shape, masks, strict=True)
+    return [n if mask is None else int(mask.sum()) for n, mask in sizes]
+
+
+def _add_multiplications(
+    program: Program,
+    owners: Sequence[str | None],
+    evaluation: Evaluation,
+    add: Callable[[str, Size, Size], None],
+    times: int,
+) -> list[str | None]:
+    """Adds those of each product to the layer whose weights are in it.
+
+    Returns:
+        The layers of the results: of weights, or `_NO_LAYER` for what is made of an
+        input; None for constants.
+    """
+    layers = dict(zip(program.ins, owners, strict=True))
+    for step in program.steps:
+        found = [layers.get(value) for value in step.ins]
+        owner = next((x for x in found[::-1] if x not in (None, _NO_LAYER)), None)
+        counts = _count_products(step, evaluation)
+        if counts is not None:
+            before, after = (Size(multiplications=times * n) for n in counts)
+            add(owner or _NO_LAYER, before, after)
+        outs = [_NO_LAYER if _NO_LAYER in found else owner] * len(step.outs)
+        rounds = times * step.params["length"] if step.name == "scan" else times
+        bodies = [body for name, body in step.programs.items() if name != "rule"]
+        for body in bodies[-1:]:  # of `cond` the last branch, of `while` one round
+            given = found[len(found) - len(body.ins) :]
+            outs = _add_multiplications(body, given, evaluation, add, rounds)
+        layers.update(zip(step.outs, outs, strict=True))
+    return [layers.get(value) for value in program.outs]
+
+
+def _count_products(step: Step, evaluation: Evaluation) -> tuple[int, int] | None:
+    """How many multiplications a product takes, before and after."""
+    if step.name == "dot_general":
+        axes, factor = step.params["dimension_numbers"][0][0], step.ins[0]
+    elif step.name == "conv_general_dilated":
+        axes, factor = step.params["dimension_numbers"].rhs_spec[1:], step.ins[1]
+    else:
+        return None
+    result = step.outs[0]
+    small, small_result = _small(factor, evaluation), _small(result, evaluation)
+    return (
+        math.prod(result.shape) * math.prod(factor.shape[i] for i in axes),
+        math.prod(small_result) * math.prod(small[i] for i in axes),
+    )

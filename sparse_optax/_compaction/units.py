@@ -1,0 +1,213 @@
+"""Units: what is removed as a whole, and which positions of an axis belong to which.
+
+A position of an axis belongs to some units, and is kept iff each of them is. A hidden
+feature belongs to one. The position `i * dim + j` of an axis that holds heads times
+dimensions belongs to two, head `i` and dimension `j`. One that belongs to none is
+always kept.
+
+So the units of an axis are a matrix of integers with a row for each position, and 0
+for none. An axis about which nothing can be said, such as one of symbolic size, has
+None instead, and is always kept.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Units = np.ndarray  # [positions, units of each]
+AxisUnits = Units | None
+
+_TOO_LARGE = 1 << 24  # positions of a merged axis that are worth an integer each
+
+
+class UnitTable:
+    """Which units are the same, and which one stands for several others.
+
+    A unit stands for itself, for one other (they were joined), for several (it is
+    removed iff one of these is), or for none (it is frozen: never removed). Whatever
+    is said of units, `freeze` and `join` may only restrict what can be removed: so the
+    order of calls does not matter for what is right.
+    """
+
+    def __init__(self) -> None:
+        self._stands_for = np.zeros((1, 1), np.int32)
+        self._is_root = np.ones(1, bool)
+        self._reason = np.zeros(1, np.int32)  # why it is frozen; an index
+        self._reasons = [""]
+        self.is_in_derivative = False  # what is labelled at the moment
+
+    def new(self, size: int) -> Units:
+        """The units of an axis with a unit of its own for each position."""
+        start, width = self._stands_for.shape
+        units = np.arange(start, start + size, dtype=np.int32)
+        more = np.zeros((size, width), np.int32)
+        more[:, 0] = units
+        self._stands_for = np.concatenate([self._stands_for, more])
+        self._is_root = np.concatenate([self._is_root, np.ones(size, bool)])
+        self._reason = np.concatenate([self._reason, np.zeros(size, np.int32)])
+        return units[:, None]
+
+    @property
+    def size(self) -> int:
+        """How many units there are, 0 for none included."""
+        return len(self._is_root)
+
+    def resolve(self, units: Units) -> Units:
+        """The same in terms of units that stand for themselves."""
+        while not self._is_root[units].all():
+            units = self._stands_for[units].reshape(len(units), -1)
+            units = units[:, units.any(axis=0)]
+        if units.shape[1] > 1:
+            _, first = np.unique(units, axis=1, return_index=True)
+            units = units[:, np.sort(first)]
+            units = units[:, units.any(axis=0)]
+        elif not units.any():
+            units = units[:, :0]
+        return units
+
+    def freeze(self, units: AxisUnits, reason: str) -> None:
+        """Says that these are never removed."""
+        if units is not None:
+            roots = np.unique(self.resolve(units))
+            self._bind(roots, np.zeros((len(roots), 1), np.int32), reason)
+
+    def join(self, a: AxisUnits, b: AxisUnits, reason: str) -> None:
+        """Says that positions of two axes are removed together.
+
+        `reason` is given where this freezes units.
+        """
+        if a is None or b is None:
+            self.freeze(b if a is None else a, reason)
+            return
+        while True:
+            a, b = self.resolve(a), self.resolve(b)
+            if a.shape == b.shape and (a == b).all():
+                return
+            if a.shape[1] == b.shape[1]:
+                column = int((a != b).any(axis=0).argmax())  # the first that differs
+                self._join_column(a[:, column], b[:, column], reason)
+            elif _is_simple(a, b):
+                self._bind(a[:, 0], b, reason)
+            elif _is_simple(b, a):
+                self._bind(b[:, 0], a, reason)
+            else:
+                for i in range(len(a)):
+                    self._join_position(a[i], b[i], reason)
+                return
+
+    def _join_column(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
+        """Joins the units of columns; not all of them if a unit is there twice."""
+        larger, smaller = np.maximum(a, b), np.minimum(a, b)
+        larger, smaller = larger[a != b], smaller[a != b]
+        larger, first = np.unique(larger, return_index=True)
+        self._bind(larger, smaller[first, None], reason)
+
+    def _join_position(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
+        """Joins the units of a position, of different numbers of units."""
+        a, b = (self.resolve(units[None])[0] for units in (a, b))
+        few, many = sorted((np.setdiff1d(a, b), np.setdiff1d(b, a)), key=len)
+        few, many = few[few > 0], many[many > 0]
+        if not len(few):
+            self.freeze(many[:, None], reason)
+            return
+        for one, other in zip(few[:-1], many, strict=False):
+            self._join_column(np.array([one]), np.array([other]), reason)
+        last = self.resolve(few[-1:, None])
+        rest = np.setdiff1d(self.resolve(many[None, len(few) - 1 :]), last)
+        if last.size == 1 and len(rest):
+            self._bind(last[0], rest[None], reason)
+        else:
+            self.freeze(last.reshape(-1, 1), reason)
+            self.freeze(rest[:, None], reason)
+
+    def _bind(self, roots: np.ndarray, units: Units, reason: str) -> None:
+        """Lets each of `roots` stand for its row of `units`."""
+        width = self._stands_for.shape[1]
+        if units.shape[1] > width:
+            more = ((0, 0), (0, units.shape[1] - width))
+            self._stands_for = np.pad(self._stands_for, more)
+        units, roots = units[roots > 0], roots[roots > 0]
+        self._stands_for[roots] = 0
+        self._stands_for[roots, : units.shape[1]] = units
+        self._is_root[roots] = False
+        if frozen := roots[~units.any(axis=1)].tolist():
+            if reason not in self._reasons:
+                self._reasons.append(reason)
+            self._reason[frozen] = self._reasons.index(reason)
+
+    def why_frozen(self, units: AxisUnits) -> list[str]:
+        """The reasons why some of these units, as they were made, are frozen."""
+        found, todo = set(), np.zeros(0, np.int32) if units is None else units
+        while todo.size:
+            todo = np.unique(todo)
+            found |= set(self._reason[todo].tolist())
+            todo = self._stands_for[todo[~self._is_root[todo]]]
+        return [self._reasons[i] for i in sorted(found - {0})]
+
+    def merge(self, axes: Sequence[AxisUnits], sizes: Sequence[int]) -> AxisUnits:
+        """The units of one axis that holds several, the last one changing fastest."""
+        if len(axes) == 1:
+            return axes[0]
+        if all(units is None for units in axes):
+            return None
+        total = math.prod(sizes)
+        if total > _TOO_LARGE:
+            for units in axes:
+                self.freeze(units, "merges into too long an axis")
+            return None
+        columns = []
+        for axis, units in enumerate(axes):
+            if units is not None:
+                shape = [1] * len(sizes)
+                shape[axis] = sizes[axis]
+                for column in self.resolve(units).T:
+                    spread = np.broadcast_to(column.reshape(shape), sizes)
+                    columns.append(spread.reshape(total))
+        return np.stack(columns, 1) if columns else np.zeros((total, 0), np.int32)
+
+    def split(
+        self, units: AxisUnits, sizes: Sequence[int], reason: str
+    ) -> list[AxisUnits]:
+        """The units of several axes that one is reshaped into.
+
+        Units that lie along one of these alone are units of that axis. Others come to
+        stand for one of each axis that they extend along.
+        """
+        if len(sizes) == 1 or units is None:
+            return [units] * len(sizes)
+        while True:
+            units = self.resolve(units)
+            columns: list[list[np.ndarray]] = [[] for _ in sizes]
+            for column in units.T:
+                grid = column.reshape(sizes)
+                along = [
+                    axis
+                    for axis in range(len(sizes))
+                    if (grid != grid.take([0], axis)).any()
+                ]
+                if len(along) > 1:  # say so, and look again
+                    parts = [
+                        self.new(n) if axis in along else None
+                        for axis, n in enumerate(sizes)
+                    ]
+                    self.join(column[:, None], self.merge(parts, sizes), reason)
+                    break
+                axis = along[0] if along else 0
+                first = [slice(None) if x == axis else 0 for x in range(len(sizes))]
+                columns[axis].append(grid[tuple(first)])
+            else:
+                return [
+                    np.stack(x, 1) if x else np.zeros((n, 0), np.int32)
+                    for x, n in zip(columns, sizes, strict=True)
+                ]
+
+
+def _is_simple(a: Units, b: Units) -> bool:
+    """Whether the positions of `a` have one unit each, a different one, not in `b`."""
+    return (
+        a.shape[1] == 1
+        and bool(a.all())
+        and len(np.unique(a)) == len(a)
+        and not np.isin(a, b).any()
+    )
