@@ -44,6 +44,8 @@ class Compacted:
         kept: by name of a leaf that has become smaller, and by axis, the indices that
             are kept.
         declined: which zero slices stay, and why.
+        folded: how many constant units became part of a bias, by its name. Training
+            from here differs from training of the masked network in these.
         layers: the sizes of each layer, before and after; `str` shows them as a table.
         fn: the function.
         shapes: of the leaves before, by name.
@@ -52,6 +54,7 @@ class Compacted:
     params: Any
     kept: Kept
     declined: tuple[Declined, ...]
+    folded: dict[str, int]
     layers: Sizes
     fn: Callable
     shapes: dict[str, tuple[int, ...]]
@@ -162,8 +165,8 @@ class Compacted:
         return dataclasses.replace(self, fn=fn)
 
     def _map(self, argument: str, tree: Any, f: Callable) -> Any:
-        """`f(x, shape, kept)` of each leaf that was made smaller."""
-        names = sorted(self.kept, key=len, reverse=True)
+        """`f(x, shape, kept)` of each leaf named as one of params is, at its end."""
+        names = sorted(self.shapes, key=len, reverse=True)
 
         def apply(path, x):
             name = _trees.leaf_name(path)
@@ -172,7 +175,7 @@ class Compacted:
                     if np.ndim(x) == 0:
                         return x  # a number for each leaf
                     try:
-                        return f(x, self.shapes[own], self.kept[own])
+                        return f(x, self.shapes[own], self.kept.get(own, {}))
                     except _OtherShape as error:
                         raise ValueError(
                             f"{argument} has shape {np.shape(x)} at {name}; it must "
@@ -207,6 +210,10 @@ class Compacted:
             name.ljust(first)
             + "".join(f"  {x:>{w}}" for x, w in zip(row, others, strict=True))
             for name, *row in rows
+        ]
+        lines += [
+            f"folded: {num} constant units into {name}"
+            for name, num in self.folded.items()
         ]
         lines += [
             f"kept: {d.num_slices} zero slices of {d.leaf}, axis {d.axis}: {d.reason}"
@@ -261,9 +268,10 @@ def compact(
     .. math:: y_j = \sum_i x_i W_{ij}: \quad x_i = 0 \;\text{or}\; W_{i\cdot} = 0
         \;\text{for all}\; j \;\text{that are left}
 
-    This is repeated until nothing more is found. At least one unit of each kind stays.
-    The result is dense, so it is smaller and faster on any hardware. Outputs, gradients
-    and the shapes of inputs and outputs stay as they are.
+    A unit that has the same value for every input becomes part of the biases of its
+    readers, where each has one. All this is repeated until nothing more is found. At
+    least one unit of each kind stays. The result is dense, so it is smaller and faster
+    on any hardware. Outputs and the shapes of inputs and outputs stay as they are.
 
     Args:
         fn: `fn(params, *inputs)` returns arrays, of any framework.
@@ -332,11 +340,13 @@ def compact(
         params,
         kept,
         tuple(_declined(analysis, found, evaluation)),
+        {analysis.names[i]: num for i, num in found.folded.items()},
         layer_sizes(analysis.program, analysis.names, evaluation),
         fn,
         {n: np.shape(x) for n, x in zip(analysis.names, leaves, strict=True)},
     )
-    compacted = dataclasses.replace(compacted, params=compacted.shrink(params))
+    folded = jax.tree.unflatten(jax.tree.structure(params), found.leaves)
+    compacted = dataclasses.replace(compacted, params=compacted.shrink(folded))
     if check:
         _check_same(compacted, params, inputs)
     return compacted

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_optax._compaction import calls
+from sparse_optax._compaction.folding import Fold, find_folds
 from sparse_optax._compaction.program import Program, Step, Value
 from sparse_optax._compaction.rules import (
     ALL,
@@ -151,10 +152,14 @@ class Liveness:
 
     Attributes:
         readers: for each unit, the first step that reads it, as an index of `names`.
+        constants: for each product with a bias, the terms that may be folded into it:
+            the value of each unit, 0 where there is none.
     """
 
-    def __init__(self, table: UnitTable) -> None:
+    def __init__(self, table: UnitTable, folds: dict[Step, Fold]) -> None:
         self.table = table
+        self.folds = folds
+        self.constants: dict[Step, np.ndarray] = {}
         self.readers = np.zeros(table.size, np.int32)
         self.names = [""]
 
@@ -188,6 +193,8 @@ class Liveness:
                 zero = np.zeros(len(one.units), bool)
                 for value, axis in one.factors:
                     zero |= facts[value].zero(axis).reshape(-1, len(zero)).all(axis=0)
+                if step in self.folds:
+                    zero |= self._find_constants(step, facts, zero)
                 if not zero.all():
                     read = np.unique(self.table.resolve(one.units)[~zero])
                     if step.name not in self.names:
@@ -195,6 +202,18 @@ class Liveness:
                     new = read[self.readers[read] == 0]
                     self.readers[new] = self.names.index(step.name)
         return [fact_of(value) for value in program.outs]
+
+    def _find_constants(
+        self, step: Step, facts: dict[Value, Fact], zero: np.ndarray
+    ) -> np.ndarray:
+        """Which units of a product have constant terms, that can be folded."""
+        value, axis = self.folds[step].x
+        along = facts[value].along(axis)
+        if along is None:
+            return np.zeros(len(zero), bool)
+        constant = along.known & np.isfinite(along.number.astype(np.float64))
+        self.constants[step] = np.where(constant & ~zero, along.number, 0)
+        return constant
 
 
 def _is_number(value: Value) -> bool:
@@ -460,11 +479,15 @@ class Unread(NamedTuple):
 
     Attributes:
         removed: a boolean for each unit: whether it can be removed.
+        leaves: the parameters, with constants of removed units in the biases.
+        folded: how many units became part of a bias, by its index.
         liveness: of the last pass, in which nothing more was found.
         facts: what is known of the parameters.
     """
 
     removed: np.ndarray
+    leaves: list[Any]
+    folded: dict[int, int]
     liveness: Liveness
     facts: list[Fact]
 
@@ -488,8 +511,10 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
     removed, protected = np.zeros((2, table.size), bool)
     axes = distinct_axes(program, table)
     inputs = [None] * (len(program.ins) - len(leaves))
+    leaves, folded = list(leaves), {}
+    folds = find_folds(program, len(leaves))
     while True:
-        liveness = Liveness(table)
+        liveness = Liveness(table, folds)
         facts = [
             fact_of_array(
                 leaf,
@@ -504,7 +529,16 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
         found = removed | (in_params & (liveness.readers == 0) & ~protected)
         _protect_one(axes, found, removed, protected)
         if (found == removed).all():
-            return Unread(removed, liveness, facts)
+            return Unread(removed, leaves, folded, liveness, facts)
+        for step, constants in liveness.constants.items():
+            rows = table.resolve(step.sums[0].units)
+            gone = found[rows].any(axis=1) & ~removed[rows].any(axis=1)
+            constants = np.where(gone, constants, 0)
+            if constants.any():
+                fold = folds[step]
+                fold.apply(leaves, constants)
+                num = int(np.count_nonzero(constants))
+                folded[fold.bias] = folded.get(fold.bias, 0) + num
         removed = found
 
 

@@ -386,6 +386,12 @@ def positions_from(step: Step, k: int) -> list:
     elif step.name == "split":
         start = sum(params["sizes"][:k])
         found[params["axis"]] = np.arange(start, start + params["sizes"][k])
+    elif step.name == "tile":
+        for axis, times in enumerate(params["reps"]):
+            n = shape[axis]
+            if times != 1:
+                is_plain = isinstance(n, int)
+                found[axis] = np.tile(np.arange(n), times) if is_plain else FROZEN
     elif step.name == "rev":
         for axis in params["dimensions"]:
             n = shape[axis]
@@ -556,6 +562,7 @@ RULES: dict[str, Rule] = {
     "slice": Rule(_moved, "moved", _resize_slice),
     "split": Rule(_moved, "moved", _resize_split),
     "rev": Rule(_moved, "moved"),
+    "tile": Rule(_moved, "moved"),
     "pad": Rule(_moved, "moved"),
     "gather": wired(_gather, "passes_zeros", _resize_slice_sizes),
     "scatter": wired(_scatter, "all_equal"),

@@ -1,0 +1,176 @@
+"""Folding units that are constant into the biases of the layers that read them.
+
+A unit all of whose incoming weights are zero has the same value for every input,
+f(bias). Where a product sums over it, its term is a constant vector, which may become
+part of a bias: if the sum reaches, by additions, casts and moves of axes alone, a
+parameter that is broadcast into it and used nowhere else.
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from sparse_optax._compaction.program import Program, Step, Value
+from sparse_optax._compaction.rules import reshape_groups
+
+_CASTS = ("convert_element_type", "stop_gradient", "copy", "copy_p")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """A product whose constant terms can become part of a bias.
+
+    Attributes:
+        x: the factor that may have constant units, and the axis of these.
+        weights: the index of the parameter that is the other factor.
+        axis: of the weights, that is summed over with that of x.
+        free: the axes of the weights that the result has, in the order of the bias.
+        bias: the index of the parameter that is the bias.
+    """
+
+    x: tuple[Value, int]
+    weights: int
+    axis: int
+    free: tuple[int, ...]
+    bias: int
+
+    def apply(self, leaves: list[Any], constants: np.ndarray) -> None:
+        """Moves the terms of constant units from the weights to the bias.
+
+        Args:
+            leaves: the parameters.
+            constants: the value of each unit; 0 for those that are not folded.
+        """
+        weights, bias = (np.asarray(leaves[i]) for i in (self.weights, self.bias))
+        rest = (i for i in range(weights.ndim) if i not in (self.axis, *self.free))
+        wide = weights.astype(np.float64)
+        ordered = wide.transpose(self.axis, *self.free, *rest)
+        ordered = ordered.reshape(*ordered.shape[: 1 + len(self.free)], -1).sum(-1)
+        term = np.tensordot(constants.astype(np.float64), ordered, 1)
+        leaves[self.bias] = (bias.astype(np.float64) + term).astype(bias.dtype)
+        weights = weights.copy()
+        weights[(slice(None),) * self.axis + (np.flatnonzero(constants),)] = 0
+        leaves[self.weights] = weights
+
+
+def find_folds(program: Program, num_params: int) -> dict[Step, Fold]:
+    """The products of the program (not of programs in it) that can be folded."""
+    params = {value: i for i, value in enumerate(program.ins[:num_params])}
+    uses = Counter(v for step in program.all_steps() for v in step.ins)
+    uses.update(program.outs)
+    for inner in (p for s in program.all_steps() for p in s.programs.values()):
+        uses.update(inner.outs)
+    readers = {v: step for step in program.steps for v in step.ins}
+    writers = {v: step for step in program.steps for v in step.outs}
+    folds = {}
+    for step in program.steps:
+        found = _product(step, params)
+        if found is None:
+            continue
+        x, weights, axis, free = found
+        bias = _bias_of(step.outs[0], free, params, uses, readers, writers)
+        if bias is not None:
+            own = tuple(
+                axis for axis, _ in sorted(free.items(), key=lambda x: bias[1][x[1]])
+            )
+            folds[step] = Fold(x, params[weights], axis, own, bias[0])
+    return folds
+
+
+def _product(step: Step, params: dict[Value, int]) -> Any:
+    """The factor x, the weights, the axis that is summed over, and the free axes.
+
+    The latter are a dict from axes of the weights to axes of the result.
+    """
+    if step.name == "dot_general":
+        sums, batch = step.params["dimension_numbers"]
+        sides = [i for i in (0, 1) if step.ins[i] in params]
+        if len(sides) != 1 or len(sums[0]) != 1 or batch[0]:
+            return None
+        (side,) = sides
+        x, weights = step.ins[1 - side], step.ins[side]
+        free = [i for i in range(len(weights.shape)) if i != sums[side][0]]
+        start = 0 if side == 0 else len(step.outs[0].shape) - len(free)
+        where = {axis: start + i for i, axis in enumerate(free)}
+        return (x, sums[1 - side][0]), weights, sums[side][0], where
+    if step.name == "conv_general_dilated":
+        params_of, (x, weights) = step.params, step.ins
+        left, right, out = params_of["dimension_numbers"]
+        is_plain = (
+            params_of["feature_group_count"] == 1 == params_of["batch_group_count"]
+        )
+        is_inside = all(tuple(pad) == (0, 0) for pad in params_of["padding"])
+        is_inside &= all(n == 1 for n in params_of["lhs_dilation"])
+        if weights not in params or not (is_plain and is_inside):
+            return None
+        return (x, left[1]), weights, right[1], {right[0]: out[1]}
+    return None
+
+
+def _bias_of(value, free, params, uses, readers, writers) -> Any:
+    """The bias that is added to a value, and which axis of it lies along which.
+
+    Returns:
+        The index of the parameter and a dict from axes of the value to those of the
+        bias, or None. `free` is changed to the axes of the value where it is added.
+    """
+    while uses[value] == 1 and value in readers:
+        step = readers[value]
+        if step.name == "transpose":
+            permutation = list(step.params["permutation"])
+            free.update({k: permutation.index(to) for k, to in free.items()})
+        elif step.name == "reshape" or step.name == "broadcast_in_dim":
+            moved = _moved_axes(step)
+            if any(to not in moved for to in free.values()):
+                return None
+            free.update({k: moved[to] for k, to in free.items()})
+        elif step.name == "add":
+            (other,) = [v for v in step.ins if v is not value] or [None]
+            bias = _parameter(other, params, uses, writers)
+            if bias is not None and len(other.shape) == len(value.shape):
+                index, along = bias
+                axes = {to: axis for axis, to in along.items()}
+                if set(axes) == set(free.values()):
+                    return index, axes
+        elif step.name not in _CASTS:
+            return None
+        value = step.outs[0]
+    return None
+
+
+def _parameter(value, params, uses, writers) -> tuple[int, dict[int, int]] | None:
+    """The parameter that is broadcast to a value, and where its axes are in it."""
+    steps = []
+    while value is not None and uses[value] == 1 and value not in params:
+        step = writers.get(value)
+        if step is None or step.name not in (*_CASTS, "reshape", "broadcast_in_dim"):
+            return None
+        steps.append(step)
+        value = step.ins[0]
+    if value is None or uses[value] != 1 or value not in params:
+        return None
+    along = {axis: axis for axis in range(len(value.shape))}
+    for step in reversed(steps):
+        if step.name not in _CASTS:
+            moved = _moved_axes(step)
+            if any(to not in moved for to in along.values()):
+                return None
+            along = {axis: moved[to] for axis, to in along.items()}
+    return params[value], along
+
+
+def _moved_axes(step: Step) -> dict[int, int]:
+    """Where axes that stay whole are after a reshape or a broadcast."""
+    old, new = step.ins[0].shape, step.outs[0].shape
+    if step.name == "broadcast_in_dim":
+        pairs = enumerate(step.params["broadcast_dimensions"])
+        return {i: j for i, j in pairs if old[i] == new[j]}
+    moved = {}
+    for ins, outs in reshape_groups(old, new):
+        ins = [i for i in ins if old[i] != 1]
+        outs = [i for i in outs if new[i] != 1]
+        if len(ins) == len(outs) == 1:
+            moved[ins[0]] = outs[0]
+    return moved
