@@ -4,6 +4,7 @@ As `add_relevance_decay`, they begin anew at every pruning step.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,9 @@ def _add_decay(
         _leaves.select_leaves(mask, params)  # errors belong here, not in the first step
         return StepsSincePruning(jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, params=None, *, prune=False, grad=None, **extra_args):
+    def update_fn(
+        updates, state, params: Any = None, *, prune=False, grad=None, **extra_args
+    ) -> Any:
         del extra_args
         _arguments.check_params(params)
         _arguments.check_state(state, StepsSincePruning)

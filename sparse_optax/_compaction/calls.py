@@ -23,8 +23,6 @@ from sparse_optax._compaction.program import (
 from sparse_optax._compaction.rules import Rule
 from sparse_optax._compaction.units import AxisUnits, UnitTable
 
-Facts = Callable[[Program, Sequence[Any]], list[Any]]  # what is known of the results
-
 
 def _label(program: Program, axes: Sequence[list[AxisUnits]], table: UnitTable) -> None:
     for value, units in zip(program.ins, axes, strict=True):
@@ -47,8 +45,8 @@ def _label_body(step: Step, table: UnitTable) -> None:
         out.axes = list(value.axes)
 
 
-def _facts_of_body(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
-    return facts(step.programs["body"], ins)
+def _facts_of_body(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
+    return liveness.run(step.programs["body"], ins)
 
 
 def _remat(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
@@ -92,11 +90,13 @@ def _derivative(step: Step, evaluation: Any) -> Program:
     return step.programs["rule"]
 
 
-def _facts_of_custom(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+def _facts_of_custom(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
     extra = step.ins if step.name == "custom_jvp_call" else step.outs
     if "rule" in step.programs:
-        facts(step.programs["rule"], [*ins, *(None for _ in _differentiable(extra))])
-    return _facts_of_body(step, ins, facts)
+        liveness.run(
+            step.programs["rule"], [*ins, *(None for _ in _differentiable(extra))]
+        )
+    return _facts_of_body(step, ins, liveness)
 
 
 def _custom_jvp(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
@@ -149,8 +149,8 @@ def _label_cond(step: Step, table: UnitTable) -> None:
             _join(out.axes, program.outs[k].axes, step, table)
 
 
-def _facts_of_cond(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
-    branches = [facts(program, ins[1:]) for program in step.programs.values()]
+def _facts_of_cond(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
+    branches = [liveness.run(program, ins[1:]) for program in step.programs.values()]
     return [_common(*x) for x in zip(*branches, strict=True)]
 
 
@@ -197,12 +197,12 @@ def _label_while(step: Step, table: UnitTable) -> None:
         out.axes = list(axes)
 
 
-def _facts_of_while(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+def _facts_of_while(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
     cond_consts, body_consts, carry = _parts_of_while(step, ins)
     carry = _until_stable(
-        lambda c: facts(step.programs["body"], [*body_consts, *c]), carry
+        lambda c: liveness.run(step.programs["body"], [*body_consts, *c]), carry
     )
-    facts(step.programs["cond"], [*cond_consts, *carry])
+    liveness.run(step.programs["cond"], [*cond_consts, *carry])
     return carry
 
 
@@ -246,16 +246,17 @@ def _label_scan(step: Step, table: UnitTable) -> None:
             out.axes = [None, *value.axes]
 
 
-def _facts_of_scan(step: Step, ins: list[Any], facts: Facts) -> list[Any]:
+def _facts_of_scan(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
     consts, carry, xs = _parts_of_scan(step, ins)
     xs = [fact.of_slices() for fact in xs]
     results: list[Any] = []
 
     def body(carry):
-        results[:] = facts(step.programs["body"], [*consts, *carry, *xs])
+        results[:] = liveness.run(step.programs["body"], [*consts, *carry, *xs])
         return results[: len(carry)]
 
     carry = _until_stable(body, carry)
+    liveness.known[step] = [*consts, *carry]
     return [*carry, *(fact.of_stack() for fact in results[len(carry) :])]
 
 

@@ -15,6 +15,7 @@ from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.groups import find_groups
 from sparse_optax._compaction.liveness import Unread, unread
 from sparse_optax._compaction.sizes import Size, Sizes, layer_sizes, total
+from sparse_optax._compaction.stacks import unread_by_layer
 
 Kept = dict[str, dict[int, np.ndarray]]
 
@@ -42,7 +43,8 @@ class Compacted:
     Attributes:
         params: the same tree as before, with smaller arrays.
         kept: by name of a leaf that has become smaller, and by axis, the indices that
-            are kept.
+            are kept; of leaves that a scan has stacked, those of each layer,
+            `[layers, kept]`.
         declined: which zero slices stay, and why.
         folded: how many constant units became part of a bias, by its name. Training
             from here differs from training of the masked network in these.
@@ -110,15 +112,22 @@ class Compacted:
                 if units is not None:
                     units = table.resolve(units)
                     seen[units] = True
-                    alive[units[self.kept.get(name, {}).get(axis, slice(None))]] = True
+                    alive[units[self._kept_of(name, axis)]] = True
         return seen & ~alive
+
+    def _kept_of(self, name: str, axis: int) -> Any:
+        """The indices that are kept of an axis, of stacked leaves in the first layer."""
+        indices = self.kept.get(name, {}).get(axis)
+        if indices is None:
+            return slice(None)
+        return indices[0] if indices.ndim == 2 else indices
 
     def _check(self, analysis: Analysis, evaluation: Evaluation) -> None:
         """Raises if a new analysis does not have units as those that were removed."""
         for name, value in zip(analysis.names, analysis.program.ins, strict=False):
             for axis, mask in enumerate(evaluation.masks(value)):
                 n = self.shapes[name][axis]
-                expected = self.kept.get(name, {}).get(axis, np.arange(n))
+                expected = np.arange(n)[self._kept_of(name, axis)]
                 found = np.arange(n) if mask is None else np.flatnonzero(mask)
                 if not np.array_equal(found, expected):
                     reasons = analysis.table.why_frozen(value.axes[axis])
@@ -163,6 +172,34 @@ class Compacted:
             fn: a function of the same params.
         """
         return dataclasses.replace(self, fn=fn)
+
+    def state(self) -> dict[str, Any]:
+        """All but the function, as a tree of arrays for `save_sparse` or Orbax."""
+        return {
+            "params": self.params,
+            "kept": {
+                name: {str(axis): indices for axis, indices in by_axis.items()}
+                for name, by_axis in self.kept.items()
+            },
+            "shapes": {n: np.array(shape, int) for n, shape in self.shapes.items()},
+        }
+
+    @classmethod
+    def restore(cls, fn: Callable, state: dict[str, Any]) -> "Compacted":
+        """The network of a function and of what `state` returned.
+
+        It has no table: `layers`, `declined` and `folded` are empty.
+
+        Args:
+            fn: the function that was compacted.
+            state: as `load_sparse` or Orbax returns it.
+        """
+        kept = {
+            name: {int(axis): np.asarray(x) for axis, x in by_axis.items()}
+            for name, by_axis in state["kept"].items()
+        }
+        shapes = {n: tuple(np.asarray(x).tolist()) for n, x in state["shapes"].items()}
+        return cls(state["params"], kept, (), {}, {}, fn, shapes)
 
     def _map(self, argument: str, tree: Any, f: Callable) -> Any:
         """`f(x, shape, kept)` of each leaf named as one of params is, at its end."""
@@ -229,7 +266,8 @@ class _OtherShape(Exception):
 
 
 def _small_shape(shape: tuple, kept: dict[int, np.ndarray]) -> tuple:
-    return tuple(len(kept[i]) if i in kept else n for i, n in enumerate(shape))
+    sizes = {axis: indices.shape[-1] for axis, indices in kept.items()}
+    return tuple(sizes.get(axis, n) for axis, n in enumerate(shape))
 
 
 def _whole(x: Any, shape: tuple, kept: dict[int, np.ndarray]) -> Any:
@@ -242,7 +280,10 @@ def _shrink(x: Any, shape: tuple, kept: dict[int, np.ndarray]) -> Any:
     if np.shape(x) != shape:
         raise _OtherShape(shape)
     for axis, indices in kept.items():
-        x = jnp.take(x, indices, axis=axis)
+        if indices.ndim == 2:
+            x = jax.vmap(functools.partial(jnp.take, axis=axis - 1))(x, indices)
+        else:
+            x = jnp.take(x, indices, axis=axis)
     return x
 
 
@@ -250,10 +291,18 @@ def _expand(x: Any, shape: tuple, kept: dict[int, np.ndarray]) -> Any:
     if np.shape(x) != _small_shape(shape, kept):
         raise _OtherShape(_small_shape(shape, kept))
     for axis, indices in kept.items():
-        size = (*x.shape[:axis], shape[axis], *x.shape[axis + 1 :])
-        where = (slice(None),) * axis + (indices,)
-        x = jnp.zeros(size, x.dtype).at[where].set(x)
+        put = functools.partial(_put, axis=axis, size=shape[axis])
+        if indices.ndim == 2:
+            put = jax.vmap(functools.partial(put, axis=axis - 1))
+        x = put(x, indices)
     return x
+
+
+def _put(x: Any, indices: Any, *, axis: int, size: int) -> jax.Array:
+    """An axis of zeros with `x` at the indices."""
+    shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+    where = (slice(None),) * axis + (indices,)
+    return jnp.zeros(shape, x.dtype).at[where].set(x)
 
 
 def compact(
@@ -329,11 +378,13 @@ def compact(
     found = unread(analysis.program, leaves, analysis.table)
     if round_to > 1:
         _round(analysis, found.removed, round_to)
+    by_layer = unread_by_layer(analysis, found, round_to)
     evaluation = Evaluation(analysis.table, found.removed)
     kept: Kept = {}
     for name, value in zip(analysis.names, analysis.program.ins, strict=False):
         masks = enumerate(evaluation.masks(value))
         indices = {axis: np.flatnonzero(m) for axis, m in masks if m is not None}
+        indices |= {axis: x for (own, axis), x in by_layer.items() if own == name}
         if indices:
             kept[name] = indices
     compacted = Compacted(

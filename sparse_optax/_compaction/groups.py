@@ -391,7 +391,9 @@ def _kinds(found: Analysis) -> dict[str, np.ndarray]:
             if len(one.factors) == 1:
                 kinds["normalized"][table.resolve(one.units)] = True
         for axis in step.gathered:
-            kinds["input"][table.resolve(step.outs[0].axes[axis])] = True
+            units = step.outs[0].axes[axis]
+            if units is not None:
+                kinds["input"][table.resolve(units)] = True
     for value in found.program.ins[len(found.names) :]:
         for units in value.axes:
             if units is not None:

@@ -154,12 +154,14 @@ class Liveness:
         readers: for each unit, the first step that reads it, as an index of `names`.
         constants: for each product with a bias, the terms that may be folded into it:
             the value of each unit, 0 where there is none.
+        known: for each scan, what is known in every round of its constants and carry.
     """
 
     def __init__(self, table: UnitTable, folds: dict[Step, Fold]) -> None:
         self.table = table
         self.folds = folds
         self.constants: dict[Step, np.ndarray] = {}
+        self.known: dict[Step, list[Fact]] = {}
         self.readers = np.zeros(table.size, np.int32)
         self.names = [""]
 
@@ -183,7 +185,7 @@ class Liveness:
         for step in program.steps:
             known = [fact_of(value) for value in step.ins]
             if step.name in calls.FACTS:
-                outs = calls.FACTS[step.name](step, known, self.run)
+                outs = calls.FACTS[step.name](step, known, self)
             else:
                 rule = RULES.get(step.name)
                 find = _FACTS.get(rule.facts) if rule else None

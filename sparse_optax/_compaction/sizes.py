@@ -58,8 +58,10 @@ def layer_sizes(
 
 def total(sizes: Sizes) -> tuple[Size, Size]:
     """The sum over the layers."""
-    before, after = zip(*sizes.values(), strict=True)
-    return sum(before, Size()), sum(after, Size())
+    before, after = Size(), Size()
+    for old, new in sizes.values():
+        before, after = before + old, after + new
+    return before, after
 
 
 def _layer(name: str) -> str:

@@ -1,0 +1,147 @@
+"""Layers that a scan has stacked: each may lose other units, but as many.
+
+A unit inside the body of a scan is in every layer, and the layers are independent in
+it. So each loses units of its own, as many as the layer with the fewest that nothing
+reads. The units that are left move to where the first layer has them: only indices of
+the stacked parameters differ by layer, and the function has one body as before.
+"""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from sparse_optax._compaction.analysis import Analysis
+from sparse_optax._compaction.groups import find_groups
+from sparse_optax._compaction.liveness import Liveness, Unread, fact_of_array, unknown
+from sparse_optax._compaction.program import Step, Value
+from sparse_optax._compaction.units import UnitTable
+
+Order = dict[int, np.ndarray]  # for a unit of the first layer, that of each layer
+
+
+def unread_by_layer(
+    analysis: Analysis, found: Unread, round_to: int
+) -> dict[tuple[str, int], np.ndarray]:
+    """Adds to the units that are removed those of stacked layers.
+
+    Returns:
+        For names and axes of leaves the indices that are kept, [layers, kept].
+    """
+    order: Order = {}
+    for step in analysis.program.steps:
+        if step.name == "scan" and step.params["length"] > 1:
+            order |= _remove_from_scan(analysis, found, step, round_to)
+    indices = {}
+    for name, value in zip(analysis.names, analysis.program.ins, strict=False):
+        for axis, units in enumerate(value.axes):
+            if units is not None:
+                units = analysis.table.resolve(units)
+                if any(unit in order for unit in units.ravel().tolist()):
+                    kept = np.flatnonzero(~found.removed[units].any(axis=1))
+                    indices[name, axis] = _indices(units, kept, order)
+    return indices
+
+
+def _remove_from_scan(
+    analysis: Analysis, found: Unread, step: Step, round_to: int
+) -> Order:
+    """Removes units of the layers of a scan, as many of each."""
+    num_leaves = len(analysis.names)
+    leaves = {v: i for i, v in enumerate(analysis.program.ins[:num_leaves])}
+    uses = Counter(v for other in analysis.program.all_steps() for v in other.ins)
+    start = step.params["num_consts"] + step.params["num_carry"]
+    stacked = [
+        leaves[v] if v in leaves and uses[v] == 1 else None for v in step.ins[start:]
+    ]
+    local = _local_units(analysis, step, [v for v in step.ins[start:] if v in leaves])
+    dead = [
+        _dead_in_layer(analysis.table, found, step, stacked, local, layer)
+        for layer in range(step.params["length"])
+    ]
+    order: Order = {}
+    for _, units in find_groups(analysis)[0]:
+        if not local[units].all():
+            continue
+        alive = units[~found.removed[units]]
+        fewest = min(int(layer[alive].sum()) for layer in dead)
+        num_kept = max(len(alive) - fewest, 1)
+        num_kept = min(-(-num_kept // round_to) * round_to, len(alive))
+        if num_kept == len(alive):
+            continue
+        kept = []
+        for layer in dead:
+            gone = alive[layer[alive]][: len(alive) - num_kept]
+            kept.append(np.setdiff1d(alive, gone))
+        found.removed[np.setdiff1d(alive, kept[0])] = True
+        order |= dict(zip(kept[0].tolist(), np.stack(kept, 1), strict=True))
+    return order
+
+
+def _local_units(analysis: Analysis, step: Step, stacked: list[Value]) -> np.ndarray:
+    """Which units are in stacked leaves, and else inside the body of a scan alone."""
+    table, inside = analysis.table, set(step.programs["body"].all_values())
+    local, other = np.zeros((2, table.size), bool)
+    for value in analysis.program.all_values():
+        if value not in inside:
+            for units in value.axes:
+                if units is not None:
+                    where = local if value in stacked else other
+                    where[table.resolve(units)] = True
+    local[0] = False
+    return local & ~other
+
+
+def _dead_in_layer(
+    table: UnitTable,
+    found: Unread,
+    step: Step,
+    stacked: list[int | None],
+    local: np.ndarray,
+    layer: int,
+) -> np.ndarray:
+    """Which local units nothing reads in a layer, to a fixed point."""
+    body = step.programs["body"]
+    removed = found.removed.copy()
+    before = found.liveness.known[step]
+    values = body.ins[len(before) :]
+    while True:
+        facts = [
+            unknown(value)
+            if leaf is None
+            else fact_of_array(found.leaves[leaf][layer], _kept(value, table, removed))
+            for leaf, value in zip(stacked, values, strict=True)
+        ]
+        liveness = Liveness(table, {})
+        liveness.run(body, [*before, *facts])
+        new = removed | (local & (liveness.readers == 0))
+        if (new == removed).all():
+            return removed & local
+        removed = new
+
+
+def _kept(value: Value, table: UnitTable, removed: np.ndarray) -> list[Any]:
+    return [
+        None
+        if units is None
+        else np.asarray(~removed[table.resolve(units)].any(axis=1))
+        for units in value.axes
+    ]
+
+
+def _indices(units: np.ndarray, kept: np.ndarray, order: Order) -> np.ndarray:
+    """Where the units of the kept positions of the first layer are in each layer."""
+    num_layers = len(next(iter(order.values())))
+    occurrences: Counter = Counter()
+    where = {}
+    for position, row in enumerate(map(tuple, units.tolist())):
+        where[row, occurrences[row]] = position
+        occurrences[row] += 1
+    indices = np.zeros((num_layers, len(kept)), int)
+    for layer in range(num_layers):
+        seen: Counter = Counter()
+        for i, row in enumerate(units[kept].tolist()):
+            mine = tuple(int(order[u][layer]) if u in order else u for u in row)
+            indices[layer, i] = where[mine, seen[mine]]
+            seen[mine] += 1
+    return indices
