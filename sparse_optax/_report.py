@@ -1,5 +1,6 @@
 """A table of how much of each leaf is kept."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,13 +10,13 @@ import numpy as np
 import optax
 
 from sparse_optax import _fit, _layers, _leaves, _trees
-from sparse_optax._dead_layers import dead_layers, natural
 from sparse_optax._layers import StructureArgument
 from sparse_optax._masks import nonzero
 from sparse_optax._structures import Unstructured
 
 _MANY = 40  # leaves; beyond, a table shows blocks of them
 _EXTREMES = 10  # leaves that are shown as the most and the least sparse of many
+_FACTORS = ("scale", "gamma")  # vectors without which nothing passes
 
 Row = tuple[str, "LeafSparsity"]
 
@@ -51,7 +52,7 @@ class SparsityReport(NamedTuple):
         prunable: of all leaves that have masks, or of all where no masks were given.
         total: of all weights, prunable or not.
         not_counted: what the other leaves are, by name: they are no weights.
-        warnings: of dead layers, one sentence each.
+        warnings: of layers without a weight left, one sentence each.
     """
 
     leaves: dict[str, LeafSparsity]
@@ -100,10 +101,8 @@ def sparsity_report(
     kept. Without masks, a weight is kept if it is not zero. Beyond 40 leaves, the table
     shows blocks of leaves, and the ten most and the ten least sparse leaves.
 
-    A layer is dead if a matrix of it, or a vector named `scale` or `gamma`, has no
-    weight left; and all are, if there is no path along kept weights from an input to an
-    output. The latter is found for plain chains of layers only, whose order is guessed
-    from their shapes and names: the warning says which chain it is of.
+    A warning names each matrix, and each vector named `scale` or `gamma`, without a
+    weight left. Which units nothing reads any more is found by `compact`.
 
     Args:
         params: the weights.
@@ -201,8 +200,18 @@ def sparsity_report(
         prunable=_sum(of_prunable),
         total=_sum(list(leaves.values())),
         not_counted=not_counted,
-        warnings=dead_layers(layers, matrices & layers.keys()),
+        warnings=tuple(
+            f"{name} has no weight left"
+            for name, layer in layers.items()
+            if name in matrices or name.rpartition("/")[2] in _FACTORS
+            if layer.size and not layer.any()
+        ),
     )
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """A key to sort names by: `layer10` comes after `layer2`."""
+    return [(text, int(n or 0)) for text, n in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _split(name: str, array: np.ndarray, axis: int | None) -> dict[str, np.ndarray]:
@@ -238,7 +247,7 @@ def _blocks(leaves: dict[str, LeafSparsity]) -> list[Row]:
         if len(at_depth(depth)) > _MANY:
             break
         chosen = at_depth(depth)
-    return [(name, _sum(chosen[name])) for name in sorted(chosen, key=natural)]
+    return [(name, _sum(chosen[name])) for name in sorted(chosen, key=_natural)]
 
 
 def _table(sections: list[tuple[str, list[Row]]]) -> list[str]:

@@ -116,7 +116,7 @@ class Compacted:
         return seen & ~alive
 
     def _kept_of(self, name: str, axis: int) -> Any:
-        """The indices that are kept of an axis, of stacked leaves in the first layer."""
+        """The kept indices of an axis, in the first layer where they are stacked."""
         indices = self.kept.get(name, {}).get(axis)
         if indices is None:
             return slice(None)
