@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparse_optax import _trees
+from sparse_optax import _fit, _trees
 from sparse_optax._compaction import rules
 from sparse_optax._compaction.program import Program, trace
 from sparse_optax._compaction.units import UnitTable
@@ -36,10 +36,11 @@ def analyse(
     """Traces a function, and finds the units of all axes.
 
     Raises:
-        TypeError: if `fn` is not a function.
+        TypeError: if `fn` is not a function, or if params has other leaves than arrays.
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of params and inputs; got {fn!r}.")
+    _fit.check_tree(params, "params")
     shapes = jax.tree.map(_shape_of, (params, inputs))
     program, returns = trace(lambda params, inputs: fn(params, *inputs), *shapes)
     for value in program.ins[len(jax.tree.leaves(params)) :]:

@@ -336,7 +336,8 @@ def compact(
         A `Compacted`, with `params`, `apply`, `kept`, `shrink`, `expand`, `convert`.
 
     Raises:
-        TypeError: if `fn` is not a function, or if params are traced.
+        TypeError: if `fn` is not a function, if params has other leaves than arrays, or
+            if it is traced.
         ValueError: if `round_to` is below 1, or if inputs are shapes and `check` is
             True.
         RuntimeError: if outputs for the sample differ (beyond rounding).

@@ -275,7 +275,7 @@ def channel_groups(fn: Callable, params: Any, *inputs: Any) -> ChannelGroups:
         `freeze`, and use it as `structure` to prune whole units.
 
     Raises:
-        TypeError: if `fn` is not a function.
+        TypeError: if `fn` is not a function, or if params has other leaves than arrays.
 
     Examples:
         >>> import jax
