@@ -49,6 +49,11 @@ def analyse(
     for value in program.ins:
         value.axes = rules.new_axes(value, table)
     rules.label(program, table)
+    read = program.read_values()
+    for value in program.ins[: len(jax.tree.leaves(params))]:
+        if value not in read:
+            for units in value.axes:
+                table.freeze(units, "the function does not read it")
     if freeze_results:
         for value in program.outs:
             for units in value.axes:

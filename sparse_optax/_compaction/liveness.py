@@ -7,6 +7,7 @@ that belongs to it is summed over, unless a factor of the term is known to be ze
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -151,15 +152,20 @@ class Liveness:
     """A pass over a program: what is known of its values, and which units are read.
 
     Attributes:
+        pruned: for each unit, whether a slice of a matrix is zero: others may have the
+            same value for every input, but by design.
         readers: for each unit, the first step that reads it, as an index of `names`.
         constants: for each product with a bias, the terms that may be folded into it:
             the value of each unit, 0 where there is none.
         known: for each scan, what is known in every round of its constants and carry.
     """
 
-    def __init__(self, table: UnitTable, folds: dict[Step, Fold]) -> None:
+    def __init__(
+        self, table: UnitTable, folds: dict[Step, Fold], pruned: np.ndarray
+    ) -> None:
         self.table = table
         self.folds = folds
+        self.pruned = pruned
         self.constants: dict[Step, np.ndarray] = {}
         self.known: dict[Step, list[Fact]] = {}
         self.readers = np.zeros(table.size, np.int32)
@@ -213,7 +219,9 @@ class Liveness:
         along = facts[value].along(axis)
         if along is None:
             return np.zeros(len(zero), bool)
+        units = self.table.resolve(step.sums[0].units)
         constant = along.known & np.isfinite(along.number.astype(np.float64))
+        constant &= self.pruned[units].any(axis=1)
         self.constants[step] = np.where(constant & ~zero, along.number, 0)
         return constant
 
@@ -516,7 +524,6 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
     leaves, folded = list(leaves), {}
     folds = find_folds(program, len(leaves))
     while True:
-        liveness = Liveness(table, folds)
         facts = [
             fact_of_array(
                 leaf,
@@ -527,6 +534,12 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
             )
             for leaf, of_leaf in zip(leaves, units, strict=True)
         ]
+        pruned = np.zeros(table.size, bool)
+        for of_leaf, fact in zip(units, facts, strict=True):
+            for axis, one in enumerate(of_leaf):
+                if one is not None and max(fact.shape) < math.prod(fact.shape):
+                    pruned[one[fact.zero(axis)]] = True
+        liveness = Liveness(table, folds, pruned)
         liveness.run(program, [*facts, *inputs])
         found = removed | (in_params & (liveness.readers == 0) & ~protected)
         _protect_one(axes, found, removed, protected)

@@ -112,6 +112,10 @@ class Program:
         ]
         return self.steps + inner
 
+    def read_values(self) -> set[Value]:
+        """Those that a step reads, and the results."""
+        return {*self.outs, *(value for step in self.steps for value in step.ins)}
+
     def all_values(self) -> list[Value]:
         """Every value of this program and of those in it."""
         programs = [self, *(p for s in self.all_steps() for p in s.programs.values())]

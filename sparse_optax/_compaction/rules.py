@@ -262,6 +262,20 @@ def _broadcast_in_dim(step: Step) -> Wiring:
     return Wiring([tuple(ins), *others], [tuple(outs)])
 
 
+def _stack(step: Step) -> Wiring:
+    symbols = tuple(range(len(step.ins[0].shape)))
+    axis = step.params["axis"]
+    out = (*symbols[:axis], FROZEN, *symbols[axis:])
+    return Wiring([symbols] * len(step.ins), [out])
+
+
+def _unstack(step: Step) -> Wiring:
+    symbols = tuple(range(len(step.outs[0].shape)))
+    axis = step.params["axis"]
+    own = (*symbols[:axis], FROZEN, *symbols[axis:])
+    return Wiring([own], [symbols] * len(step.outs))
+
+
 def _squeeze(step: Step, table: UnitTable) -> None:
     (x,), (y,) = step.ins, step.outs
     gone = [i % len(x.shape) for i in step.params["dimensions"]]
@@ -273,6 +287,9 @@ def _squeeze(step: Step, table: UnitTable) -> None:
 def _reshape(step: Step, table: UnitTable) -> None:
     x, out = step.ins[0], step.outs[0]
     reason = "fixed by reshape"
+    if 0 in x.shape:  # axes of which become which is anybody's guess
+        freeze_all(step, table, reason)
+        return
     out.axes = []
     for ins, outs in reshape_groups(x.shape, out.shape):
         units = [x.axes[i] for i in ins]
@@ -456,15 +473,21 @@ def _resize_to(name: str) -> Callable[[Step, Masks, Masks], dict[str, Any]]:
 # Primitives that look up positions.
 
 
+_NEVER_FILL = "CLIP", "PROMISE_IN_BOUNDS"  # modes of a gather
+
+
 def _gather(step: Step) -> Wiring:
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
+    never_fills = getattr(step.params["mode"], "name", "") in _NEVER_FILL
     x, indices = step.ins
     ins: list[Hashable] = [FROZEN] * len(x.shape)
     outs: list[Hashable] = [FROZEN] * len(step.outs[0].shape)
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     windows = [axis for axis in range(len(x.shape)) if axis not in gone]
     for axis, to in zip(windows, numbers.offset_dims, strict=True):
-        if sizes[axis] == x.shape[axis] and axis not in numbers.start_index_map:
+        # A start of the whole axis is 0, unless what is out of bounds is filled.
+        is_free = axis not in numbers.start_index_map or never_fills
+        if sizes[axis] == x.shape[axis] and is_free:
             ins[axis] = outs[to] = ("window", axis)
     of_indices: list[Hashable] = [FROZEN] * len(indices.shape)
     others = [i for i in range(len(outs)) if i not in numbers.offset_dims]
@@ -556,6 +579,8 @@ RULES: dict[str, Rule] = {
     "top_k": wired(_along("axis")),
     "transpose": wired(_transpose, "passes"),
     "broadcast_in_dim": wired(_broadcast_in_dim, "passes", _resize_to("shape")),
+    "stack": wired(_stack, "all_equal"),
+    "unstack": wired(_unstack, "passes"),
     "squeeze": Rule(_squeeze, "squeeze"),
     "reshape": Rule(_reshape, "reshape", _resize_reshape),
     "concatenate": Rule(_concatenate, "concatenate"),

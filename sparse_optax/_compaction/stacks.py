@@ -112,7 +112,7 @@ def _dead_in_layer(
             else fact_of_array(found.leaves[leaf][layer], _kept(value, table, removed))
             for leaf, value in zip(stacked, values, strict=True)
         ]
-        liveness = Liveness(table, {})
+        liveness = Liveness(table, {}, np.zeros(table.size, bool))
         liveness.run(body, [*before, *facts])
         new = removed | (local & (liveness.readers == 0))
         if (new == removed).all():
