@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_optax import _counts, _exact_sums
+from sparse_optax import _arguments, _counts, _exact_sums
 from sparse_optax._compaction import analysis
 from sparse_optax._compaction.analysis import Analysis
 from sparse_optax._selection import Units
@@ -83,11 +83,15 @@ class ChannelGroups:
         groups: the groups.
         shapes: of the leaves, with their names.
         declined: the axes that have no units.
+        round_to: pruning removes so many units of a group at once, the lowest, and so
+            keeps a multiple of it. Where that does not fit an exact amount, one group
+            keeps another number.
     """
 
     groups: tuple[ChannelGroup, ...]
     shapes: tuple[tuple[str, Shape], ...]
     declined: tuple[FrozenAxis, ...] = ()
+    round_to: int = 1
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)
@@ -195,7 +199,10 @@ class ChannelGroups:
                     )
                     num += _sum_by_unit(mask, member, group.size)
                 mean = jnp.sqrt(total / jnp.maximum(num, 1)).astype(jnp.float32)
-                units[group.name] = Units(mean, jnp.asarray(num > 0))
+                kept = jnp.asarray(num > 0)
+                if self.round_to > 1:
+                    mean = _best_of_bundle(mean, kept, self.round_to)
+                units[group.name] = Units(mean, kept)
         return units
 
     def to_masks(self, kept: Arrays, masks: Arrays) -> dict[str, jax.Array]:
@@ -234,6 +241,14 @@ def _describe(member: Member, size: int) -> str:
     return text
 
 
+def _best_of_bundle(scores: jax.Array, kept: jax.Array, size: int) -> jax.Array:
+    """For each unit the best score of its bundle: so many in the order of scores."""
+    descending = jnp.where(jnp.isnan(scores), -jnp.inf, -scores)  # NaN is largest
+    order = jnp.argsort(jnp.where(kept, descending, jnp.inf))
+    place = jnp.argsort(order)
+    return scores[order[place // size * size]]
+
+
 def by_unit(x: jax.Array, member: Member, size: int) -> jax.Array:
     """A leaf with its units along the first axis, and all else along the second."""
     length = member.before * size * member.after
@@ -256,7 +271,9 @@ def spread_units(x: jax.Array, member: Member, shape: Shape, fill: Any) -> jax.A
     return jnp.expand_dims(line, others)
 
 
-def channel_groups(fn: Callable, params: Any, *inputs: Any) -> ChannelGroups:
+def channel_groups(
+    fn: Callable, params: Any, *inputs: Any, round_to: int = 1
+) -> ChannelGroups:
     r"""Finds out which slices of which weights belong together.
 
     A hidden feature, a channel of a convolution, a head or a dimension of all heads, a
@@ -269,6 +286,8 @@ def channel_groups(fn: Callable, params: Any, *inputs: Any) -> ChannelGroups:
         fn: `fn(params, *inputs)` returns arrays.
         params: a tree of arrays or shapes.
         inputs: what else it takes: arrays or shapes, of any batch size.
+        round_to: for pruning: of what the number of units of a group stays a multiple,
+            see `ChannelGroups`.
 
     Returns:
         `ChannelGroups`: print it, index it by name, leave out groups by `drop` and
@@ -276,6 +295,7 @@ def channel_groups(fn: Callable, params: Any, *inputs: Any) -> ChannelGroups:
 
     Raises:
         TypeError: if `fn` is not a function, or if params has other leaves than arrays.
+        ValueError: if `round_to` is below 1.
 
     Examples:
         >>> import jax
@@ -298,11 +318,13 @@ def channel_groups(fn: Callable, params: Any, *inputs: Any) -> ChannelGroups:
         couplings like these by hand; Fang et al, `DepGraph
         <https://arxiv.org/abs/2301.12900>`_, 2023, find them in modules of PyTorch.
     """
+    _arguments.check_integer("round_to", round_to, low=1)
     found = analysis.analyse(fn, params, inputs, freeze_results=True)
     groups, declined = find_groups(found)
     values = zip(found.names, found.program.ins, strict=False)
     shapes = tuple((name, tuple(value.shape)) for name, value in values)
-    return ChannelGroups(tuple(group for group, _ in groups), shapes, declined)
+    of_function = tuple(group for group, _ in groups)
+    return ChannelGroups(of_function, shapes, declined, round_to)
 
 
 def find_groups(

@@ -1,0 +1,55 @@
+"""Pruning that keeps multiples of units, and removes the lowest of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sparse_optax
+
+SIZES = (5, 24, 20, 2)
+
+
+def fn(params, x):
+    for w in params[:-1]:
+        x = jax.nn.relu(x @ w)
+    return x @ params[-1]
+
+
+def network():
+    rng = np.random.default_rng(0)
+    shapes = zip(SIZES[:-1], SIZES[1:], strict=True)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def kept_units(masks):
+    return [np.asarray(mask).any(axis=0) for mask in masks[:-1]]
+
+
+@pytest.mark.parametrize("count", [8, 12, 20, 28])
+def test_a_group_keeps_a_multiple(count):
+    params = network()
+    groups = sparse_optax.channel_groups(fn, params, jnp.ones((1, 5)), round_to=8)
+    _, masks = sparse_optax.one_shot(params, count=count, structure=groups)
+    kept = [int(units.sum()) for units in kept_units(masks)]
+    assert sum(kept) == 24 + 20 - count
+    assert sum(n % 8 > 0 for n in kept) <= 1
+
+
+def test_the_highest_of_a_group_are_kept():
+    params = network()
+    groups = sparse_optax.channel_groups(fn, params, jnp.ones((1, 5)), round_to=8)
+    _, masks = sparse_optax.one_shot(params, count=12, structure=groups)
+    for group, units in zip(groups.select(None), kept_units(masks), strict=True):
+        magnitudes = {m.leaf: jnp.abs(params[int(m.leaf)]) for m in group.members}
+        all_kept = {name: jnp.ones(x.shape, bool) for name, x in magnitudes.items()}
+        alone = sparse_optax.ChannelGroups((group,), groups.shapes)
+        scores = alone.to_units(magnitudes, all_kept)[group.name].scores
+        assert units.any()
+        if not units.all():
+            assert scores[units].min() > scores[~units].max()
+
+
+def test_a_wrong_multiple_raises():
+    with pytest.raises(ValueError, match="round_to"):
+        sparse_optax.channel_groups(fn, network(), jnp.ones((1, 5)), round_to=0)
