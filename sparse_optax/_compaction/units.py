@@ -91,6 +91,9 @@ class UnitTable:
                 self._bind(a[:, 0], b, reason)
             elif _is_simple(b, a):
                 self._bind(b[:, 0], a, reason)
+            elif (column := _matching_column(a, b)) is not None:
+                wide = max(a, b, key=lambda units: units.shape[1])
+                self.freeze(np.delete(wide, column, axis=1), reason)
             else:
                 for i in range(len(a)):
                     self._join_position(a[i], b[i], reason)
@@ -201,6 +204,18 @@ class UnitTable:
                     np.stack(x, 1) if x else np.zeros((n, 0), np.int32)
                     for x, n in zip(columns, sizes, strict=True)
                 ]
+
+
+def _matching_column(a: Units, b: Units) -> int | None:
+    """The column of the wider that repeats units as the only one of the other does."""
+    narrow, wide = sorted((a, b), key=lambda units: units.shape[1])
+    if narrow.shape[1] != 1:
+        return None
+    for column in range(wide.shape[1]):
+        pairs = np.unique(np.stack([narrow[:, 0], wide[:, column]]), axis=1)
+        if all(len(np.unique(side)) == pairs.shape[1] for side in pairs):
+            return column
+    return None
 
 
 def _is_simple(a: Units, b: Units) -> bool:
