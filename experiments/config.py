@@ -32,7 +32,7 @@ DECAYS = "relevance", "l2", "l1", "lobster"
 SPARSE = "rigl", "set", "static"  # trained from random masks on
 AT_INIT = "snip", *SPARSE  # before any training
 STRUCTURE = (
-    r"unstructured|channel|block[1-9]\d*x[1-9]\d*|(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)"
+    r"unstructured|units|channel|block[1-9]\d*x[1-9]\d*|(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)"
 )
 # What has an effect where relevance decays weights, or ranks them.
 OF_RELEVANCE = {"regularizer": ("relevance",)}, {"criterion": ("relevance",)}
@@ -129,7 +129,9 @@ class Config:
     )
     """What is removed as a whole, of kernels alone: N:M for all but N of M inputs in a
     row, such as 2:4; blockHxW, such as block4x4; channel for all weights of an output;
-    or each weight of any leaf (unstructured)."""
+    or each weight of any leaf (unstructured). With units, all weights that write or
+    read a hidden feature or channel, of any leaves: what is left is a smaller network;
+    relevance and l1 then shrink whole units."""
     distribution: Distribution = after_dense("global")
     """How what is removed is spread over leaves: as one ranking of all (global), as the
     same share of each (uniform), or by Erdos-Renyi kernel densities (erk)."""
@@ -227,8 +229,13 @@ class Config:
             raise ExperimentError(
                 "--criterion relevance with --prune gradual has the form of the paper."
             )
+        if self.structure == "units" and self.regularizer == "relevance":
+            name = "decoupled" if self.decoupled else "form"
+            usual = self.form == Form() and not self.decoupled
+            wanted = "the default with --structure units, whose relevance has one form"
+            check(name, getattr(self, name), usual, wanted)
         found = re.fullmatch(STRUCTURE, self.structure)
-        wanted = "unstructured, N:M, blockHxW or channel"
+        wanted = "unstructured, units, N:M, blockHxW or channel"
         check("structure", self.structure, found is not None, wanted)
         if found and found["n"]:
             highest = 1 - int(found["n"]) / int(found["m"])

@@ -47,7 +47,7 @@ class Small(nnx.Module):
         self.output = nnx.Linear(8, 10, rngs=rngs)
 
     def __call__(self, images):
-        x = self.hidden(images.reshape(len(images), -1))
+        x = self.hidden(images.reshape(images.shape[0], -1))
         return self.output(nnx.relu(self.norm(x)))
 
 

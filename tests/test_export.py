@@ -14,6 +14,7 @@ import pytest
 from safetensors import numpy as safetensors
 from short_runs import (
     ROOT,
+    Small,
     checkpoints,
     digits,
     error_line,
@@ -23,10 +24,11 @@ from short_runs import (
 
 import sparse_optax
 from experiments.__main__ import main
-from experiments.cost import latency
+from experiments.cost import latency, onnx_rivals
 from experiments.networks import NETWORKS
-from experiments.networks.functional import init_network
+from experiments.networks.functional import Variables, init_network
 from experiments.pages import runs as stored_runs
+from experiments.running import compaction
 from experiments.running.checkpoint import named_leaves
 from experiments.settings import ExperimentError
 
@@ -62,6 +64,75 @@ def test_the_sparse_file_of_a_run_is_written_again(finished, run, capsys):
     assert read_summary(run) == summary
     assert (run / "network.safetensors").read_bytes() == path.read_bytes()
     assert f"{kept:,}" in capsys.readouterr().out
+
+
+def test_the_end_of_a_run_says_how_small_a_dense_network_is(finished, run, capsys):
+    before, after = (read_summary(run)["compacted"][x] for x in ("before", "after"))
+    assert before["weights"] == 50_610 and before["multiplications"] == 50_200
+    assert 0 < after["multiplications"] <= before["multiplications"]
+    main(digits(run))
+    assert f"{after['multiplications']:,} of 50,200 multipl" in capsys.readouterr().out
+    older = {k: v for k, v in read_summary(run).items() if k != "compacted"}
+    (run / "summary.json").write_text(json.dumps({**older, "wall_seconds": 1}))
+    main(digits(run))
+    assert "multiplications" not in capsys.readouterr().out
+
+
+ALONE = """
+import sys, numpy, jax, jax.export
+with open(sys.argv[1], "rb") as file:
+    program = jax.export.deserialize(bytearray(file.read()))
+for number in (1, 7):
+    images = numpy.load(sys.argv[2])[:number]
+    found = program.call(images)
+numpy.save(sys.argv[3], found)
+assert not {"sparse_optax", "experiments", "flax", "optax"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "small",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["lenet300", "norms"],
+)
+def test_a_compacted_network_runs_without_this_library(
+    small, run, tmp_path, capsys, monkeypatch
+):
+    """With the logits of the masked network, for batches of any size."""
+    pytest.importorskip("flatbuffers", reason="programs are written with flatbuffers")
+    if small:
+        monkeypatch.setitem(NETWORKS, "lenet300", Small)
+        run = tmp_path / "norms"
+        main(digits(run))
+    main(["export", "--compact", str(run)])
+    shown, summary = capsys.readouterr().out, read_summary(run)
+    for name in ("compacted.safetensors", "compacted.stablehlo"):
+        size = (run / name).stat().st_size
+        assert summary["compacted"]["bytes"][name] == size
+        assert f"{run / name}: {size:,} bytes" in shown
+    smaller = sparse_optax.load_sparse(run / "compacted.safetensors")
+    weights = sum(leaf.size for leaf in jax.tree.leaves(smaller))
+    assert weights == summary["compacted"]["after"]["weights"]
+    network = Variables(**sparse_optax.load_sparse(run / "network.safetensors"))
+    functional, _ = init_network(NETWORKS["lenet300"], (8, 8, 1), 16, seed=0)
+    images = np.random.default_rng(0).integers(0, 17, (7, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    files = run / "compacted.stablehlo", tmp_path / "images.npy", tmp_path / "found.npy"
+    command = [sys.executable, "-I", "-c", ALONE, *map(str, files)]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    wanted = functional.logits(network, jnp.asarray(images))
+    np.testing.assert_allclose(np.load(files[2]), wanted, 1e-4, 1e-4)
+
+
+def test_what_cannot_be_compacted_is_named(run, monkeypatch):
+    (run / "summary.json").write_text(
+        json.dumps({**read_summary(run), "network": "transformer", "dataset": "toy"})
+    )
+    message = error_line(["export", "--compact", run])
+    assert "transformer on toy" in message
+    monkeypatch.setattr(compaction, "find_spec", lambda name: None)
+    assert "pip install flatbuffers" in error_line(["export", "--compact", run])
+    assert not (run / "compacted.safetensors").exists()
 
 
 @pytest.mark.parametrize("command", ["export", "latency", "pages"])
@@ -131,7 +202,11 @@ def test_all_ways_to_multiply_compute_the_same_network(name):
     assert kept == total - round(float(np.float32(0.9)) * total)
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
     wanted = functional.logits(variables, jnp.asarray(images))
-    for variant, function in latency.variants(name, variables, images).items():
+    functional, compacted = latency.compact(name, variables, (28, 28, 1))
+    found = latency.variants(functional, variables, compacted, images)
+    count = 3 + onnx_rivals.available()
+    assert sum("compacted" in variant for variant in found) == count
+    for variant, function in found.items():
         found = function()
         np.testing.assert_allclose(found, wanted, 1e-4, 1e-4, err_msg=variant)
 
@@ -139,8 +214,8 @@ def test_all_ways_to_multiply_compute_the_same_network(name):
 def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
     monkeypatch.setattr(latency, "BATCHES", (2,))
     _, variables = init_network(NETWORKS["lenet300"], (28, 28, 1), 255, seed=0)
-    wrong = latency.Layer(np.ones((10, 784), np.float32), np.zeros((10, 1)), None)
-    monkeypatch.setattr(latency, "layers_of", lambda params: [wrong])
+    wrong = latency.Layer(np.ones((10, 784), np.float32), np.zeros((10, 1)), None, None)
+    monkeypatch.setattr(latency, "layers_of", lambda params, inputs=None: [wrong])
     with pytest.raises(ExperimentError, match="computes another network"):
         latency.measure_network("lenet300", "mnist", variables, turns=1)
 

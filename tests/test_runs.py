@@ -245,7 +245,13 @@ def test_training_that_diverges_is_an_error(tmp_path):
         ("--regularizer l2 --control mean", "--form has no effect .* l2"),
         ("--regularizer lobster --decoupled", "--decoupled .* lobster"),
         ("--prune snip --criterion random", "--criterion .* snip; got 'random'"),
-        ("--structure 2x4", "--structure must be unstructured, N:M,.*; got '2x4'"),
+        (
+            "--structure 2x4",
+            "--structure must be unstructured, units, N:M,.*; got '2x4'",
+        ),
+        ("--structure units --control mean", "--form must be .* --structure units"),
+        ("--structure units --decoupled", "--decoupled must be .* --structure units"),
+        ("--structure units --distribution erk", "does not fit the network: .*"),
         ("--structure block4x4", "--structure block4x4 does not fit .* output/kernel"),
         (
             "--prune gradual --structure 2:4",

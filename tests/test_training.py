@@ -226,6 +226,48 @@ def test_a_pruning_step_removes_what_the_structure_says(structure, monkeypatch):
         assert groups.all() and kernel.mean() == pytest.approx(0.5, abs=0.05)
 
 
+def test_units_are_removed_as_a_whole_and_leave_a_smaller_network(monkeypatch):
+    phases, state = small_phases(monkeypatch, structure="units", fraction=0.5)
+    pruned = phases.prune(phases.train_sparse(state))
+    masks = sparse_optax.get_masks(pruned.opt_state)
+    kept = np.asarray(masks["hidden"]["bias"])
+    assert kept.sum() == 4
+    for rows in (
+        np.asarray(masks["hidden"]["kernel"]).T,
+        np.asarray(masks["output"]["kernel"]),
+        *(np.asarray(masks["norm"][name])[:, None] for name in ("scale", "bias")),
+    ):
+        assert (rows == kept[:, None]).all()
+    assert not jax.tree.leaves(masks["output"]["bias"])
+    tuned = phases.finetune(phases.start_finetuning(pruned))
+    smaller = phases.problem.compact(tuned.variables).params
+    assert smaller.params["hidden"]["kernel"].shape[1] == 4
+    assert {x.shape for x in jax.tree.leaves(smaller.statistics)} == {(4,)}
+
+
+@pytest.mark.parametrize("name", ["relevance", "l1", "none"])
+def test_penalties_of_units_by_hand(name):
+    """The irrelevance is that of the mean |g| of a unit, and l1 the group lasso."""
+    params = {"a": jnp.array([[3.0, 1.0]]), "b": jnp.array([[4.0], [-2.0]])}
+    grads = {"a": jnp.array([[0.1, 0.5]]), "b": jnp.array([[-0.3], [0.7]])}
+    units = sparse_optax.channel_groups(
+        lambda params, x: x @ params["a"] @ params["b"], params, jnp.ones((1, 1))
+    )
+    config = changed(regularizer=name, scale=0.5, structure="units")
+    tx = regularizers.make_regularizer(config, 0.1, 0, units)
+    updates, _ = tx.update(grads, tx.init(params), params, grad=grads)
+    factors = {
+        "relevance": 0.2 * np.exp([-0.2 / 0.5, -0.6 / 0.5]),
+        "l1": [0.1 / 5, 0.1 / np.sqrt(5)],
+        "none": [0, 0],
+    }[name]
+    added = jax.tree.map(jnp.subtract, updates, grads)
+    factors = np.array(factors, np.float32)
+    np.testing.assert_allclose(added["a"][0], factors * params["a"][0], 1e-5, 1e-7)
+    wanted = factors * params["b"][:, 0]
+    np.testing.assert_allclose(added["b"][:, 0], wanted, 1e-5, 1e-7)
+
+
 @pytest.mark.parametrize("prune", ["rigl", "set", "static"])
 def test_weights_grow_at_intervals_until_fine_tuning(prune, monkeypatch):
     """And by Erdos-Renyi densities, biases stay dense."""

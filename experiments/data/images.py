@@ -19,6 +19,19 @@ NUM_VALIDATION = 5_000  # training images held out to decide about pruning steps
 READ_AT_ONCE = 1_000
 
 
+class Format(NamedTuple):
+    shape: tuple[int, int, int]  # of an image, [H, W, C]
+    white: int  # value of a white pixel; images are divided by it
+
+
+FORMATS = {
+    "digits": Format((8, 8, 1), 16),
+    "mnist": Format((28, 28, 1), 255),
+    "fashion_mnist": Format((28, 28, 1), 255),
+    "cifar10": Format((32, 32, 3), 255),
+}
+
+
 class Split(NamedTuple):
     """Images `[N, H, W, C]` as uint8 and their labels `[N]` as int32."""
 
@@ -30,7 +43,7 @@ class Dataset(NamedTuple):
     train: Split
     validation: Split  # held out of the training set
     read_test: Callable[[], Split]
-    white: int  # value of a white pixel; images are divided by it
+    white: int  # value of a white pixel
 
 
 def load(config: ImageConfig) -> Dataset:
@@ -59,7 +72,7 @@ def load_whole(name: str, data_dir: Path | None) -> Dataset:
         train=take(train, np.sort(order[NUM_VALIDATION:])),
         validation=take(train, np.sort(order[:NUM_VALIDATION])),
         read_test=lambda: read(builder, "test"),
-        white=255,
+        white=FORMATS[name].white,
     )
 
 
@@ -84,7 +97,7 @@ def load_digits() -> Dataset:
         train=take(digits, train),
         validation=take(digits, validation),
         read_test=lambda: take(digits, test),
-        white=16,
+        white=FORMATS["digits"].white,
     )
 
 

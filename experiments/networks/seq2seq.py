@@ -11,6 +11,7 @@ from experiments.data.batches import Batch
 from experiments.data.tokenizer import PADDING
 from experiments.networks import decoding
 from experiments.networks.encoder_decoder import (
+    Dropout,
     EncoderDecoder,
     Shape,
     make_dropout,
@@ -39,11 +40,8 @@ class Seq2Seq(NamedTuple):
 
         `dropout` is its rate and its key.
         """
-        network = self.network(params)
         drop = no_dropout if dropout is None else make_dropout(*dropout)
-        mask = source_mask(batch.source)
-        read = network.encode(batch.source, mask, drop)
-        logits = network.decode(batch.target[:, :-1], read, mask, drop)
+        logits = self.logits(params, batch.source, batch.target[:, :-1], drop)
         labels = batch.target[:, 1:]
         right = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         losses = (
@@ -53,6 +51,18 @@ class Seq2Seq(NamedTuple):
         )
         there = labels != PADDING
         return jnp.where(there, losses, 0.0).sum() / there.sum()
+
+    def logits(
+        self,
+        params: Any,
+        source: jax.Array,
+        target: jax.Array,
+        drop: Dropout = no_dropout,
+    ) -> jax.Array:
+        """Returns the logits `[B, T, V]` of the next tokens of `target`, `[B, T]`."""
+        network, mask = self.network(params), source_mask(source)
+        read = network.encode(source, mask, drop)
+        return network.decode(target, read, mask, drop)
 
     def write(
         self, params: Any, source: jax.Array, length: int, beam: int, penalty: float

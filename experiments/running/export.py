@@ -15,7 +15,7 @@ from rich.console import Console
 import sparse_optax
 from experiments.networks.functional import Variables
 from experiments.records import Row, RunFolder, run_id
-from experiments.running import terminal
+from experiments.running import compaction, terminal
 from experiments.running.checkpoint import Checkpoints, named_leaves
 from experiments.running.environment import commit
 from experiments.settings import ExperimentError
@@ -33,22 +33,40 @@ class Settings:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs. Each receives the file network.safetensors, for
     sparse_optax.load_sparse, and its summary the sizes."""
+    compact: bool = False
+    """Write the dense network without the units that nothing reads, too: its weights
+    and which units they are of, compacted.safetensors, and compacted.stablehlo, a program from images to logits for
+    jax.export.deserialize. For runs on images."""
 
     def validate(self) -> None:
         if not self.runs:
             raise ExperimentError("export needs the folders of one or more runs.")
+        if self.compact:
+            compaction.check_can_write()
 
 
 def main(settings: Settings) -> None:
     """Writes the files of finished runs; none if one of them cannot be written."""
     folders = [RunFolder(path) for path in settings.runs]
     networks = [networks_of(folder) for folder in folders]
-    summaries = []
-    for folder, (summary, _, network) in zip(folders, networks, strict=True):
+    compacted = [
+        compaction.compact(summary, network) if settings.compact else None
+        for summary, _, network in networks
+    ]
+    summaries, console = [], Console(highlight=False)
+    for folder, (summary, _, network), smaller in zip(
+        folders, networks, compacted, strict=True
+    ):
         summary["bytes"] = write(folder.path, network)
+        if smaller is not None:
+            found = compaction.write(folder.path, smaller, summary["dataset"])
+            summary["compacted"] = compaction.sizes(smaller) | {"bytes": found}
         folder.finish(summary)
         summaries.append(summary)
-    terminal.print_files(Console(highlight=False), summaries)
+    terminal.print_files(console, summaries)
+    if settings.compact:
+        for folder, summary in zip(folders, summaries, strict=True):
+            terminal.print_compacted(console, summary["compacted"], folder.path)
 
 
 def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:

@@ -17,7 +17,13 @@ from experiments.config import Config, ImageConfig, TextConfig
 from experiments.data import corpora, images
 from experiments.networks.functional import Variables
 from experiments.records import Row, RunFolder, write_whole
-from experiments.running import dense_network, export, figures, terminal
+from experiments.running import (
+    compaction,
+    dense_network,
+    export,
+    figures,
+    terminal,
+)
 from experiments.running.checkpoint import Checkpoints, named_leaves
 from experiments.running.environment import environment
 from experiments.settings import ExperimentError
@@ -170,6 +176,7 @@ class Run:
             "validation_bound": self.bound,
             **loop.sizes(best),
             "bytes": export.write(self.folder.path, best.variables),
+            "compacted": compaction.sizes(self.problem.compact(best.variables)),
             "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),
             "devices": self.problem.devices.number,  # of those in `hardware`
             **self.environment,

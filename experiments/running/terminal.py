@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
@@ -92,8 +93,10 @@ def print_summary(console: Console, summary: Row) -> None:
     ]
     title = "{network} on {dataset}, {regularizer}, seed {seed}".format_map(summary)
     console.print(table_of(title, outcome), table_of("Part by part", sizes))
+    if "compacted" in summary:  # older runs have none, of these and of files
+        print_compacted(console, summary["compacted"])
     console.print(f"{summary['wall_seconds']:.0f} seconds")
-    if "bytes" in summary:  # older runs have none
+    if "bytes" in summary:
         print_files(console, [summary])
     for text in summary.get("warnings", ()):
         console.print(f"warning: {text}", style="yellow", soft_wrap=True)
@@ -104,6 +107,21 @@ def print_summary(console: Console, summary: Row) -> None:
             f"{metric.name} above {bound}. What the last round prunes is not measured.",
             soft_wrap=True,
         )
+
+
+def print_compacted(console: Console, sizes: Row, folder: Path | None = None) -> None:
+    """Prints how small a network is without units that nothing reads, and its files."""
+    before, after = sizes["before"], sizes["after"]
+    name = "multiplications"
+    console.print(
+        f"Without units that nothing reads: {after[name]:,} of {before[name]:,} {name} "
+        f"({before[name] / after[name]:.1f}x fewer), {after['weights']:,} of "
+        f"{before['weights']:,} weights.",
+        soft_wrap=True,
+    )
+    if folder is not None:
+        for file, size in sizes["bytes"].items():
+            console.print(f"{folder / file}: {size:,} bytes", soft_wrap=True)
 
 
 def print_files(console: Console, summaries: list[Row]) -> None:

@@ -61,6 +61,12 @@ class ImageProblem(Problem):
     def metric(self, variables: Variables) -> jax.Array:
         return self.count_correct(variables) / self.num_validation
 
+    def logits(self, variables: Variables, *inputs: jax.Array) -> jax.Array:
+        return self.network.logits(variables, *inputs)
+
+    def example(self) -> tuple[jax.Array, ...]:
+        return (jnp.asarray(self.dataset.validation.images[:1]),)
+
     def test(self, dense: Variables, sparse: Variables) -> Row:
         test, found = self.dataset.read_test(), {}
         test_correct = self.make_count_correct(test)

@@ -12,7 +12,7 @@ import optax
 import sparse_optax
 from experiments.config import AT_INIT, SPARSE, Config
 from experiments.training import Optimizer
-from experiments.training.regularizers import make_regularizer
+from experiments.training.regularizers import Units, make_regularizer
 
 RANDOM = 2**29 - 1  # folded into the seed
 RAMP = 0.75  # of the updates, in which gradual pruning reaches its target
@@ -31,16 +31,16 @@ def dense_optimizer(config: Config, num_steps: int) -> Optimizer:
 
 
 def pruning_optimizer(
-    config: Config, num_steps: int, steps_per_epoch: int
+    config: Config, num_steps: int, steps_per_epoch: int, units: Units = None
 ) -> Optimizer:
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
-    regularizer = make_regularizer(config, config.strength, decay_steps)
+    regularizer = make_regularizer(config, config.strength, decay_steps, units)
     rate = learning_rate(config.learning_rate, config.schedule, num_steps)
-    return method(config, regularizer, rate, num_steps)
+    return method(config, regularizer, rate, num_steps, units)
 
 
 def finetuning_optimizer(
-    config: Config, num_steps: int, num_pruning_steps: int
+    config: Config, num_steps: int, num_pruning_steps: int, units: Units = None
 ) -> Optimizer:
     """Returns the same chain with a strength of zero, which resumes from its state.
 
@@ -50,7 +50,8 @@ def finetuning_optimizer(
         config = dataclasses.replace(config, prune="static")
     schedule = config.finetune_schedule
     rate = learning_rate(config.finetune_learning_rate, schedule, num_steps)
-    return method(config, make_regularizer(config, 0.0, 0), rate, num_pruning_steps)
+    regularizer = make_regularizer(config, 0.0, 0, units)
+    return method(config, regularizer, rate, num_pruning_steps, units)
 
 
 def preconditioner(config: Config, name: str) -> Optimizer:
@@ -66,7 +67,11 @@ def learning_rate(value: float, schedule: str, num_steps: int) -> optax.Schedule
 
 
 def method(
-    config: Config, regularizer: Optimizer, rate: optax.Schedule, num_pruning_steps: int
+    config: Config,
+    regularizer: Optimizer,
+    rate: optax.Schedule,
+    num_pruning_steps: int,
+    units: Units,
 ) -> Optimizer:
     """Returns the optimizer of a method, its parts in the order that it needs."""
     optimizer = preconditioner(config, config.optimizer)
@@ -79,16 +84,16 @@ def method(
     chain = optax.chain(*chain)
     if config.prune in SPARSE:
         return sparse_training(config, chain, num_pruning_steps)
-    return sparse_optax.hide_pruned(chain, pruning(config, num_pruning_steps))
+    return sparse_optax.hide_pruned(chain, pruning(config, num_pruning_steps, units))
 
 
-def pruning(config: Config, num_steps: int) -> Optimizer:
+def pruning(config: Config, num_steps: int, units: Units) -> Optimizer:
     """Returns the pruning transformation, which prunes by itself only if gradual.
 
     Gradual pruning has a step at the end of every round.
     """
     settings: dict[str, Any] = dict(
-        structure=structure(config.structure),
+        structure=units or structure(config.structure),
         distribution=config.distribution,
         mask=prunable(config),
     )
@@ -147,9 +152,11 @@ def structure(text: str) -> Any:
 def prunable(config: Config) -> Any:
     """Returns which leaves may be pruned: all of them, or kernels by a structure.
 
-    Norms are spared before the training, as in the code of the authors of SNIP: a scale
-    of zero removes a whole channel.
+    Of units, all hidden ones. Norms are spared before the training, as in the code of
+    the authors of SNIP: a scale of zero removes a whole channel.
     """
+    if config.structure == "units":
+        return None
     if config.structure != "unstructured":
         return {".*/kernel": True}
     if config.prune not in AT_INIT:

@@ -47,8 +47,9 @@ class Phases:
         wanted = f"less than {dense}, the updates of dense training"
         check("warmup_steps", warmup, warmup < dense, wanted)
         self.dense_optimizer = problem.adapt(optimizers.dense_optimizer(config, dense))
+        units = problem.units() if config.structure == "units" else None
         self.pruning_optimizer = problem.adapt(
-            optimizers.pruning_optimizer(config, pruning, updates)
+            optimizers.pruning_optimizer(config, pruning, updates, units)
         )
         try:
             jax.eval_shape(self.pruning_optimizer.init, problem.variables.params)
@@ -56,7 +57,7 @@ class Phases:
             text = f"--structure {config.structure} does not fit the network: {error}"
             raise ExperimentError(text) from error
         finetuning_optimizer = problem.adapt(
-            optimizers.finetuning_optimizer(config, finetuning, pruning)
+            optimizers.finetuning_optimizer(config, finetuning, pruning, units)
         )
         single = config.form.measure == "per-example"
         self.train_dense = problem.make_train(self.dense_optimizer, per_example=False)

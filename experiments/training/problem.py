@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+import sparse_optax
 from experiments.networks.functional import Variables
 from experiments.records import Row
 from experiments.training import Optimizer
@@ -39,6 +40,29 @@ class Problem(abc.ABC):
     @abc.abstractmethod
     def metric(self, variables: Variables) -> float | jax.Array:
         """Returns the validation metric."""
+
+    @abc.abstractmethod
+    def logits(self, variables: Variables, *inputs: jax.Array) -> jax.Array:
+        """Returns what a network computes of inputs such as those of `example`."""
+
+    @abc.abstractmethod
+    def example(self) -> tuple[jax.Array, ...]:
+        """Returns the inputs of one example."""
+
+    def compact(self, variables: Variables) -> sparse_optax.Compacted:
+        """Returns a network without the units that nothing reads."""
+        # Without a check: nothing at its end may cost a run its summary.
+        return sparse_optax.compact(
+            self.logits, variables, *self.example(), check=False
+        )
+
+    def units(self) -> sparse_optax.ChannelGroups:
+        """Returns which weights belong to the same units."""
+        params, statistics = self.variables
+        return sparse_optax.channel_groups(
+            lambda params, *inputs: self.logits(Variables(params, statistics), *inputs),
+            *(params, *self.example()),
+        )
 
     @abc.abstractmethod
     def test(self, dense: Variables, sparse: Variables) -> Row:

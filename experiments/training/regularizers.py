@@ -12,16 +12,22 @@ from experiments.config import Config, Form
 from experiments.training import Optimizer
 from experiments.training.forms import add_decay_in_form
 
+Units = sparse_optax.ChannelGroups | None
+
 
 def make_regularizer(
-    config: Config, strength: float | jax.Array, decay_steps: int
+    config: Config,
+    strength: float | jax.Array,
+    decay_steps: int,
+    units: Units = None,
 ) -> Optimizer:
     """Returns the transformation that adds the gradient of the penalty of a run.
 
     Its coefficient gamma is `strength` right after a pruning step, and decays to zero
-    in `decay_steps` updates, unless they are 0. `update` needs g as `grad`.
+    in `decay_steps` updates, unless they are 0. `update` needs g as `grad`. With units,
+    relevance and l1 are those of whole units.
     """
-    decay = make_decay(config, strength, decay_steps)
+    decay = make_decay(config, strength, decay_steps, units)
     ranks = config.criterion == "relevance" and config.form != Form()
     if ranks and config.regularizer != "relevance":  # its state has the irrelevance
         form = add_decay_in_form(config.form, 0.0, config.scale, config.seed)
@@ -30,13 +36,13 @@ def make_regularizer(
 
 
 def make_decay(
-    config: Config, strength: float | jax.Array, decay_steps: int
+    config: Config, strength: float | jax.Array, decay_steps: int, units: Units
 ) -> Optimizer:
     gamma = 0.0 if config.regularizer == "none" else strength
     if decay_steps:
         gamma = optax.linear_schedule(gamma, 0.0, decay_steps)
     if config.regularizer == "l1":
-        return sparse_optax.add_l1_decay(gamma, mask=None)
+        return sparse_optax.add_l1_decay(gamma, structure=units, mask=None)
     if config.regularizer == "lobster":
         return sparse_optax.add_lobster_decay(gamma, mask=None)
     if config.regularizer == "l2":
@@ -45,5 +51,7 @@ def make_decay(
         )
     # That of the library, wherever it has the form.
     if config.form == Form() and not config.decoupled:
-        return sparse_optax.add_relevance_decay(gamma, config.scale, mask=None)
+        return sparse_optax.add_relevance_decay(
+            gamma, config.scale, structure=units, mask=None
+        )
     return add_decay_in_form(config.form, gamma, config.scale, config.seed)

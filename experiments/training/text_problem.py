@@ -165,6 +165,14 @@ class TextProblem(Problem):
 
         return jax.jit(written, static_argnames="beam")
 
+    def logits(self, variables: Variables, *inputs: jax.Array) -> jax.Array:
+        source, target = inputs
+        return self.network.logits(variables.params, source, target)
+
+    def example(self) -> tuple[jax.Array, ...]:
+        source, target = self.batches.at(0)
+        return jnp.asarray(source[:1]), jnp.asarray(target[:1, :-1])
+
     def test(self, dense: Variables, sparse: Variables) -> Row:
         pairs, key = self.corpus.read_test(), self.config.metric.key
         found: Row = {"metric": key}
