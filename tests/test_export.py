@@ -111,7 +111,7 @@ def test_a_compacted_network_runs_without_this_library(
         assert summary["compacted"]["bytes"][name] == size
         assert f"{run / name}: {size:,} bytes" in shown
     smaller = sparse_optax.load_sparse(run / "compacted.safetensors")
-    weights = sum(leaf.size for leaf in jax.tree.leaves(smaller))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(smaller["params"]))
     assert weights == summary["compacted"]["after"]["weights"]
     network = Variables(**sparse_optax.load_sparse(run / "network.safetensors"))
     functional, _ = init_network(NETWORKS["lenet300"], (8, 8, 1), 16, seed=0)

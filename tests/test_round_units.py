@@ -1,5 +1,7 @@
 """Pruning that keeps multiples of units, and removes the lowest of them."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ def fn(params, x):
 
 def network():
     rng = np.random.default_rng(0)
-    shapes = zip(SIZES[:-1], SIZES[1:], strict=True)
+    shapes = itertools.pairwise(SIZES)
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 

@@ -22,8 +22,8 @@ PLATFORMS = "cpu", "cuda", "tpu"
 
 def sizes(compacted: sparse_optax.Compacted) -> Row:
     """Returns the sizes of a network before and after, as JSON data."""
-    before, after = map(dataclasses.asdict, compacted.total)
-    return {"before": before, "after": after}
+    before, after = compacted.total
+    return {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
 
 
 def compact(summary: Row, network: Variables) -> sparse_optax.Compacted:

@@ -35,8 +35,8 @@ class Settings:
     sparse_optax.load_sparse, and its summary the sizes."""
     compact: bool = False
     """Write the dense network without the units that nothing reads, too: its weights
-    and which units they are of, compacted.safetensors, and compacted.stablehlo, a program from images to logits for
-    jax.export.deserialize. For runs on images."""
+    and their indices, compacted.safetensors, and compacted.stablehlo, a program from
+    images to logits for jax.export.deserialize. For runs on images."""
 
     def validate(self) -> None:
         if not self.runs:
