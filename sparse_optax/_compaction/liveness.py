@@ -320,7 +320,7 @@ def _wired(step: Step, ins: list[Fact], combine: Any) -> list[Fact]:
         for axis, symbol in enumerate(symbols):
             found = [
                 fact.along(theirs.index(symbol))
-                for fact, theirs in zip(ins, step.wiring.ins, strict=True)
+                for fact, theirs in zip(ins, step.wiring.ins, strict=False)
                 if symbol in theirs
                 and symbol is not FROZEN
                 and value.axes[axis] is not None
@@ -331,7 +331,7 @@ def _wired(step: Step, ins: list[Fact], combine: Any) -> list[Fact]:
 
 
 def _passes(step: Step, ins: list[Fact]) -> list[Fact]:
-    results = _wired(step, ins, lambda found: found[0])
+    results = _wired(step, ins[:1], lambda found: found[0])  # and not of indices
     return [fact._replace(whole=ins[0].whole) for fact in results]
 
 
@@ -340,7 +340,7 @@ def _only_zeros(along: Along | None) -> Along | None:
 
 
 def _passes_zeros(step: Step, ins: list[Fact]) -> list[Fact]:
-    results = _wired(step, ins, lambda found: _only_zeros(found[0]))
+    results = _wired(step, ins[:1], lambda found: _only_zeros(found[0]))
     is_zero = ins[0].whole is not None and ins[0].whole == 0
     return [fact._replace(whole=ins[0].whole if is_zero else None) for fact in results]
 
