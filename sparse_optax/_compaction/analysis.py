@@ -58,7 +58,8 @@ def analyse(
         for value in program.outs:
             for units in value.axes:
                 table.freeze(units, RESULT)
-    names = [name for name, _ in _trees.named_leaves(_trees.unbox(params))]
+    with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))
+    names = [_trees.leaf_name(path) for path, _ in with_path]
     return Analysis(program, table, names, returns)
 
 

@@ -37,7 +37,7 @@ class Fold:
     bias: int
 
     def apply(self, leaves: list[Any], constants: np.ndarray) -> None:
-        """Moves the terms of constant units from the weights to the bias.
+        """Adds the terms of constant units to the bias.
 
         Args:
             leaves: the parameters.
@@ -50,7 +50,10 @@ class Fold:
         ordered = ordered.reshape(*ordered.shape[: 1 + len(self.free)], -1).sum(-1)
         term = np.tensordot(constants.astype(np.float64), ordered, 1)
         leaves[self.bias] = (bias.astype(np.float64) + term).astype(bias.dtype)
-        weights = weights.copy()
+
+    def clear(self, leaves: list[Any], constants: np.ndarray) -> None:
+        """Sets the weights to zero whose terms have moved to the bias."""
+        weights = np.array(leaves[self.weights])
         weights[(slice(None),) * self.axis + (np.flatnonzero(constants),)] = 0
         leaves[self.weights] = weights
 

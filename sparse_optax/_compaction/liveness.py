@@ -117,6 +117,8 @@ def unknown(value: Value) -> Fact:
 
 def fact_of_array(array: Any, kept: Sequence[np.ndarray | None]) -> Fact:
     """What is known of an array, if only the positions that are kept count."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # a random key
+        return Fact(array.shape, None, (None,) * array.ndim)
     array = np.asarray(array)
     if array.size == 0 or (
         array.dtype.kind not in "biufV" and array.dtype.name != "bfloat16"
@@ -340,6 +342,12 @@ def _only_zeros(along: Along | None) -> Along | None:
 
 
 def _passes_zeros(step: Step, ins: list[Fact]) -> list[Fact]:
+    if step.name in ("reduce_window_max", "reduce_window_min"):
+        for size, pads in zip(
+            step.params["window_dimensions"], step.params["padding"], strict=True
+        ):
+            if max(pads) >= size:  # of a window of padding alone, that is infinite
+                return [unknown(value) for value in step.outs]
     results = _wired(step, ins[:1], lambda found: _only_zeros(found[0]))
     is_zero = ins[0].whole is not None and ins[0].whole == 0
     return [fact._replace(whole=ins[0].whole if is_zero else None) for fact in results]
@@ -545,6 +553,7 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
         _protect_one(axes, found, removed, protected)
         if (found == removed).all():
             return Unread(removed, leaves, folded, liveness, facts)
+        done = []
         for step, constants in liveness.constants.items():
             rows = table.resolve(step.sums[0].units)
             gone = found[rows].any(axis=1) & ~removed[rows].any(axis=1)
@@ -552,8 +561,11 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
             if constants.any():
                 fold = folds[step]
                 fold.apply(leaves, constants)
+                done.append((fold, constants))
                 num = int(np.count_nonzero(constants))
                 folded[fold.bias] = folded.get(fold.bias, 0) + num
+        for fold, constants in done:  # after all: products may share weights
+            fold.clear(leaves, constants)
         removed = found
 
 

@@ -138,6 +138,12 @@ def read(closed: Any) -> Program:
     ins = [_value(var) for var in jaxpr.invars]
     program = Program(ins, [], [], [])
     program.outs = _read(jaxpr, constants, ins, program)
+    live, steps = set(program.outs), []
+    for step in reversed(program.steps):  # without those whose results are not used
+        if not step.outs or any(value in live for value in step.outs):
+            steps.append(step)
+            live.update(step.ins)
+    program.steps = steps[::-1]
     return program
 
 

@@ -4,8 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.program import Program, Step, Value
 
@@ -48,7 +46,7 @@ def layer_sizes(
         sizes[layer] = old[0] + before, old[1] + after
 
     for name, value in zip(names, program.ins, strict=False):
-        width = getattr(np.dtype(value.dtype), "itemsize", 0)
+        width = getattr(value.dtype, "itemsize", 0)
         counts = math.prod(value.shape), math.prod(_small(value, evaluation))
         add(_layer(name), *(Size(n, n * width) for n in counts))
     owners = [*map(_layer, names), *[_NO_LAYER] * (len(program.ins) - len(names))]

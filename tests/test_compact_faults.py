@@ -1,0 +1,96 @@
+"""What `compact` has done wrong, and what it still does."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from channel_networks import mlp
+from helpers import mesh_of, random_tree
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+import sparse_optax as so
+from sparse_optax._compaction import compact as compact_module
+
+X = random_tree(9, shapes=(5, 4))
+PARAMS = random_tree(0, shapes={"w1": (4, 6), "b": (6,), "w2": (6, 3)})
+PARAMS["w2"] = PARAMS["w2"].at[2].set(0)
+
+
+def fault(reason):
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+def test_constant_units_that_two_products_with_the_same_weights_read():
+    def fn(p, x):
+        x = jax.nn.sigmoid(x @ p["w1"] + p["b"])
+        return x @ p["w2"] + p["c"], (2 * x) @ p["w2"] + p["d"]
+
+    params = PARAMS | random_tree(1, shapes={"c": (3,), "d": (3,)})
+    params["w1"] = params["w1"].at[:, 1].set(0)
+    so.compact(fn, params, X)
+
+
+def test_windows_of_padding_alone():
+    def fn(p, x):
+        x, low = x @ p["w1"], ((0, 0), (2, 0), (0, 0))
+        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 1), (1, 2, 1), low)
+        return jnp.maximum(x, -1.0) @ p["w2"]
+
+    params = PARAMS | {"w1": PARAMS["w1"].at[:, 1].set(0)}
+    del params["b"]
+    so.compact(fn, params, random_tree(1, shapes=(2, 4, 4)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_wrong_removal_is_found_in_halves(dtype, monkeypatch):
+    unread = compact_module.unread
+
+    def wrong(program, leaves, table):
+        found = unread(program, leaves, table)
+        found.removed[table.resolve(program.ins[1].axes[1])[:5]] = True
+        return found
+
+    monkeypatch.setattr(compact_module, "unread", wrong)
+    params, x = jax.tree.map(lambda w: w.astype(dtype), (PARAMS, X))
+    with pytest.raises(RuntimeError, match="a bug of compact"):
+        so.compact(mlp, params, x)
+
+
+def test_keys_among_the_params():
+    params = PARAMS | {"dropout": jax.random.key(0)}
+    assert so.compact(mlp, params, X).params["w2"].shape == (5, 3)
+
+
+def test_params_that_are_left_out():
+    params = PARAMS | {"other": optax.MaskedNode()}
+    assert so.compact(mlp, params, X).params["w2"].shape == (5, 3)
+
+
+@fault("jnp.take needs an out_sharding")
+def test_explicit_meshes():
+    mesh = mesh_of(AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        spec = NamedSharding(mesh, P(None, "model"))
+        params = PARAMS | {"w1": jax.device_put(PARAMS["w1"], spec)}
+        assert so.compact(mlp, params, X).params["w2"].shape == (5, 3)
+
+
+@fault("names like 0/mu/w1 do not end with params/w1, and leaves stay as they are")
+def test_optimizer_states_of_a_part_of_the_params():
+    """As in linen, where params are one of the variables."""
+
+    def fn(variables, x):
+        return mlp(variables["params"], x)
+
+    compacted = so.compact(fn, {"params": PARAMS, "batch_stats": {}}, X)
+    state = compacted.shrink(optax.adam(0.1).init(PARAMS))
+    assert state[0].mu["w2"].shape == (5, 3)
+
+
+def test_equations_whose_results_are_not_used():
+    def fn(p, x):
+        energy = jax.grad(lambda h: jnp.sum(jnp.tanh(h)))
+        return energy(x @ p["w1"] + p["b"]) @ p["w2"]
+
+    assert so.compact(fn, PARAMS, X).params["w2"].shape == (5, 3)
