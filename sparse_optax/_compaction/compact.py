@@ -146,7 +146,7 @@ class Compacted:
                 leaves are recognised by their names, such as `0/mu/dense/kernel`.
 
         Raises:
-            ValueError: if a leaf of such a name has another shape.
+            ValueError: if a leaf of such a name has another shape, or if there is none.
         """
         return self._map("tree", tree, _shrink)
 
@@ -159,7 +159,7 @@ class Compacted:
             tree: as for `shrink`, with the smaller shapes.
 
         Raises:
-            ValueError: if a leaf of such a name has another shape.
+            ValueError: if a leaf of such a name has another shape, or if there is none.
         """
         return self._map("tree", tree, _expand)
 
@@ -205,11 +205,13 @@ class Compacted:
     def _map(self, argument: str, tree: Any, f: Callable) -> Any:
         """`f(x, shape, kept)` of each leaf named as one of params is, at its end."""
         names = sorted(self.shapes, key=len, reverse=True)
+        found = set()
 
         def apply(path, x):
             name = _trees.leaf_name(path)
             for own in names:
                 if name == own or name.endswith(f"/{own}") or own == "(root)":
+                    found.add(own)
                     if np.ndim(x) == 0:
                         return x  # a number for each leaf
                     try:
@@ -222,6 +224,11 @@ class Compacted:
             return x
 
         mapped = jax.tree_util.tree_map_with_path(apply, _trees.unbox(tree))
+        if self.kept and not found:
+            raise ValueError(
+                f"{argument} has no leaf named as one of the params that were "
+                f"compacted: {list(self.shapes)}."
+            )
         return _trees.rebox(mapped, like=tree)
 
     @property
