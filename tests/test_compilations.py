@@ -103,6 +103,17 @@ def set_masks(seed):
     return sparse_optax.set_masks(state, sparse_optax.get_masks(state))
 
 
+def network(params, x):
+    return jnp.tanh(x @ params["a"]) @ params["b"]["c"] + params["b"]["d"]
+
+
+def compact(seed):
+    params = tree(seed)
+    params["a"] = params["a"].at[:, 1].set(0)
+    # The check compiles `apply`, which is another program for each compacted network.
+    return sparse_optax.compact(network, params, jnp.ones((2, 7)), check=False).params
+
+
 PER_LEAF = sparse_optax.per_leaf(sparse_optax.magnitude)
 RIGL = sparse_optax.sparse_training(
     *(optax.sgd(0.1), 0.5),
@@ -143,7 +154,11 @@ CALLS: dict[str, Any] = {
     "apply_masks": lambda s: sparse_optax.apply_masks(
         tree(s), sparse_optax.get_masks(pruned(s)[1])
     ),
+    "channel_groups": lambda s: str(
+        sparse_optax.channel_groups(network, tree(s), jnp.ones((2, 7)))
+    ),
     "check_sparsity": checked,
+    "compact": compact,
     "from_bcoo": lambda s: sparse_optax.from_bcoo(sparse_optax.to_bcoo(tree(s))),
     "get_masks": lambda s: sparse_optax.get_masks(
         pruned(
@@ -201,6 +216,14 @@ def test_a_second_call_compiles_nothing(name, tmp_path):
         call = on_disk(tmp_path)
     call(0)
     assert num_compilations(lambda: call(2)) == 0
+
+
+def test_a_compacted_network_is_compiled_once():
+    params = tree(0)
+    params["a"] = params["a"].at[:, 1].set(0)
+    compacted = sparse_optax.compact(network, params, jnp.ones((2, 7)))
+    call = lambda: compacted.apply(compacted.params, jnp.zeros((2, 7)))  # noqa: E731
+    assert num_compilations(call) == 0
 
 
 KINDS_OF_NUMBERS = [
