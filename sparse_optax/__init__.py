@@ -2,14 +2,12 @@
 
 from sparse_optax._amounts import cubic_sparsity as cubic_sparsity
 from sparse_optax._bcoo import from_bcoo as from_bcoo, to_bcoo as to_bcoo
-from sparse_optax._compaction.compact import (
-    Compacted as Compacted,
-    compact as compact,
-)
+from sparse_optax._compaction.compact import compact as compact
+from sparse_optax._compaction.compacted import Compacted as Compacted
+from sparse_optax._compaction.find_groups import channel_groups as channel_groups
 from sparse_optax._compaction.groups import (
     ChannelGroup as ChannelGroup,
     ChannelGroups as ChannelGroups,
-    channel_groups as channel_groups,
 )
 from sparse_optax._criteria import (
     magnitude as magnitude,

@@ -225,7 +225,7 @@ CASES |= {
         ),
         (1,),
     ),
-    "depthwise convolution": Case(
+    "depthwise convolution": both(
         lambda h, p, x: convolve(h, p["depthwise"], feature_group_count=6),
         rows=(8, 9),
     ),

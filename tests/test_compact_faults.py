@@ -1,4 +1,4 @@
-"""What `compact` has done wrong, and what it still does."""
+"""What `compact` once did wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,6 @@ from sparse_optax._compaction import compact as compact_module
 X = random_tree(9, shapes=(5, 4))
 PARAMS = random_tree(0, shapes={"w1": (4, 6), "b": (6,), "w2": (6, 3)})
 PARAMS["w2"] = PARAMS["w2"].at[2].set(0)
-
-
-def fault(reason):
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 def test_constant_units_that_two_products_with_the_same_weights_read():
@@ -75,13 +71,17 @@ def test_params_that_are_left_out():
     assert so.compact(mlp, params, X).params["w2"].shape == (5, 3)
 
 
-@fault("jnp.take needs an out_sharding")
 def test_explicit_meshes():
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
         spec = NamedSharding(mesh, P(None, "model"))
         params = PARAMS | {"w1": jax.device_put(PARAMS["w1"], spec)}
-        assert so.compact(mlp, params, X).params["w2"].shape == (5, 3)
+        with pytest.raises(ValueError, match=r"explicit axes of a mesh at w1"):
+            so.compact(mlp, params, X)
+        compacted = so.compact(mlp, jax.device_get(params), X)
+        assert compacted.params["w2"].shape == (5, 3)
+        with pytest.raises(ValueError, match="tree is sharded over explicit"):
+            compacted.shrink(params)
 
 
 def test_optimizer_states_of_a_part_of_the_params():
@@ -91,8 +91,27 @@ def test_optimizer_states_of_a_part_of_the_params():
         return mlp(variables["params"], x)
 
     compacted = so.compact(fn, {"params": PARAMS, "batch_stats": {}}, X)
+    state = compacted.shrink(optax.adam(0.1).init(PARAMS))
+    assert state[0].mu["w2"].shape == compacted.params["params"]["w2"].shape == (5, 3)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        compacted.shrink(PARAMS),
+        compacted.params["params"],
+    )
     with pytest.raises(ValueError, match="no leaf named as one of the params"):
-        compacted.shrink(optax.adam(0.1).init(PARAMS))
+        compacted.shrink({"w": PARAMS["w1"]})
+
+
+def test_parts_of_the_params_that_may_be_one_or_the_other():
+    def fn(p, x):
+        return mlp(p["a"], x) + mlp(p["b"], x)
+
+    other = PARAMS | {"w1": PARAMS["w1"].at[:, 0].set(0)}
+    compacted = so.compact(fn, {"a": PARAMS, "b": other}, X)
+    with pytest.raises(
+        ValueError, match=r"leaf b, which may be any of \['a/b', 'b/b'\]"
+    ):
+        compacted.shrink(PARAMS)
 
 
 def test_equations_whose_results_are_not_used():
@@ -101,3 +120,12 @@ def test_equations_whose_results_are_not_used():
         return energy(x @ p["w1"] + p["b"]) @ p["w2"]
 
     assert so.compact(fn, PARAMS, X).params["w2"].shape == (5, 3)
+
+
+def test_complex_params():
+    def fn(p, x):
+        return jnp.abs(jnp.square(x @ p["w1"]) @ p["w2"])
+
+    params = {name: w + 1j * w for name, w in PARAMS.items() if name != "b"}
+    compacted = so.compact(fn, params, X)
+    assert compacted.params["w2"].shape == (5, 3)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_optax._compaction import calls
+from sparse_optax._compaction.moves import small_shape
 from sparse_optax._compaction.program import Program, Step, Value
 from sparse_optax._compaction.rules import RULES
-from sparse_optax._compaction.units import Units, UnitTable
+from sparse_optax._compaction.units import UnitTable
 
 Masks = list[np.ndarray | None]
 
@@ -35,14 +36,14 @@ class Evaluation:
     def masks(self, value: Value) -> Masks:
         """Which positions of each axis are kept; None for all."""
         if value not in self._masks:
-            self._masks[value] = [self._mask(units) for units in value.axes]
+            self._masks[value] = [
+                self.table.kept(units, self._removed) for units in value.axes
+            ]
         return self._masks[value]
 
-    def _mask(self, units: Units | None) -> np.ndarray | None:
-        if units is None:
-            return None
-        kept = np.asarray(~self._removed[self.table.resolve(units)].any(axis=1))
-        return None if kept.all() else kept
+    def shape(self, value: Value) -> tuple:
+        """The shape of what is kept."""
+        return small_shape(value, self.masks(value))
 
     def is_whole(self, value: Value) -> bool:
         """Whether nothing is removed from a value."""

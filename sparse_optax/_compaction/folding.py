@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sparse_optax._compaction.moves import reshape_groups
 from sparse_optax._compaction.program import Program, Step, Value
-from sparse_optax._compaction.rules import reshape_groups
 
 _CASTS = ("convert_element_type", "stop_gradient", "copy", "copy_p")
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from sparse_optax._compaction.evaluate import Evaluation
-from sparse_optax._compaction.program import Program, Step, Value
+from sparse_optax._compaction.program import Program, Step
 
 _NO_LAYER = "(products of activations)"
 
@@ -47,7 +47,7 @@ def layer_sizes(
 
     for name, value in zip(names, program.ins, strict=False):
         width = getattr(value.dtype, "itemsize", 0)
-        counts = math.prod(value.shape), math.prod(_small(value, evaluation))
+        counts = math.prod(value.shape), math.prod(evaluation.shape(value))
         add(_layer(name), *(Size(n, n * width) for n in counts))
     owners = [*map(_layer, names), *[_NO_LAYER] * (len(program.ins) - len(names))]
     _add_multiplications(program, owners, evaluation, add, 1)
@@ -64,12 +64,6 @@ def total(sizes: Sizes) -> tuple[Size, Size]:
 
 def _layer(name: str) -> str:
     return name.rpartition("/")[0] or name
-
-
-def _small(value: Value, evaluation: Evaluation) -> list[int]:
-    masks = evaluation.masks(value)
-    sizes = zip(value.shape, masks, strict=True)
-    return [n if mask is None else int(mask.sum()) for n, mask in sizes]
 
 
 def _add_multiplications(
@@ -112,7 +106,7 @@ def _count_products(step: Step, evaluation: Evaluation) -> tuple[int, int] | Non
     else:
         return None
     result = step.outs[0]
-    small, small_result = _small(factor, evaluation), _small(result, evaluation)
+    small, small_result = evaluation.shape(factor), evaluation.shape(result)
     return (
         math.prod(result.shape) * math.prod(factor.shape[i] for i in axes),
         math.prod(small_result) * math.prod(small[i] for i in axes),

@@ -7,13 +7,13 @@ the stacked parameters differ by layer, and the function has one body as before.
 """
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
 from sparse_optax._compaction.analysis import Analysis
-from sparse_optax._compaction.groups import find_groups
-from sparse_optax._compaction.liveness import Liveness, Unread, fact_of_array, unknown
+from sparse_optax._compaction.facts import fact_of_array, unknown
+from sparse_optax._compaction.find_groups import find_groups
+from sparse_optax._compaction.liveness import Liveness, Unread
 from sparse_optax._compaction.program import Step, Value
 from sparse_optax._compaction.units import UnitTable
 
@@ -109,7 +109,9 @@ def _dead_in_layer(
         facts = [
             unknown(value)
             if leaf is None
-            else fact_of_array(found.leaves[leaf][layer], _kept(value, table, removed))
+            else fact_of_array(
+                found.leaves[leaf][layer], [table.kept(u, removed) for u in value.axes]
+            )
             for leaf, value in zip(stacked, values, strict=True)
         ]
         liveness = Liveness(table, {}, np.zeros(table.size, bool))
@@ -118,15 +120,6 @@ def _dead_in_layer(
         if (new == removed).all():
             return removed & local
         removed = new
-
-
-def _kept(value: Value, table: UnitTable, removed: np.ndarray) -> list[Any]:
-    return [
-        None
-        if units is None
-        else np.asarray(~removed[table.resolve(units)].any(axis=1))
-        for units in value.axes
-    ]
 
 
 def _indices(units: np.ndarray, kept: np.ndarray, order: Order) -> np.ndarray:

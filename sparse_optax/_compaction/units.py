@@ -66,6 +66,18 @@ class UnitTable:
             units = units[:, :0]
         return units
 
+    def kept(self, units: AxisUnits, removed: np.ndarray) -> np.ndarray | None:
+        """Which positions of an axis are kept; None for all.
+
+        Args:
+            units: of the axis.
+            removed: a boolean for each unit.
+        """
+        if units is None:
+            return None
+        kept = np.asarray(~removed[self.resolve(units)].any(axis=1))
+        return None if kept.all() else kept
+
     def freeze(self, units: AxisUnits, reason: str) -> None:
         """Says that these are never removed."""
         if units is not None:

@@ -1,0 +1,278 @@
+"""A smaller dense network with the same outputs: what `compact` returns."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sparse_optax import _trees
+from sparse_optax._compaction.analysis import Analysis, analyse
+from sparse_optax._compaction.evaluate import Evaluation
+from sparse_optax._compaction.leaves import (
+    Kept,
+    OtherShape,
+    check_shardings,
+    expand,
+    find_owners,
+    restore_shape,
+    shrink,
+)
+from sparse_optax._compaction.sizes import Size, Sizes, total
+
+
+class Declined(NamedTuple):
+    """Slices that are zero and could not be removed.
+
+    Attributes:
+        leaf: the name of the leaf.
+        axis: of it.
+        num_slices: how many.
+        reason: why.
+    """
+
+    leaf: str
+    axis: int
+    num_slices: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compacted:
+    """A network without the units that nothing reads: what `compact` returns.
+
+    Attributes:
+        params: the same tree as before, with smaller arrays.
+        kept: by name of a leaf that has become smaller, and by axis, the indices that
+            are kept; of leaves that a scan has stacked, those of each layer,
+            `[layers, kept]`.
+        declined: which zero slices stay, and why.
+        folded: how many constant units became part of a bias, by its name. Training
+            from here differs from training of the masked network in these.
+        layers: the sizes of each layer, before and after; `str` shows them as a table.
+        fn: the function.
+        shapes: of the leaves before, by name.
+    """
+
+    params: Any
+    kept: Kept
+    declined: tuple[Declined, ...]
+    folded: dict[str, int]
+    layers: Sizes
+    fn: Callable
+    shapes: dict[str, tuple[int, ...]]
+
+    def apply(self, params: Any, *inputs: Any) -> Any:
+        """What `fn` returns, of params with the smaller shapes.
+
+        `fn` is traced with the shapes that its params had, and its equations are
+        evaluated on the smaller arrays: so no module ever sees these. Works under
+        `jit`, `grad`, `vmap` and `jax.export`, and with inputs of other sizes.
+
+        Args:
+            params: a tree like the attribute `params`.
+            *inputs: arrays, or trees of them, as `fn` takes them.
+
+        Raises:
+            ValueError: if params have other names or shapes, or if for these inputs
+                `fn` reads units that have been removed.
+        """
+        return self._apply(params, inputs)
+
+    @functools.cached_property
+    def _apply(self) -> Callable:
+        return jax.jit(self._evaluate)
+
+    def _evaluate(self, params: Any, inputs: tuple) -> Any:
+        with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))
+        leaves = {_trees.leaf_name(path): leaf for path, leaf in with_path}
+        if leaves.keys() != self.shapes.keys():
+            names = sorted(leaves.keys() ^ self.shapes.keys())
+            raise ValueError(
+                f"params differs from that which was compacted in {names}."
+            )
+        whole = self._map("params", params, restore_shape)
+        analysis = analyse(self.fn, whole, inputs, freeze_results=False)
+        evaluation = Evaluation(analysis.table, self._removed(analysis))
+        self._check(analysis, evaluation)
+        args = jax.tree.leaves(params)
+        args += [
+            evaluation.shrink(value, x)
+            for value, x in zip(
+                analysis.program.ins[len(args) :], jax.tree.leaves(inputs), strict=True
+            )
+        ]
+        outs = evaluation.run(analysis.program, args)
+        return jax.tree.unflatten(jax.tree.structure(analysis.returns), outs)
+
+    def _removed(self, analysis: Analysis) -> np.ndarray:
+        """Which units of a new analysis are removed: those without a position left."""
+        table = analysis.table
+        seen, alive = np.zeros((2, table.size), bool)
+        for name, value in zip(analysis.names, analysis.program.ins, strict=False):
+            for axis, units in enumerate(value.axes):
+                if units is not None:
+                    units = table.resolve(units)
+                    seen[units] = True
+                    alive[units[self._kept_of(name, axis)]] = True
+        return seen & ~alive
+
+    def _kept_of(self, name: str, axis: int) -> Any:
+        """The kept indices of an axis, in the first layer where they are stacked."""
+        indices = self.kept.get(name, {}).get(axis)
+        if indices is None:
+            return slice(None)
+        return indices[0] if indices.ndim == 2 else indices
+
+    def _check(self, analysis: Analysis, evaluation: Evaluation) -> None:
+        """Raises if a new analysis does not have units as those that were removed."""
+        for name, value in zip(analysis.names, analysis.program.ins, strict=False):
+            for axis, mask in enumerate(evaluation.masks(value)):
+                n = self.shapes[name][axis]
+                expected = np.arange(n)[self._kept_of(name, axis)]
+                found = np.arange(n) if mask is None else np.flatnonzero(mask)
+                if not np.array_equal(found, expected):
+                    reasons = analysis.table.why_frozen(value.axes[axis])
+                    raise ValueError(
+                        f"{n - len(expected)} of {n} slices of {name}, axis {axis}, "
+                        "were removed, but this function, with these inputs, needs "
+                        f"others: {', '.join(reasons) or 'it couples other units'}."
+                    )
+
+    def shrink(self, tree: Any) -> Any:
+        """Takes out of any tree with leaves like those of the params what was removed.
+
+        Args:
+            tree: params, masks, gradients, an optimizer state or a training state:
+                leaves are recognised by their names, such as `0/mu/dense/kernel`.
+
+        Raises:
+            ValueError: if a leaf of such a name has another shape, or if there is none.
+        """
+        return self._map("tree", tree, shrink)
+
+    def expand(self, tree: Any) -> Any:
+        """Puts zeros where `shrink` takes something out.
+
+        `fn(expand(params), x)` equals `apply(params, x)`.
+
+        Args:
+            tree: as for `shrink`, with the smaller shapes.
+
+        Raises:
+            ValueError: if a leaf of such a name has another shape, or if there is none.
+        """
+        return self._map("tree", tree, expand)
+
+    def convert(self, fn: Callable) -> "Compacted":
+        """The same for another function of these params, such as the training mode.
+
+        What `apply` returns may have smaller shapes too, such as the new statistics of
+        a BatchNorm.
+
+        Args:
+            fn: a function of the same params.
+        """
+        return dataclasses.replace(self, fn=fn)
+
+    def state(self) -> dict[str, Any]:
+        """All but the function, as a tree of arrays for `save_sparse` or Orbax."""
+        return {
+            "params": self.params,
+            "kept": {
+                name: {str(axis): indices for axis, indices in by_axis.items()}
+                for name, by_axis in self.kept.items()
+            },
+            "shapes": {n: np.array(shape, int) for n, shape in self.shapes.items()},
+        }
+
+    @classmethod
+    def restore(cls, fn: Callable, state: dict[str, Any]) -> "Compacted":
+        """The network of a function and of what `state` returned.
+
+        It has no table: `layers`, `declined` and `folded` are empty.
+
+        Args:
+            fn: the function that was compacted.
+            state: as `load_sparse` or Orbax returns it.
+        """
+        kept = {
+            name: {int(axis): np.asarray(x) for axis, x in by_axis.items()}
+            for name, by_axis in state["kept"].items()
+        }
+        shapes = {n: tuple(np.asarray(x).tolist()) for n, x in state["shapes"].items()}
+        return cls(state["params"], kept, (), {}, {}, fn, shapes)
+
+    def _map(self, argument: str, tree: Any, f: Callable) -> Any:
+        """`f(x, shape, kept)` of each leaf named as one of params is, at its end."""
+        unboxed = _trees.unbox(tree)
+        check_shardings(argument, unboxed)
+        with_path = jax.tree_util.tree_leaves_with_path(unboxed)
+        names = [_trees.leaf_name(path) for path, _ in with_path]
+        owners = find_owners(names, list(self.shapes))
+        if self.kept and not owners:
+            raise ValueError(
+                f"{argument} has no leaf named as one of the params that were "
+                f"compacted: {list(self.shapes)}."
+            )
+
+        def apply(path, x):
+            name = _trees.leaf_name(path)
+            if name not in owners or np.ndim(x) == 0:  # 0: a number for each leaf
+                return x
+            owner, *others = owners[name]
+            if others and any(own in self.kept for own in owners[name]):
+                raise ValueError(
+                    f"{argument} has a leaf {name}, which may be any of {owners[name]}."
+                )
+            try:
+                return (
+                    x if others else f(x, self.shapes[owner], self.kept.get(owner, {}))
+                )
+            except OtherShape as error:
+                raise ValueError(
+                    f"{argument} has shape {np.shape(x)} at {name}; it must "
+                    f"be {error.args[0]}."
+                ) from None
+
+        mapped = jax.tree_util.tree_map_with_path(apply, unboxed)
+        return _trees.rebox(mapped, like=tree)
+
+    @property
+    def total(self) -> tuple[Size, Size]:
+        """The sizes of the network, before and after."""
+        return total(self.layers)
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            ("", "weights", "", "bytes", "", "multiplications", "", "fewer")
+        ]
+        for layer, (before, after) in [*self.layers.items(), ("total", self.total)]:
+            numbers = [
+                f"{getattr(size, field.name):,}"
+                for field in dataclasses.fields(Size)
+                for size in (before, after)
+            ]
+            ratio = ""
+            if after.multiplications:
+                ratio = f"{before.multiplications / after.multiplications:.1f}x"
+            rows.append((layer, *numbers, ratio))
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [
+            name.ljust(first)
+            + "".join(f"  {x:>{w}}" for x, w in zip(row, others, strict=True))
+            for name, *row in rows
+        ]
+        lines += [
+            f"folded: {num} constant units into {name}"
+            for name, num in self.folded.items()
+        ]
+        lines += [
+            f"kept: {d.num_slices} zero slices of {d.leaf}, axis {d.axis}: {d.reason}"
+            for d in self.declined
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+    __repr__ = __str__

@@ -1,0 +1,131 @@
+"""What is known of a value: where all its elements are one and the same number."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_optax._compaction.program import Value
+
+
+class Along(NamedTuple):
+    """What is known of the positions of an axis.
+
+    Attributes:
+        known: whether all elements at a position are the same number.
+        number: which; anything where that is not known.
+    """
+
+    known: np.ndarray
+    number: np.ndarray
+
+    @property
+    def zero(self) -> np.ndarray:
+        return self.known & (self.number == 0)
+
+
+class Fact(NamedTuple):
+    """What is known of a value.
+
+    Attributes:
+        shape: of it.
+        whole: the number that all its elements are, or None.
+        axes: what is known of each axis; None for nothing.
+    """
+
+    shape: tuple[Any, ...]
+    whole: Any
+    axes: tuple[Along | None, ...]
+
+    def along(self, axis: int) -> Along | None:
+        if self.whole is None:
+            return self.axes[axis]
+        size = self.shape[axis]
+        return Along(np.ones(size, bool), np.full(size, self.whole))
+
+    def zero(self, axis: int) -> np.ndarray:
+        along = self.along(axis)
+        return np.zeros(self.shape[axis], bool) if along is None else along.zero
+
+    def and_in(self, other: "Fact") -> "Fact":
+        """What is known of a value that is one or the other."""
+        is_same = self.whole is not None and self.whole == other.whole
+        axes = [
+            where_equal([self.along(i), other.along(i)]) if isinstance(n, int) else None
+            for i, n in enumerate(self.shape)
+        ]
+        return Fact(self.shape, self.whole if is_same else None, tuple(axes))
+
+    def same_as(self, other: "Fact") -> bool:
+        if (self.whole is None) != (other.whole is None):
+            return False
+        return all(
+            (a is None and b is None)
+            or (a is not None and b is not None and (a.known == b.known).all())
+            for a, b in zip(self.axes, other.axes, strict=True)
+        )
+
+    def of_slices(self) -> "Fact":
+        """Of every slice along the first axis."""
+        return Fact(self.shape[1:], self.whole, self.axes[1:])
+
+    def of_stack(self) -> "Fact":
+        """Of such values along a new first axis."""
+        return Fact((None, *self.shape), self.whole, (None, *self.axes))
+
+
+def where_equal(alongs: Sequence[Along | None]) -> Along | None:
+    """Where all are known to be the same number."""
+    first = alongs[0]
+    if first is None or any(x is None for x in alongs):
+        return None
+    known = functools.reduce(
+        np.logical_and, [x.known & (x.number == first.number) for x in alongs if x]
+    )
+    return make_along(known, first.number)
+
+
+def make_along(known: np.ndarray, number: np.ndarray) -> Along | None:
+    return Along(known, number) if known.any() else None
+
+
+def unknown(value: Value) -> Fact:
+    return Fact(value.shape, None, (None,) * len(value.shape))
+
+
+def fact_of_array(array: Any, kept: Sequence[np.ndarray | None]) -> Fact:
+    """What is known of an array, if only the positions that are kept count."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # a random key
+        return Fact(array.shape, None, (None,) * array.ndim)
+    array = np.asarray(array)
+    if array.size == 0 or (
+        array.dtype.kind not in "biufcV" and array.dtype.name != "bfloat16"
+    ):
+        return Fact(array.shape, None, (None,) * array.ndim)
+    is_zero = array == 0
+    nonzero = ~is_zero[
+        np.ix_(
+            *(
+                np.arange(n) if k is None else k
+                for n, k in zip(array.shape, kept, strict=True)
+            )
+        )
+    ]
+    whole = (
+        array.flat[0]
+        if (array.size == 1 or (array.size < 1024 and (array == array.flat[0]).all()))
+        else None
+    )
+    axes = []
+    for axis, n in enumerate(array.shape):
+        if array.size == n:  # each position is one number
+            axes.append(Along(np.ones(n, bool), array.reshape(n)))
+            continue
+        zero = ~nonzero.any(axis=tuple(i for i in range(array.ndim) if i != axis))
+        known = np.zeros(n, bool)
+        known[slice(None) if kept[axis] is None else kept[axis]] = zero
+        axes.append(make_along(known, np.zeros(n, array.dtype)))
+    return Fact(array.shape, whole, tuple(axes))

@@ -1,0 +1,168 @@
+"""Which slices of which leaves belong together: `channel_groups`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sparse_optax import _arguments
+from sparse_optax._compaction import analysis
+from sparse_optax._compaction.analysis import Analysis
+from sparse_optax._compaction.groups import (
+    ChannelGroup,
+    ChannelGroups,
+    FrozenAxis,
+    Member,
+)
+
+
+def channel_groups(
+    fn: Callable, params: Any, *inputs: Any, round_to: int = 1
+) -> ChannelGroups:
+    r"""Finds out which slices of which weights belong together.
+
+    A hidden feature, a channel of a convolution, a head or a dimension of all heads, a
+    feature of an embedding: each is a unit, with a slice of every leaf that writes,
+    scales or reads it. For `y = x @ W1 @ W2`, unit j has column j of `W1` and row j of
+    `W2`. The function is traced, and its equations say which axes have the same units,
+    whatever the framework. What no rule covers is left out, and named.
+
+    Args:
+        fn: `fn(params, *inputs)` returns arrays.
+        params: a tree of arrays or shapes.
+        inputs: what else it takes: arrays or shapes, of any batch size.
+        round_to: for pruning: of what the number of units of a group stays a multiple,
+            see `ChannelGroups`.
+
+    Returns:
+        `ChannelGroups`: print it, index it by name, leave out groups by `drop` and
+        `freeze`, and use it as `structure` to prune whole units.
+
+    Raises:
+        TypeError: if `fn` is not a function, or if params has other leaves than arrays.
+        ValueError: if `round_to` is below 1.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import sparse_optax
+        >>> def fn(params, x):
+        ...     return jax.nn.relu(x @ params["w1"] + params["b"]) @ params["w2"]
+        >>> params = {"w1": jnp.ones((4, 3)), "b": jnp.ones(3), "w2": jnp.ones((3, 2))}
+        >>> groups = sparse_optax.channel_groups(fn, params, jnp.ones((1, 4)))
+        >>> print(groups)
+        w1:1: 3 units
+            b, axis 0
+            w1, axis 1
+            w2, axis 0
+        w1:0: 4 units, input
+            w1, axis 0
+
+    References:
+        Ainsworth et al, `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023, state
+        couplings like these by hand; Fang et al, `DepGraph
+        <https://arxiv.org/abs/2301.12900>`_, 2023, find them in modules of PyTorch.
+    """
+    _arguments.check_integer("round_to", round_to, low=1)
+    found = analysis.analyse(fn, params, inputs, freeze_results=True)
+    groups, declined = find_groups(found)
+    values = zip(found.names, found.program.ins, strict=False)
+    shapes = tuple((name, tuple(value.shape)) for name, value in values)
+    of_function = tuple(group for group, _ in groups)
+    return ChannelGroups(of_function, shapes, declined, round_to)
+
+
+def find_groups(
+    found: Analysis,
+) -> tuple[list[tuple[ChannelGroup, np.ndarray]], tuple[FrozenAxis, ...]]:
+    """The groups, each with its units in the table, and the axes without units.
+
+    Units are of one group if they are in the same columns of the same axes.
+    """
+    table = found.table
+    columns: dict[tuple[str, int, int], np.ndarray] = {}
+    where: dict[int, list[tuple[str, int, int]]] = {}
+    frozen = []
+    for name, value in zip(found.names, found.program.ins, strict=False):
+        for axis, units in enumerate(value.axes):
+            if units is None or value.shape[axis] == 1:
+                continue
+            resolved = table.resolve(units)
+            reasons = [r for r in table.why_frozen(units) if r != analysis.RESULT]
+            if not resolved.any() and reasons:
+                frozen.append(FrozenAxis(name, axis, ", ".join(reasons)))
+            for k, column in enumerate(resolved.T):
+                columns[name, axis, k] = column
+                for unit in np.unique(column[column > 0]).tolist():
+                    where.setdefault(unit, []).append((name, axis, k))
+    alike: dict[tuple, list[int]] = {}
+    for key, column in columns.items():
+        for unit in dict.fromkeys(column.tolist()):  # in order
+            if unit and where[unit][0] == key:
+                alike.setdefault(tuple(where[unit]), []).append(unit)
+    kinds = _kinds(found)
+    groups: dict[str, tuple[ChannelGroup, np.ndarray]] = {}
+    for keys, units in alike.items():
+        members: list[Member] = []
+        for name, axis, k in keys:
+            parts = _members(name, axis, columns[name, axis, k], units)
+            members += parts
+            if not parts:
+                frozen.append(FrozenAxis(name, axis, "its units are in no order"))
+        if not all(any(m[:2] == key[:2] for m in members) for key in keys):
+            continue
+        first = next((m for m in members if _is_last_of_many(m, found)), members[0])
+        name = f"{first.leaf}:{first.axis}"
+        if first[2:] != (0, 1, 1) or name in groups:
+            name += f"[{first.start}+{first.before}x{len(units)}x{first.after}]"
+        kind = next((k for k, its in kinds.items() if its[units].any()), "hidden")
+        groups[name] = (
+            ChannelGroup(name, len(units), tuple(members), kind),
+            np.array(units),
+        )
+    return list(groups.values()), tuple(frozen)
+
+
+def _members(
+    name: str, axis: int, column: np.ndarray, units: list[int]
+) -> list[Member]:
+    """The parts of an axis whose positions belong to some units; [] in no order."""
+    index = {unit: i for i, unit in enumerate(units)}
+    places = np.array([index.get(unit, -1) for unit in column.tolist()])
+    is_in = np.concatenate([[False], places >= 0, [False]])
+    edges = np.flatnonzero(is_in[1:] != is_in[:-1])
+    found = []
+    for start, end in edges.reshape(-1, 2).tolist():
+        part = places[start:end]
+        after = int((part != part[0]).argmax()) or len(part)
+        before, rest = divmod(len(part), after * len(units))
+        pattern = np.arange(len(part)) // after % len(units)
+        if rest or (part != pattern).any():
+            return []
+        found.append(Member(name, axis, start, before, after))
+    return found
+
+
+def _is_last_of_many(member: Member, found: Analysis) -> bool:
+    """Whether a member is the last axis of a matrix: what a layer writes, in flax."""
+    rank = len(found.program.ins[found.names.index(member.leaf)].shape)
+    return rank > 1 and member.axis == rank - 1
+
+
+def _kinds(found: Analysis) -> dict[str, np.ndarray]:
+    """For each kind but "hidden", which units are of it."""
+    table, size = found.table, found.table.size
+    kinds = {kind: np.zeros(size, bool) for kind in ("normalized", "input")}
+    for step in found.program.all_steps():
+        for one in step.sums:
+            if len(one.factors) == 1:
+                kinds["normalized"][table.resolve(one.units)] = True
+        for axis in step.gathered:
+            units = step.outs[0].axes[axis]
+            if units is not None:
+                kinds["input"][table.resolve(units)] = True
+    for value in found.program.ins[len(found.names) :]:
+        for units in value.axes:
+            if units is not None:
+                kinds["input"][table.resolve(units)] = True
+    return kinds
