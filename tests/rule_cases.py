@@ -226,6 +226,9 @@ CASES |= {
         (1,),
     ),
     "depthwise convolution": both(
+        lambda h, p, x: convolve(h, p["depthwise"][..., :6], feature_group_count=6)
+    ),
+    "depthwise convolution with two features each": Case(
         lambda h, p, x: convolve(h, p["depthwise"], feature_group_count=6),
         rows=(8, 9),
     ),

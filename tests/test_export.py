@@ -24,9 +24,11 @@ from short_runs import (
 
 import sparse_optax
 from experiments.__main__ import main
-from experiments.cost import latency, onnx_rivals
+from experiments.cost import latency, matrices, onnx_rivals
 from experiments.networks import NETWORKS
+from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables, init_network
+from experiments.networks.seq2seq import init_seq2seq
 from experiments.pages import runs as stored_runs
 from experiments.running import compaction
 from experiments.running.checkpoint import named_leaves
@@ -124,12 +126,7 @@ def test_a_compacted_network_runs_without_this_library(
     np.testing.assert_allclose(np.load(files[2]), wanted, 1e-4, 1e-4)
 
 
-def test_what_cannot_be_compacted_is_named(run, monkeypatch):
-    (run / "summary.json").write_text(
-        json.dumps({**read_summary(run), "network": "transformer", "dataset": "toy"})
-    )
-    message = error_line(["export", "--compact", run])
-    assert "transformer on toy" in message
+def test_programs_need_a_package(run, monkeypatch):
     monkeypatch.setattr(compaction, "find_spec", lambda name: None)
     assert "pip install flatbuffers" in error_line(["export", "--compact", run])
     assert not (run / "compacted.safetensors").exists()
@@ -193,17 +190,19 @@ def test_a_run_is_stored_for_the_pages(finished, tmp_path, monkeypatch):
     "name", ["lenet300", pytest.param("lenet5", marks=pytest.mark.slow)]
 )
 def test_all_ways_to_multiply_compute_the_same_network(name):
-    functional, variables = init_network(NETWORKS[name], (28, 28, 1), 255, seed=0)
+    _, variables = init_network(NETWORKS[name], (28, 28, 1), 255, seed=0)
     # Biases count, which start at zero.
     params = jax.tree.map(lambda w: w + 0.1 * (w.ndim == 1), variables.params)
     variables = latency.pruned(variables._replace(params=params), 0.9)
     total = sum(w.size for w in jax.tree.leaves(variables.params))
     kept = sum(int(jnp.count_nonzero(w)) for w in jax.tree.leaves(variables.params))
     assert kept == total - round(float(np.float32(0.9)) * total)
-    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
-    wanted = functional.logits(variables, jnp.asarray(images))
-    functional, compacted = latency.compact(name, variables, (28, 28, 1))
-    found = latency.variants(functional, variables, compacted, images)
+    summary = {"network": name, "dataset": "mnist"}
+    whole = compaction.runnable(summary, variables)
+    compacted = compaction.compact(whole)
+    (images,) = whole.random_inputs(3)
+    wanted = whole.logits(variables, images)
+    found = latency.variants(summary, whole, compacted, 3)
     count = 3 + onnx_rivals.available()
     assert sum("compacted" in variant for variant in found) == count
     for variant, function in found.items():
@@ -214,10 +213,27 @@ def test_all_ways_to_multiply_compute_the_same_network(name):
 def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
     monkeypatch.setattr(latency, "BATCHES", (2,))
     _, variables = init_network(NETWORKS["lenet300"], (28, 28, 1), 255, seed=0)
-    wrong = latency.Layer(np.ones((10, 784), np.float32), np.zeros((10, 1)), None, None)
-    monkeypatch.setattr(latency, "layers_of", lambda params, inputs=None: [wrong])
+    layer = matrices.Layer(
+        np.ones((10, 784), np.float32), np.zeros((10, 1)), None, None
+    )
+    monkeypatch.setattr(matrices, "layers_of", lambda params, inputs=None: [layer])
+    summary = {"network": "lenet300", "dataset": "mnist"}
     with pytest.raises(ExperimentError, match="computes another network"):
-        latency.measure_network("lenet300", "mnist", variables, turns=1)
+        latency.measure_network(summary, variables, turns=1)
+
+
+def test_the_latency_of_networks_on_texts(monkeypatch):
+    monkeypatch.setattr(latency, "BATCHES", (2,))
+    summary = {"network": "transformer", "label_smoothing": 0.0, "num_layers": 1}
+    summary |= {"features": 8, "hidden": 16, "heads": 2}
+    shape = Shape(9, 9, True, 1, 8, 16, 2, 5, 6)
+    _, params = init_seq2seq(shape, 0.0, seed=0)
+    hidden = params["encoder"]["layers"]["00"]["feed_forward"]["hidden"]
+    hidden["kernel"] = hidden["kernel"].at[:, 3:].set(0)
+    found = latency.measure_network(summary, Variables(params, {}), turns=1)
+    assert {*found["rows"][0]["ratios"]} == {"as it is trained, again", "compacted"}
+    weights = (found["compacted"][when]["weights"] for when in ("before", "after"))
+    assert next(weights) - next(weights) == 13 * (8 + 1 + 8)
 
 
 @pytest.mark.slow
@@ -230,8 +246,6 @@ def test_latency_measures_runs_and_stores(finished, run, tmp_path, monkeypatch):
     sparsities = [*latency.PRUNED_AT_ONCE, sparsity]
     assert [one["sparsity"] for one in found["runs"]] == sparsities
     table = latency.show(found)
-    assert f"| lenet300 | in training | {100 * sparsity:.2f} | 2 |" in table
+    assert f"| lenet300, digits | weights, relevance | {100 * sparsity:.2f} |" in table
+    assert "| lenet300, digits | at once | 80.00 | 2 |" in table
     assert "holds no finished run" in error_line(["latency", tmp_path, *out])
-    summary = {**read_summary(run), "network": "resnet32"}
-    (run / "summary.json").write_text(json.dumps(summary))
-    assert "holds no LeNet" in error_line(["latency", run, *out])

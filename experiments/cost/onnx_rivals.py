@@ -14,10 +14,12 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in NEEDED)
 
 
-def make_logits(layers: Sequence[Any], images: np.ndarray) -> Callable[[], Any]:
+def make_logits(
+    layers: Sequence[Any], white: int, images: np.ndarray
+) -> Callable[[], Any]:
     """Returns the function that computes the logits `[B, K]` of uint8 images.
 
-    Layers are those of `latency`: matrices `[outputs, inputs]`, biases, the windows of
+    Layers are those of `matrices`: matrices `[outputs, inputs]`, biases, the windows of
     convolutions, and the inputs that the first matrix is for, or None for all.
     """
     onnx, runtime = (importlib.import_module(name) for name in NEEDED)
@@ -35,7 +37,7 @@ def make_logits(layers: Sequence[Any], images: np.ndarray) -> Callable[[], Any]:
         return name
 
     x = add("Cast", "images", to=kinds.FLOAT)
-    x = add("Div", x, constant(np.float32(255)))
+    x = add("Div", x, constant(np.float32(white)))
     before = None  # the window of the layer before
     for index, layer in enumerate(layers):
         matrix, bias = (np.ascontiguousarray(layer[i]) for i in (0, 1))

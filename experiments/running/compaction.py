@@ -1,8 +1,10 @@
 """The networks of runs without the units that nothing reads: small dense ones."""
 
 import dataclasses
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,24 @@ import numpy as np
 import sparse_optax
 from experiments.data.images import FORMATS
 from experiments.networks import NETWORKS
+from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables, init_network
+from experiments.networks.seq2seq import init_seq2seq
 from experiments.records import Row, write_whole
 from experiments.running.checkpoint import named_leaves
 from experiments.settings import ExperimentError
 
 WEIGHTS, PROGRAM = "compacted.safetensors", "compacted.stablehlo"
 PLATFORMS = "cpu", "cuda", "tpu"
+Inputs = tuple[np.ndarray, ...]  # of an example: an image, or the tokens of two texts
+
+
+class Runnable(NamedTuple):
+    """A network of a run, and the function that computes its logits."""
+
+    logits: Callable[..., jax.Array]  # of variables and inputs
+    variables: Variables
+    random_inputs: Callable[[int], Inputs]  # of a number of examples
 
 
 def sizes(compacted: sparse_optax.Compacted) -> Row:
@@ -26,23 +39,75 @@ def sizes(compacted: sparse_optax.Compacted) -> Row:
     return {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
 
 
-def compact(summary: Row, network: Variables) -> sparse_optax.Compacted:
-    """Returns the network of a finished run on images, compacted."""
-    name, dataset = summary["network"], summary["dataset"]
-    if dataset not in FORMATS:
-        raise ExperimentError(
-            f"only networks of images can be compacted here; {name} on {dataset} is "
-            "another one."
-        )
-    shape, white = FORMATS[dataset]
-    dtype = jnp.bfloat16 if summary.get("bfloat16") else jnp.float32
-    functional, like = init_network(NETWORKS[name], shape, white, 0, dtype)
+def runnable(summary: Row, network: Variables) -> Runnable:
+    """Returns a network of a finished run as a function."""
+    make = of_images if summary["network"] in NETWORKS else of_texts
+    logits, like, random_inputs = make(summary, network)
     # Checkpoints have the names of leaves, not their tree.
     leaves = named_leaves(network)
     ordered = [leaves[name] for name in named_leaves(like)]
     variables = jax.tree.unflatten(jax.tree.structure(like), ordered)
-    images = np.random.default_rng(0).integers(0, white + 1, (1, *shape), np.uint8)
-    return sparse_optax.compact(functional.logits, variables, images)
+    return Runnable(logits, variables, random_inputs)
+
+
+def of_images(summary: Row, network: Variables) -> Runnable:
+    del network
+    shape, white = FORMATS[summary["dataset"]]
+    make = NETWORKS[summary["network"]]
+    functional, variables = init_network(make, shape, white, 0, dtype_of(summary))
+
+    def random_inputs(number: int) -> Inputs:
+        rng = np.random.default_rng(0)
+        return (rng.integers(0, white + 1, (number, *shape), np.uint8),)
+
+    return Runnable(functional.logits, variables, random_inputs)
+
+
+def of_texts(summary: Row, network: Variables) -> Runnable:
+    params = network.params
+    of_target = params["embedding"]["embedding"]
+    of_source = params.get("source_embedding", params["embedding"])["embedding"]
+    positions = (
+        params[side]["positions"]["embedding"]["embedding"]
+        for side in ("encoder", "decoder")
+    )
+    longest = [len(table) for table in positions]
+    shape = Shape(
+        source_vocabulary=len(of_source),
+        target_vocabulary=len(of_target),
+        shared="source_embedding" not in params,
+        layers=summary["num_layers"],
+        features=summary["features"],
+        hidden=summary["hidden"],
+        heads=summary["heads"],
+        source_positions=longest[0],
+        target_positions=longest[1],
+    )
+    functional, like = init_seq2seq(
+        shape, summary["label_smoothing"], 0, dtype_of(summary)
+    )
+
+    def logits(variables: Variables, source: jax.Array, target: jax.Array) -> jax.Array:
+        return functional.logits(variables.params, source, target)
+
+    def random_inputs(number: int) -> Inputs:
+        rng = np.random.default_rng(0)  # no padding, which is among the first tokens
+        tokens = [
+            rng.integers(len(table) // 2, len(table), (number, length), np.int32)
+            for table, length in zip((of_source, of_target), longest, strict=True)
+        ]
+        return tuple(tokens)
+
+    return Runnable(logits, Variables(like, {}), random_inputs)
+
+
+def dtype_of(summary: Row) -> Any:
+    return jnp.bfloat16 if summary.get("bfloat16") else jnp.float32
+
+
+def compact(network: Runnable) -> sparse_optax.Compacted:
+    inputs = network.random_inputs(1)
+    return sparse_optax.compact(network.logits, network.variables, *inputs)
 
 
 def check_can_write() -> None:
@@ -50,7 +115,7 @@ def check_can_write() -> None:
         raise ExperimentError("--compact needs a package: pip install flatbuffers")
 
 
-def write(folder: Path, compacted: sparse_optax.Compacted, dataset: str) -> Row:
+def write(folder: Path, network: Runnable, compacted: sparse_optax.Compacted) -> Row:
     """Writes the weights, and the program that computes logits with them inside.
 
     Returns:
@@ -59,20 +124,18 @@ def write(folder: Path, compacted: sparse_optax.Compacted, dataset: str) -> Row:
     state = compacted.state()
     state["params"] = compacted.params._asdict()
     sparse_optax.save_sparse(folder / WEIGHTS, state)
-    write_whole(folder / PROGRAM, program(compacted, FORMATS[dataset].shape))
+    write_whole(folder / PROGRAM, program(compacted, network.random_inputs(1)))
     return {name: (folder / name).stat().st_size for name in (WEIGHTS, PROGRAM)}
 
 
-def program(
-    compacted: sparse_optax.Compacted, image_shape: tuple[int, int, int]
-) -> bytes:
-    """Returns a program from uint8 images `[B, H, W, C]` to logits `[B, K]`.
+def program(compacted: sparse_optax.Compacted, example: Inputs) -> bytes:
+    """Returns a program from inputs of B examples to logits, B any number.
 
-    B may be any number. `jax.export.deserialize(content).call(images)` runs it, on the
-    platforms that it is made for, without any other package.
+    `jax.export.deserialize(content).call(*inputs)` runs it, on the platforms that it
+    is made for, without any other package.
     """
     (number,) = jax.export.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((number, *image_shape), jnp.uint8)
-    logits = jax.jit(lambda images: compacted.apply(compacted.params, images))
-    exported = jax.export.export(logits, platforms=PLATFORMS)(images)
+    inputs = [jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype) for x in example]
+    logits = jax.jit(lambda *inputs: compacted.apply(compacted.params, *inputs))
+    exported = jax.export.export(logits, platforms=PLATFORMS)(*inputs)
     return bytes(exported.serialize())

@@ -36,7 +36,7 @@ class Settings:
     compact: bool = False
     """Write the dense network without the units that nothing reads, too: its weights
     and their indices, compacted.safetensors, and compacted.stablehlo, a program from
-    images to logits for jax.export.deserialize. For runs on images."""
+    inputs to logits for jax.export.deserialize."""
 
     def validate(self) -> None:
         if not self.runs:
@@ -49,17 +49,18 @@ def main(settings: Settings) -> None:
     """Writes the files of finished runs; none if one of them cannot be written."""
     folders = [RunFolder(path) for path in settings.runs]
     networks = [networks_of(folder) for folder in folders]
-    compacted = [
-        compaction.compact(summary, network) if settings.compact else None
+    runnables = [
+        compaction.runnable(summary, network) if settings.compact else None
         for summary, _, network in networks
     ]
+    compacted = [x if x is None else compaction.compact(x) for x in runnables]
     summaries, console = [], Console(highlight=False)
-    for folder, (summary, _, network), smaller in zip(
-        folders, networks, compacted, strict=True
+    for folder, (summary, _, network), whole, smaller in zip(
+        folders, networks, runnables, compacted, strict=True
     ):
         summary["bytes"] = write(folder.path, network)
-        if smaller is not None:
-            found = compaction.write(folder.path, smaller, summary["dataset"])
+        if whole is not None and smaller is not None:
+            found = compaction.write(folder.path, whole, smaller)
             summary["compacted"] = compaction.sizes(smaller) | {"bytes": found}
         folder.finish(summary)
         summaries.append(summary)

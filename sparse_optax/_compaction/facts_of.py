@@ -152,15 +152,17 @@ def product(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def convolution(step: Step, ins: list[Fact]) -> list[Fact]:
-    """Zero where the kernel is, or where all inputs of the group are."""
+    """Zero where the kernel is, or, of a depthwise one, where the input is.
+
+    In larger groups gradients of a zero input may differ: without a feature of all
+    groups they lack its term.
+    """
     left, right, out = step.params["dimension_numbers"]
     value = step.outs[0]
     axes: list[Along | None] = [None] * len(value.shape)
     zero = ins[1].zero(right[0])
-    groups = step.params["feature_group_count"]
-    if isinstance(ins[0].shape[left[1]], int) and zero.size:
-        is_group_zero = ins[0].zero(left[1]).reshape(groups, -1).all(axis=1)
-        zero = zero | np.repeat(is_group_zero, len(zero) // groups)
+    if len(zero) == step.params["feature_group_count"] == ins[0].shape[left[1]]:
+        zero = zero | ins[0].zero(left[1])
     axes[out[1]] = make_along(zero, np.zeros(len(zero), value.dtype))
     return [Fact(value.shape, None, tuple(axes))]
 
