@@ -60,7 +60,7 @@ def measure(settings: Settings) -> Row:
     if onnx_rivals.available():
         found["versions"]["onnxruntime"] = metadata.version("onnxruntime")
     else:
-        print(f"{ONNX} is not measured: it needs onnx and onnxruntime installed.")
+        print(f"{ONNX} is not measured: pip install '.[onnx]'.")
     for path in settings.runs:
         summary, dense, final = networks_of(RunFolder(path))
         networks = {summary["sparsity"]: final}
