@@ -20,6 +20,7 @@ COMMANDS = {
     "footprint": "experiments.cost.footprint",
     "storage": "experiments.cost.storage",
     "latency": "experiments.cost.latency",
+    "compaction": "experiments.cost.compaction_cost",
     "export": "experiments.running.export",
     "pages": "experiments.pages.pages",
 }

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import tyro
 
-from experiments.cost import benchmark, footprint, latency, storage
+from experiments.cost import (
+    benchmark,
+    compaction_cost,
+    footprint,
+    latency,
+    storage,
+)
 from experiments.pages import methods, runs, study, text
 from experiments.records import RESULTS, Row, parse, write_whole
 
@@ -53,6 +59,7 @@ def write(folder: Path) -> None:
         "cost": {
             "benchmark": measured("benchmark", benchmark.show),
             "compiled": measured("compile_for", benchmark.show_compiled),
+            "compaction": measured("compaction", compaction_cost.show),
             "footprint": measured("footprint", footprint.show),
         },
         "storage": {

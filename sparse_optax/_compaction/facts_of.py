@@ -19,24 +19,20 @@ from sparse_optax._compaction.moves import ALL, positions_from, reshape_groups
 from sparse_optax._compaction.program import Step
 
 
-@functools.lru_cache(maxsize=100_000)
-def _number(primitive: Any, params: tuple, args: tuple) -> Any:
-    """The primitive of numbers, as it would be computed in an array."""
-    arrays = [np.array(x, dtype) for dtype, x in args]
-    with jax.ensure_compile_time_eval():
-        return np.asarray(primitive.bind(*arrays, **dict(params)))[()]
-
-
 def _apply(step: Step, numbers: Sequence[np.ndarray]) -> np.ndarray:
-    """The primitive of vectors of numbers, each row of which is computed once."""
-    params = tuple(step.params.items())
-    dtypes = [value.dtype for value in step.ins]
-    rows = list(zip(*(x.tolist() for x in numbers), strict=True))
-    found = {
-        row: _number(step.primitive, params, tuple(zip(dtypes, row, strict=True)))
-        for row in set(rows)
-    }
-    return np.array([found[row] for row in rows], step.outs[0].dtype)
+    """The primitive of vectors of numbers, as it would be computed in an array.
+
+    It is compiled for lengths that are powers of two, so that there are few programs.
+    """
+    length = len(numbers[0])
+    pad = (1 << max(length - 1, 7).bit_length()) - length
+    args = [
+        np.pad(x.astype(value.dtype), (0, pad), mode="edge")
+        for x, value in zip(numbers, step.ins, strict=True)
+    ]
+    with jax.ensure_compile_time_eval():
+        (result,) = step.bind(args, step.params)
+    return np.asarray(result)[:length]
 
 
 def elementwise(step: Step, ins: list[Fact]) -> list[Fact]:

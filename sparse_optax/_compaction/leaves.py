@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType
 
 from sparse_optax import _trees
@@ -81,12 +82,23 @@ def restore_shape(x: Any, shape: tuple, kept: Indices) -> jax.ShapeDtypeStruct:
 def shrink(x: Any, shape: tuple, kept: Indices) -> Any:
     """What is kept of a leaf."""
     _check_shape(x, shape)
+    if not kept:
+        return x
+    # An array of one device is indexed on the host: to compile a program for each shape
+    # would take longer.
+    is_concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    is_moved = is_concrete and len(x.devices()) == 1
+    small = np.asarray(x) if is_moved else x
+    xp = np if isinstance(small, np.ndarray) else jnp
     for axis, indices in kept.items():
         if indices.ndim == 2:  # of each layer
-            x = jax.vmap(functools.partial(jnp.take, axis=axis - 1))(x, indices)
+            others = [i for i in range(1, len(shape)) if i != axis]
+            small = xp.take_along_axis(
+                small, np.expand_dims(indices, others), axis=axis
+            )
         else:
-            x = jnp.take(x, indices, axis=axis)
-    return x
+            small = xp.take(small, indices, axis=axis)
+    return jax.device_put(small, x.sharding) if is_moved else small
 
 
 def expand(x: Any, shape: tuple, kept: Indices) -> Any:
