@@ -49,6 +49,7 @@ def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
 
 
 def check_distribution(distribution: Distribution, value: Value) -> None:
+    """Raises a `ValueError` where ERK is asked for, and amounts for each leaf too."""
     if distribution == "erk" and isinstance(value, Mapping):
         raise ValueError(
             "distribution='erk' takes one amount; got a dict, which says it for each "

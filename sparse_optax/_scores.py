@@ -11,6 +11,7 @@ from sparse_optax._criteria import Criterion, Scores
 
 
 def check_criterion(criterion: Any) -> None:
+    """Raises a `TypeError` unless it is a hashable function, and no maker of one."""
     for factory in (_criteria.random, _criteria.relevance, _criteria.per_leaf):
         if criterion is factory:
             name = factory.__name__
@@ -50,6 +51,7 @@ def check_scores(masks: optax.Params, scores: Scores) -> None:
 
 
 def only_prunable(masks, tree):
+    """The leaves of `tree` that have a mask, and `MaskedNode`s in place of the others."""
     masks, tree = _trees.unbox(masks), _trees.unbox(tree)
     return jax.tree.map(
         lambda m, x: m if _trees.is_masked(m) else x,

@@ -93,6 +93,7 @@ def make_along(known: np.ndarray, number: np.ndarray) -> Along | None:
 
 
 def unknown(value: Value) -> Fact:
+    """That nothing is known of a value."""
     return Fact(value.shape, None, (None,) * len(value.shape))
 
 
