@@ -51,7 +51,7 @@ def check_scores(masks: optax.Params, scores: Scores) -> None:
 
 
 def only_prunable(masks, tree):
-    """The leaves of `tree` that have a mask, and `MaskedNode`s in place of the others."""
+    """The leaves of `tree` that have a mask; `MaskedNode`s in place of the others."""
     masks, tree = _trees.unbox(masks), _trees.unbox(tree)
     return jax.tree.map(
         lambda m, x: m if _trees.is_masked(m) else x,
