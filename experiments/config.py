@@ -119,6 +119,9 @@ class Config:
     """Fraction of the weights that is removed in the end, if pruning is not gated."""
     fraction: float = after_dense(0.04, "(0, 1)", only={"prune": ("gated",)})
     """Fraction of the remaining weights that one gated pruning step removes."""
+    pruned_from: str | None = after_dense(None, only={"prune": ("gated",)})
+    """Folder of a finished run whose sparse network is pruned further: what is zero in
+    it stays zero."""
     criterion: Criterion = after_dense(
         "magnitude", only={"prune": ("gated", "gradual")}
     )

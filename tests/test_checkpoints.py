@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ from short_runs import (
 
 import sparse_optax
 from experiments.__main__ import main
+from experiments.networks.functional import Variables
+from experiments.running import other_networks
 from experiments.running.checkpoint import Checkpoints
 from experiments.settings import ExperimentError
 
@@ -212,6 +215,26 @@ def test_a_dense_network_that_cannot_be_taken_is_refused(finished, tmp_path):
     for path in checkpoints_of(copy):
         path.write_bytes(path.read_bytes()[:-1])
     assert "it has no sound checkpoint" in error(copy)
+
+
+def test_a_run_goes_on_pruning_the_network_of_another(finished, tmp_path):
+    def zeros(out):
+        params = sparse_optax.load_sparse(out / "network.safetensors")["params"]
+        return jax.tree.map(lambda w: np.asarray(w) == 0, params)
+
+    flags = "--epochs", "2", "--finetune-epochs", "0", "--dense-from", str(finished)
+    main(digits(tmp_path / "run", *flags, "--pruned-from", str(finished)))
+    still = jax.tree.map(
+        lambda old, new: bool(new[old].all()), zeros(finished), zeros(tmp_path / "run")
+    )
+    assert all(jax.tree.leaves(still))
+    assert any(x.any() for x in jax.tree.leaves(zeros(finished)))
+    line = error_line(digits(tmp_path / "no", *flags, "--pruned-from", str(tmp_path)))
+    assert "holds no finished run" in line and not (tmp_path / "no").exists()
+    other = types.SimpleNamespace(variables=Variables({"w": np.ones(3)}, {}))
+    config = types.SimpleNamespace(pruned_from=str(finished))
+    with pytest.raises(ExperimentError, match="--pruned-from .* holds another network"):
+        other_networks.pruned(config, other)
 
 
 def start(out, *flags, limit=resource.RLIM_INFINITY):

@@ -19,9 +19,9 @@ from experiments.networks.functional import Variables
 from experiments.records import Row, RunFolder, write_whole
 from experiments.running import (
     compaction,
-    dense_network,
     export,
     figures,
+    other_networks,
     terminal,
 )
 from experiments.running.checkpoint import Checkpoints, named_leaves
@@ -89,7 +89,8 @@ class Run:
         taken = None
         if config.dense_from is not None and self.saved is None:
             rounds = self.phases.num_rounds.dense
-            taken = dense_network.take(config, problem, rounds)
+            taken = other_networks.dense(config, problem, rounds)
+        self.pruned = other_networks.pruned(config, problem)
         # Only now: a run that cannot start must not keep its folder from the next.
         folder.claim(config)
         folder.rewind(self.saved or 0)
@@ -128,7 +129,7 @@ class Run:
             self.record(self.dense, phase="dense", round=index, **outcome)
         self.save()  # for --dense-from
         self.dense_variables = self.dense.variables
-        self.pruning = self.phases.start_pruning(self.dense)
+        self.pruning = self.phases.start_pruning(self.dense, self.pruned)
 
     def train_sparse(self) -> None:
         if self.bound < 0 and self.config.prune == "gated":
@@ -238,7 +239,7 @@ class Run:
             target = {"dense": self.dense}
             self.dense = self.checkpoints.restore(count, target)["dense"]
         else:
-            pruning = self.phases.start_pruning(self.dense)
+            pruning = self.phases.start_pruning(self.dense, self.pruned)
             target = {"dense": self.dense.variables, "pruning": pruning}
             restored = self.checkpoints.restore(count, target)
             self.dense_variables, self.pruning = restored["dense"], restored["pruning"]

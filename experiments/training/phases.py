@@ -71,12 +71,18 @@ class Phases:
         return self.problem.devices.replicate(state)
 
     def start_pruning(
-        self, dense: loop.TrainState
+        self, dense: loop.TrainState, pruned: Variables | None = None
     ) -> sparse_optax.IterativePruningState:
-        config, variables = self.config, dense.variables
+        """Starts from the dense network, or from one whose zeros stay pruned."""
+        config, variables = self.config, pruned or dense.variables
         if config.prune in AT_INIT:  # the untrained network
             variables = self.problem.variables
         state = loop.init_state(variables, self.pruning_optimizer)
+        if pruned is not None:
+            opt_state = sparse_optax.masks_from_zeros(
+                state.params, state.opt_state, mask=None
+            )
+            state = state._replace(opt_state=opt_state)
         if config.prune == "snip":
             state = self.remove(state, sparsity=config.target_sparsity)
         if config.prune in SPARSE:

@@ -1,18 +1,24 @@
-"""The dense network of another run, from which a run may start.
+"""The networks of other runs, from which a run may start.
 
-Runs that differ only in settings of pruning have the same one, bit for bit. The shares
-of relevant weights in its rows are at the scale of the run that trained it.
+Runs that differ only in settings of pruning have the same dense one, bit for bit. The
+shares of relevant weights in its rows are at the scale of the run that trained it.
 """
+
+from pathlib import Path
+
+import jax
+import numpy as np
 
 from experiments.config import Config
 from experiments.networks.functional import Variables
 from experiments.records import Row, RunFolder, differences, read_rows, run_id
 from experiments.running.checkpoint import Checkpoints, Damaged
+from experiments.running.export import networks_of
 from experiments.settings import ExperimentError, names
 from experiments.training.problem import Problem
 
 
-def take(
+def dense(
     config: Config, problem: Problem, num_rounds: int
 ) -> tuple[Variables, list[Row], list[str | None]]:
     """Returns the dense network of `--dense-from`, trained in `num_rounds` rounds.
@@ -48,3 +54,19 @@ def take(
         rows = read_rows(folder.metrics, num_rounds)
         return variables, rows, notes["commits"]
     raise error("it has no sound checkpoint after dense training")
+
+
+def pruned(config: Config, problem: Problem) -> Variables | None:
+    """Returns the sparse network of `--pruned-from`, or None without it."""
+    if config.pruned_from is None:
+        return None
+    _, _, network = networks_of(RunFolder(Path(config.pruned_from)))
+    wanted, found = (
+        jax.tree.map(np.shape, variables._asdict())
+        for variables in (problem.variables, network)
+    )
+    if wanted != found:
+        raise ExperimentError(
+            f"--pruned-from {config.pruned_from}: it holds another network."
+        )
+    return problem.devices.replicate(network)
