@@ -233,7 +233,9 @@ def test_a_run_goes_on_pruning_the_network_of_another(finished, tmp_path):
     assert "holds no finished run" in line and not (tmp_path / "no").exists()
     other = types.SimpleNamespace(variables=Variables({"w": np.ones(3)}, {}))
     config = types.SimpleNamespace(pruned_from=str(finished))
-    with pytest.raises(ExperimentError, match="--pruned-from .* holds another network"):
+    with pytest.raises(
+        ExperimentError, match=r"--pruned-from .* holds another network"
+    ):
         other_networks.pruned(config, other)
 
 
