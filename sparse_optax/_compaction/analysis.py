@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from sparse_optax import _fit, _trees
 from sparse_optax._compaction import rules
@@ -37,11 +36,19 @@ def analyse(
 
     Raises:
         TypeError: if `fn` is not a function, or if params has other leaves than arrays.
+        ValueError: if two leaves have one name.
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of params and inputs; got {fn!r}.")
     _fit.check_tree(params, "params")
-    shapes = jax.tree.map(_shape_of, (params, inputs))
+    with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))
+    names = [_trees.leaf_name(path) for path, _ in with_path]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"params has two leaves of the name {min(twice)}.")
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type),
+        jax.eval_shape(lambda *args: args, params, inputs),
+    )
     program, returns = trace(lambda params, inputs: fn(params, *inputs), *shapes)
     for value in program.ins[len(jax.tree.leaves(params)) :]:
         value.is_input = True
@@ -58,12 +65,4 @@ def analyse(
         for value in program.outs:
             for units in value.axes:
                 table.freeze(units, RESULT)
-    with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))
-    names = [_trees.leaf_name(path) for path, _ in with_path]
     return Analysis(program, table, names, returns)
-
-
-def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    if not hasattr(x, "dtype"):
-        x = jnp.asarray(x)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -257,7 +257,8 @@ def _facts_of_scan(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
 
     carry = _until_stable(body, carry)
     liveness.known[step] = [*consts, *carry]
-    return [*carry, *(fact.of_stack() for fact in results[len(carry) :])]
+    length = step.params["length"]
+    return [*carry, *(fact.of_stack(length) for fact in results[len(carry) :])]
 
 
 def _scan(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:

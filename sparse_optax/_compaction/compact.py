@@ -112,7 +112,9 @@ def compact(
         fn,
         {n: np.shape(x) for n, x in zip(analysis.names, leaves, strict=True)},
     )
-    folded = jax.tree.unflatten(jax.tree.structure(params), found.leaves)
+    folded = jax.tree.unflatten(
+        jax.tree.structure(params), map(_put_like, found.leaves, leaves)
+    )
     compacted = dataclasses.replace(compacted, params=compacted.shrink(folded))
     if check:
         _check_same(compacted, params, inputs)
@@ -152,22 +154,41 @@ def _declined(
     return declined
 
 
+def _put_like(new: Any, old: Any) -> Any:
+    """A leaf that may have been changed on the host, where the old one is."""
+    is_changed = new is not old and isinstance(old, jax.Array)
+    return jax.device_put(new, old.sharding) if is_changed else new
+
+
 def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
-    """Raises if outputs differ by more than rounding."""
-    before = jax.jit(compacted.fn)(params, *inputs)
-    after = compacted.apply(compacted.params, *inputs)
-    after = jax.tree.leaves(after)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(before), after, strict=True
-    ):
-        if not jnp.issubdtype(a.dtype, jnp.floating):
+    """Raises if outputs differ by more than rounding.
+
+    Outputs that are not floats may follow from a rounded one: so one of a hundred may
+    differ.
+    """
+    before = jax.tree_util.tree_leaves_with_path(jax.jit(compacted.fn)(params, *inputs))
+    after = jax.tree.leaves(compacted.apply(compacted.params, *inputs))
+    for (path, a), b in zip(before, after, strict=True):
+        where = f"outputs at {_trees.leaf_name(path)}"
+        report = "a bug of compact. Please report it, with the function."
+        if a.dtype != b.dtype:
+            raise RuntimeError(f"{where} become {b.dtype} from {a.dtype}: {report}")
+        if jnp.issubdtype(a.dtype, jax.dtypes.extended):
+            continue
+        if not jnp.issubdtype(a.dtype, jnp.inexact):
+            if np.mean(np.asarray(a != b)) > 0.01:
+                raise RuntimeError(f"{where} differ: {report}")
             continue
         tolerance = min(1000 * float(jnp.finfo(a.dtype).eps), 0.05)
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        is_complex = jnp.issubdtype(a.dtype, jnp.complexfloating)
+        a, b = (np.asarray(x, complex if is_complex else np.float64) for x in (a, b))
         scale = np.max(np.abs(a), initial=0, where=np.isfinite(a)) or 1
         if not np.allclose(a / scale, b / scale, 0, tolerance, equal_nan=True):
+            if not np.isfinite(a).all():
+                raise RuntimeError(
+                    f"{where} have {a[~np.isfinite(a)][0]} before compact."
+                )
             raise RuntimeError(
-                f"outputs at {_trees.leaf_name(path)} differ by "
-                f"{np.nanmax(np.abs(a - b)):.2g}, where the largest is {scale:.2g}: "
-                "a bug of compact. Please report it, with the function."
+                f"{where} differ by {np.nanmax(np.abs(a - b)):.2g}, where the largest "
+                f"is {scale:.2g}: {report}"
             )

@@ -212,7 +212,8 @@ class Compacted:
         with_path = jax.tree_util.tree_leaves_with_path(unboxed)
         names = [_trees.leaf_name(path) for path, _ in with_path]
         owners = find_owners(names, list(self.shapes))
-        if self.kept and not owners:
+        has_arrays = any(np.ndim(x) > 0 for _, x in with_path)
+        if self.kept and has_arrays and not owners:
             raise ValueError(
                 f"{argument} has no leaf named as one of the params that were "
                 f"compacted: {list(self.shapes)}."

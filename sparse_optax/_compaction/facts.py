@@ -72,9 +72,9 @@ class Fact(NamedTuple):
         """Of every slice along the first axis."""
         return Fact(self.shape[1:], self.whole, self.axes[1:])
 
-    def of_stack(self) -> "Fact":
-        """Of such values along a new first axis."""
-        return Fact((None, *self.shape), self.whole, (None, *self.axes))
+    def of_stack(self, length: int) -> "Fact":
+        """Of so many of such values along a new first axis."""
+        return Fact((length, *self.shape), self.whole, (None, *self.axes))
 
 
 def where_equal(alongs: Sequence[Along | None]) -> Along | None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparse_optax._compaction import wirings
 from sparse_optax._compaction.facts import (
     Along,
     Fact,
@@ -126,6 +127,8 @@ def passes_zeros(step: Step, ins: list[Fact]) -> list[Fact]:
         ):
             if max(pads) >= size:  # of a window of padding alone, that is infinite
                 return [unknown(value) for value in step.outs]
+    if step.name == "gather" and not wirings.fills_with_zeros_or_nan(step):
+        return [unknown(value) for value in step.outs]
     results = _wired(step, ins[:1], lambda found: _only_zeros(found[0]))
     is_zero = ins[0].whole is not None and ins[0].whole == 0
     return [fact._replace(whole=ins[0].whole if is_zero else None) for fact in results]

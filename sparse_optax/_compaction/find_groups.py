@@ -111,6 +111,8 @@ def find_groups(
                 frozen.append(FrozenAxis(name, axis, "its units are in no order"))
         if not all(any(m[:2] == key[:2] for m in members) for key in keys):
             continue
+        if len(units) == 1:  # an axis of size 1, that holds all of a layer
+            continue
         first = next((m for m in members if _is_last_of_many(m, found)), members[0])
         name = f"{first.leaf}:{first.axis}"
         if first[2:] != (0, 1, 1) or name in groups:

@@ -10,12 +10,21 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from sparse_optax._compaction.moves import reshape_groups
 from sparse_optax._compaction.program import Program, Step, Value
 
-_CASTS = ("convert_element_type", "stop_gradient", "copy", "copy_p")
+_COPIES = ("stop_gradient", "copy", "copy_p")
+
+
+def _is_linear(step: Step) -> bool:
+    """Whether it copies numbers, or casts floats to floats."""
+    is_cast = step.name == "convert_element_type" and all(
+        jnp.issubdtype(v.dtype, jnp.floating) for v in (*step.ins, *step.outs)
+    )
+    return is_cast or step.name in _COPIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +146,7 @@ def _bias_of(value, free, params, uses, readers, writers) -> Any:
                 axes = {to: axis for axis, to in along.items()}
                 if set(axes) == set(free.values()):
                     return index, axes
-        elif step.name not in _CASTS:
+        elif not _is_linear(step):
             return None
         value = step.outs[0]
     return None
@@ -148,7 +157,8 @@ def _parameter(value, params, uses, writers) -> tuple[int, dict[int, int]] | Non
     steps = []
     while value is not None and uses[value] == 1 and value not in params:
         step = writers.get(value)
-        if step is None or step.name not in (*_CASTS, "reshape", "broadcast_in_dim"):
+        moves = ("reshape", "broadcast_in_dim")
+        if step is None or not (step.name in moves or _is_linear(step)):
             return None
         steps.append(step)
         value = step.ins[0]
@@ -156,7 +166,7 @@ def _parameter(value, params, uses, writers) -> tuple[int, dict[int, int]] | Non
         return None
     along = {axis: axis for axis in range(len(value.shape))}
     for step in reversed(steps):
-        if step.name not in _CASTS:
+        if not _is_linear(step):
             moved = _moved_axes(step)
             if any(to not in moved for to in along.values()):
                 return None

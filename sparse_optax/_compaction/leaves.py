@@ -1,8 +1,9 @@
 """Leaves like those of the params, in other trees: which they are, and resizing."""
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,32 +24,48 @@ class OtherShape(Exception):
 def find_owners(names: Sequence[str], params: Sequence[str]) -> dict[str, list[str]]:
     """For names of leaves the parameters that they are named as, at their end.
 
-    A leaf `0/mu/dense/kernel` of an optimizer state is named as `dense/kernel`. In a
-    tree for a part of the params, such as the linen variables `params`, no leaf is
-    named as `params/dense/kernel`: then the first part of all these is left out.
+    A leaf `0/mu/dense/kernel` of an optimizer state is named as `dense/kernel`, with
+    the prefix `0/mu`. For a part of the params, such as the linen variables `params`,
+    it is named as `params/dense/kernel` without its first part. A name that can be read
+    in several ways is read whole if it can be, and then in the way that names the most
+    leaves.
+
+    Returns:
+        One parameter for each name, or several if nothing decides between them.
     """
-    ends = {param.replace("(root)", ""): [param] for param in params}
-    while ends:
-        found = {}
-        for name in names:
-            end = next((x for x in _ends(name) if x in ends), None)
-            if end is not None:
-                found[name] = ends[end]
+    ends: dict[str, list[_Reading]] = {}
+    for param in params:
+        parts = param.split("/") if param != "(root)" else []
+        for i in range(max(len(parts), 1)):
+            reading = _Reading("", "/".join(parts[:i]), param)
+            ends.setdefault("/".join(parts[i:]), []).append(reading)
+    readings: dict[str, list[_Reading]] = {}
+    for name in names:
+        parts = name.split("/") if name != "(root)" else []
+        readings[name] = [
+            reading._replace(prefix="/".join(parts[:i]))
+            for i in range(len(parts) + 1)
+            for reading in ends.get("/".join(parts[i:]), [])
+        ]
+    num_named = Counter(x[:2] for found in readings.values() for x in found)
+
+    def rank(x: _Reading) -> tuple:
+        return not x.left_out, num_named[x[:2]], -x.left_out.count("/")
+
+    owners = {}
+    for name, found in readings.items():
         if found:
-            return found
-        shorter: dict[str, list[str]] = {}
-        for end, owners in ends.items():
-            _, slash, rest = end.partition("/")
-            if slash:
-                shorter.setdefault(rest, []).extend(owners)
-        ends = shorter
-    return {}
+            best = max(map(rank, found))
+            owners[name] = [x.param for x in found if rank(x) == best]
+    return owners
 
 
-def _ends(name: str) -> list[str]:
-    """The name without its first parts, the longest first."""
-    parts = name.split("/")
-    return ["/".join(parts[i:]) for i in range(len(parts) + 1)]
+class _Reading(NamedTuple):
+    """A way to read the name of a leaf: `prefix/x`, where `left_out/x` is a param."""
+
+    prefix: str
+    left_out: str
+    param: str
 
 
 def check_shardings(argument: str, tree: Any) -> None:

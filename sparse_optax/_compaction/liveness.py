@@ -149,8 +149,10 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
     folds = find_folds(program, len(leaves))
     while True:
         facts = [
-            fact_of_array(leaf, [table.kept(u, removed) for u in of_leaf])
-            for leaf, of_leaf in zip(leaves, units, strict=True)
+            unknown(value)
+            if np.size(leaf) == 1  # such as a gate, whose gradient matters at zero too
+            else fact_of_array(leaf, [table.kept(u, removed) for u in of_leaf])
+            for value, leaf, of_leaf in zip(values, leaves, units, strict=True)
         ]
         pruned = np.zeros(table.size, bool)
         for of_leaf, fact in zip(units, facts, strict=True):

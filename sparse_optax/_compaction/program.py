@@ -66,6 +66,7 @@ class Step:
         sums: the axes that it sums over.
         wiring: the symbols of its axes, if its rule has some.
         gathered: the axes of its result that are indexed after the step.
+        has_effects: whether it does more than to compute its results.
     """
 
     primitive: Any
@@ -76,6 +77,7 @@ class Step:
     sums: list[Sum] = dataclasses.field(default_factory=list)
     wiring: Any = None
     gathered: list[int] = dataclasses.field(default_factory=list)
+    has_effects: bool = False
 
     @property
     def name(self) -> str:
@@ -140,7 +142,7 @@ def read(closed: Any) -> Program:
     program.outs = _read(jaxpr, constants, ins, program)
     live, steps = set(program.outs), []
     for step in reversed(program.steps):  # without those whose results are not used
-        if not step.outs or any(value in live for value in step.outs):
+        if step.has_effects or any(value in live for value in step.outs):
             steps.append(step)
             live.update(step.ins)
     program.steps = steps[::-1]
@@ -171,7 +173,10 @@ def _read(
             outs = [_value(var) for var in eqn.outvars]
             programs = _inner_programs(eqn)
             program.steps.append(
-                Step(eqn.primitive, dict(eqn.params), ins, outs, programs)
+                Step(
+                    *(eqn.primitive, dict(eqn.params), ins, outs, programs),
+                    has_effects=bool(eqn.effects),
+                )
             )
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read_atom(atom) for atom in jaxpr.outvars]

@@ -1,9 +1,11 @@
-"""Layers that a scan has stacked: each may lose other units, but as many.
+"""Layers that a scan has stacked: each may lose other units, but the same number.
 
 A unit inside the body of a scan is in every layer, and the layers are independent in
 it. So each loses units of its own, as many as the layer with the fewest that nothing
 reads. The units that are left move to where the first layer has them: only indices of
-the stacked parameters differ by layer, and the function has one body as before.
+the stacked parameters differ by layer, and the function has one body as before. This
+needs a body that treats all units of a group alike, wherever they are: none of them is
+cut off, and nothing that depends on the position meets them.
 """
 
 from collections import Counter
@@ -15,6 +17,7 @@ from sparse_optax._compaction.facts import fact_of_array, unknown
 from sparse_optax._compaction.find_groups import find_groups
 from sparse_optax._compaction.liveness import Liveness, Unread
 from sparse_optax._compaction.program import Step, Value
+from sparse_optax._compaction.rules import RULES
 from sparse_optax._compaction.units import UnitTable
 
 Order = dict[int, np.ndarray]  # for a unit of the first layer, that of each layer
@@ -50,18 +53,22 @@ def _remove_from_scan(
     num_leaves = len(analysis.names)
     leaves = {v: i for i, v in enumerate(analysis.program.ins[:num_leaves])}
     uses = Counter(v for other in analysis.program.all_steps() for v in other.ins)
+    uses.update(analysis.program.outs)
     start = step.params["num_consts"] + step.params["num_carry"]
     stacked = [
         leaves[v] if v in leaves and uses[v] == 1 else None for v in step.ins[start:]
     ]
-    local = _local_units(analysis, step, [v for v in step.ins[start:] if v in leaves])
+    only_here = {
+        v for v, i in zip(step.ins[start:], stacked, strict=True) if i is not None
+    }
+    local = _local_units(analysis, step, only_here)
     dead = [
         _dead_in_layer(analysis.table, found, step, stacked, local, layer)
         for layer in range(step.params["length"])
     ]
     order: Order = {}
     for _, units in find_groups(analysis)[0]:
-        if not local[units].all():
+        if not local[units].all() or not _are_alike(analysis.table, step, units):
             continue
         alive = units[~found.removed[units]]
         fewest = min(int(layer[alive].sum()) for layer in dead)
@@ -78,7 +85,35 @@ def _remove_from_scan(
     return order
 
 
-def _local_units(analysis: Analysis, step: Step, stacked: list[Value]) -> np.ndarray:
+def _are_alike(table: UnitTable, step: Step, units: np.ndarray) -> bool:
+    """Whether the body of a scan does the same to all of these units."""
+    is_one = np.zeros(table.size, bool)
+    is_one[units] = True
+
+    def num_units(value: Value, axis: int) -> int:
+        axis_units = value.axes[axis]
+        if axis_units is None:
+            return 0
+        found = np.unique(table.resolve(axis_units))
+        return int(is_one[found].sum())
+
+    body = step.programs["body"]
+    constants = [value for value in body.all_values() if value.constant is not None]
+    if any(num_units(v, axis) for v in constants for axis in range(len(v.axes))):
+        return False
+    for inner in body.all_steps():
+        rule = RULES.get(inner.name)
+        makes_positions = rule is not None and rule.is_whole
+        for value in inner.outs:
+            for axis in range(len(value.axes)):
+                number = num_units(value, axis)
+                is_cut = inner.name in ("slice", "split") and number < len(units)
+                if number and (makes_positions or is_cut):
+                    return False
+    return True
+
+
+def _local_units(analysis: Analysis, step: Step, stacked: set[Value]) -> np.ndarray:
     """Which units are in stacked leaves, and else inside the body of a scan alone."""
     table, inside = analysis.table, set(step.programs["body"].all_values())
     local, other = np.zeros((2, table.size), bool)

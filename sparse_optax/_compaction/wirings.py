@@ -3,6 +3,8 @@
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import jax.numpy as jnp
+
 from sparse_optax._compaction.labels import FROZEN, Wiring
 from sparse_optax._compaction.program import Step
 
@@ -132,9 +134,21 @@ def unstack(step: Step) -> Wiring:
 _NEVER_FILL = "CLIP", "PROMISE_IN_BOUNDS"  # modes of a gather
 
 
+def _never_fills(step: Step) -> bool:
+    """Whether a gather reads its argument, wherever an index is."""
+    return getattr(step.params["mode"], "name", "") in _NEVER_FILL
+
+
+def fills_with_zeros_or_nan(step: Step) -> bool:
+    """Whether what a gather makes of zeros is zero, or not a number in all features."""
+    value = step.params["fill_value"]
+    is_nan = value is None and jnp.issubdtype(step.outs[0].dtype, jnp.inexact)
+    return _never_fills(step) or is_nan or value == 0
+
+
 def gather(step: Step) -> Wiring:
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
-    never_fills = getattr(step.params["mode"], "name", "") in _NEVER_FILL
+    never_fills = _never_fills(step)
     x, indices = step.ins
     ins: list[Hashable] = [FROZEN] * len(x.shape)
     outs: list[Hashable] = [FROZEN] * len(step.outs[0].shape)
