@@ -67,4 +67,7 @@ def factors(
             shape = jnp.shape(leaves[member.leaf])
             found[member.leaf] += spread_units(number, member, shape, 0)
     structure = jax.tree.structure(tree, is_leaf=_trees.is_leaf)
-    return jax.tree.unflatten(structure, [found[name] for name in names])
+    return jax.tree.unflatten(
+        structure,
+        [x if _trees.is_masked(x) else found[name] for name, x in leaves.items()],
+    )

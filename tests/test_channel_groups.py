@@ -270,7 +270,9 @@ def test_places_layers_and_rows_that_are_looked_up_are_frozen():
         "tied": {("embed", 0)},
     }
     for name, axes in frozen.items():
-        assert {d[:2] for d in groups_of(name).declined} == axes
+        declined = groups_of(name).declined
+        inside = {d[:2] for d in declined if d.reason != "an axis of the output"}
+        assert inside == axes
 
 
 def test_groups_are_printed():

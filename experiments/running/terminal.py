@@ -110,16 +110,18 @@ def print_summary(console: Console, summary: Row) -> None:
 
 
 def print_compacted(console: Console, sizes: Row, folder: Path | None = None) -> None:
-    """Prints how small a network is without units that nothing reads, and its files."""
+    """Prints how small a network is as a dense one, and its files."""
     before, after = sizes["before"], sizes["after"]
     name = "multiplications"
     console.print(
-        f"Without units that nothing reads: {after[name]:,} of {before[name]:,} {name} "
+        f"As a smaller dense network: {after[name]:,} of {before[name]:,} {name} "
         f"({before[name] / after[name]:.1f}x fewer), {after['weights']:,} of "
-        f"{before['weights']:,} weights.",
+        f"{before['weights']:,} weights, zeros included.",
         soft_wrap=True,
     )
-    if folder is not None:
+    if folder is None:
+        console.print("`python -m experiments export --compact` writes it.")
+    else:
         for file, size in sizes["bytes"].items():
             console.print(f"{folder / file}: {size:,} bytes", soft_wrap=True)
 

@@ -10,7 +10,7 @@ from sparse_optax._compaction import rules
 from sparse_optax._compaction.program import Program, trace
 from sparse_optax._compaction.units import UnitTable
 
-RESULT = "an axis of a result"
+RESULT = "an axis of the output"
 
 
 class Analysis(NamedTuple):

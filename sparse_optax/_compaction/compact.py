@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sparse_optax import _arguments, _fit, _trees
 from sparse_optax._compaction.analysis import Analysis, analyse
@@ -22,7 +23,7 @@ from sparse_optax._compaction.stacks import unread_by_layer
 def compact(
     fn: Callable, params: Any, *inputs: Any, check: bool = True, round_to: int = 1
 ) -> Compacted:
-    r"""Removes every unit whose removal cannot be seen: smaller, with the same outputs.
+    r"""Removes all units that do not affect the outputs, and returns smaller arrays.
 
     A unit is a slice of every leaf that one hidden feature, channel, head or dimension
     of a head has (see `channel_groups`). It is removed if, wherever the function sums
@@ -33,25 +34,25 @@ def compact(
 
     A unit that has the same value for every input becomes part of the biases of its
     readers, where each has one. All this is repeated until nothing more is found. At
-    least one unit of each kind stays. The result is dense, so it is smaller and faster
+    least one unit of each group stays. The result is dense, so it is smaller and faster
     on any hardware. Outputs and the shapes of inputs and outputs stay as they are.
 
     Args:
         fn: `fn(params, *inputs)` returns arrays, of any framework.
-        params: a tree of arrays, the pruned weights with all that belongs to units of
-            theirs, such as the statistics of a BatchNorm.
-        inputs: a sample of what else `fn` takes: arrays, or shapes with `check=False`.
-            Their batch size does not matter.
+        params: the pruned params, with other arrays that have an entry for each unit,
+            such as the statistics of a BatchNorm.
+        inputs: a sample of the other arguments of `fn`: arrays, or shapes with
+            `check=False`. Their batch size does not matter.
         check: whether to compare the outputs for the sample, before and after.
-        round_to: numbers of units are multiples of this, as far as there are as many:
-            units that could be removed stay, the first by index.
+        round_to: keep a multiple of this many units in each group that has as many, by
+            keeping the first units that could be removed.
 
     Returns:
         A `Compacted`, with `params`, `apply`, `kept`, `shrink`, `expand`, `convert`.
 
     Raises:
         TypeError: if `fn` is not a function, if params has other leaves than arrays, or
-            if it is traced.
+            if it is traced, or the inputs are and `check` is True.
         ValueError: if `round_to` is below 1, if inputs are shapes and `check` is True,
             or if params are sharded over explicit axes of a mesh.
         RuntimeError: if outputs for the sample differ (beyond rounding).
@@ -85,6 +86,8 @@ def compact(
     """
     _arguments.check_integer("round_to", round_to, low=1)
     _fit.check_concrete(params, "compact", "Compact before it, and apply inside.")
+    if check and any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):
+        raise TypeError("check=True needs concrete inputs; got traced ones.")
     is_shape = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(inputs))
     if check and is_shape:
         raise ValueError("check=True needs arrays as inputs; got shapes.")
@@ -149,7 +152,9 @@ def _declined(
             if units.size:
                 readers = np.unique(found.liveness.readers[units[stays]])
                 reasons = [f"read by {found.liveness.names[i]}" for i in readers if i]
-            reason = ", ".join(reasons) or "one of each kind stays"
+            reason = (
+                ", ".join(reasons) or "the last unit of its group: nothing passes it"
+            )
             declined.append(Declined(name, axis, int(stays.sum()), reason))
     return declined
 
@@ -170,7 +175,7 @@ def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
     after = jax.tree.leaves(compacted.apply(compacted.params, *inputs))
     for (path, a), b in zip(before, after, strict=True):
         where = f"outputs at {_trees.leaf_name(path)}"
-        report = "a bug of compact. Please report it, with the function."
+        report = "a bug of compact, unless fn is random. Please report it, with fn."
         if a.dtype != b.dtype:
             raise RuntimeError(f"{where} become {b.dtype} from {a.dtype}: {report}")
         if jnp.issubdtype(a.dtype, jax.dtypes.extended):

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from sparse_optax import _trees
+from sparse_optax import _arguments, _trees
 from sparse_optax._compaction.analysis import Analysis, analyse
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.leaves import (
@@ -21,6 +21,8 @@ from sparse_optax._compaction.leaves import (
     shrink,
 )
 from sparse_optax._compaction.sizes import Size, Sizes, total
+
+_STATE = {"params", "kept", "shapes"}
 
 
 class Declined(NamedTuple):
@@ -45,8 +47,8 @@ class Compacted:
 
     Attributes:
         params: the same tree as before, with smaller arrays.
-        kept: by name of a leaf that has become smaller, and by axis, the indices that
-            are kept; of leaves that a scan has stacked, those of each layer,
+        kept: `kept[leaf][axis]` has the indices that stay, for leaves that became
+            smaller; for leaves that a scan has stacked, those of each layer,
             `[layers, kept]`.
         declined: which zero slices stay, and why.
         folded: how many constant units became part of a bias, by its name. Training
@@ -65,7 +67,7 @@ class Compacted:
     shapes: dict[str, tuple[int, ...]]
 
     def apply(self, params: Any, *inputs: Any) -> Any:
-        """What `fn` returns, of params with the smaller shapes.
+        """Calls the function with the smaller params.
 
         `fn` is traced with the shapes that its params had, and its equations are
         evaluated on the smaller arrays: so no module ever sees these. Works under
@@ -142,14 +144,16 @@ class Compacted:
                     )
 
     def shrink(self, tree: Any) -> Any:
-        """Takes out of any tree with leaves like those of the params what was removed.
+        """Removes the same units from another tree, such as an optimizer state.
 
         Args:
-            tree: params, masks, gradients, an optimizer state or a training state:
-                leaves are recognised by their names, such as `0/mu/dense/kernel`.
+            tree: params, masks, gradients, an optimizer state or a training state, of
+                all params or of a part of them: leaves are recognised by their names,
+                such as `0/mu/dense/kernel`.
 
         Raises:
-            ValueError: if a leaf of such a name has another shape, or if there is none.
+            ValueError: if a leaf of such a name has another shape, as in the state of
+                Adafactor, or if there is none.
         """
         return self._map("tree", tree, shrink)
 
@@ -167,14 +171,18 @@ class Compacted:
         return self._map("tree", tree, expand)
 
     def convert(self, fn: Callable) -> "Compacted":
-        """The same for another function of these params, such as the training mode.
+        """A `Compacted` for another function of these params, such as training mode.
 
         What `apply` returns may have smaller shapes too, such as the new statistics of
         a BatchNorm.
 
         Args:
             fn: a function of the same params.
+
+        Raises:
+            TypeError: if it is not a function.
         """
+        _arguments.check_callable("fn", fn)
         return dataclasses.replace(self, fn=fn)
 
     def state(self) -> dict[str, Any]:
@@ -190,14 +198,21 @@ class Compacted:
 
     @classmethod
     def restore(cls, fn: Callable, state: dict[str, Any]) -> "Compacted":
-        """The network of a function and of what `state` returned.
+        """Rebuilds a `Compacted` from the function and the saved `state()`.
 
         It has no table: `layers`, `declined` and `folded` are empty.
 
         Args:
             fn: the function that was compacted.
             state: as `load_sparse` or Orbax returns it.
+
+        Raises:
+            TypeError: if `fn` is not a function.
+            ValueError: if `state` is not what `state()` returns.
         """
+        _arguments.check_callable("fn", fn)
+        if not isinstance(state, Mapping) or state.keys() != _STATE:
+            raise ValueError(f"state must be what `state()` returns; got {state!r}.")
         kept = {
             name: {int(axis): np.asarray(x) for axis, x in by_axis.items()}
             for name, by_axis in state["kept"].items()
@@ -247,6 +262,8 @@ class Compacted:
         return total(self.layers)
 
     def __str__(self) -> str:
+        if not self.layers:  # restored
+            return f"Compacted, {len(self.kept)} smaller leaves"
         rows: list[tuple[str, ...]] = [
             ("", "weights", "", "bytes", "", "multiplications", "", "fewer")
         ]

@@ -19,7 +19,7 @@ from sparse_optax._compaction.groups import (
 def channel_groups(
     fn: Callable, params: Any, *inputs: Any, round_to: int = 1
 ) -> ChannelGroups:
-    r"""Finds out which slices of which weights belong together.
+    r"""Finds which slices of which arrays belong to the same unit.
 
     A hidden feature, a channel of a convolution, a head or a dimension of all heads, a
     feature of an embedding: each is a unit, with a slice of every leaf that writes,
@@ -30,9 +30,9 @@ def channel_groups(
     Args:
         fn: `fn(params, *inputs)` returns arrays.
         params: a tree of arrays or shapes.
-        inputs: what else it takes: arrays or shapes, of any batch size.
-        round_to: for pruning: of what the number of units of a group stays a multiple,
-            see `ChannelGroups`.
+        inputs: the other arguments of `fn`: arrays or shapes, of any batch size.
+        round_to: pruning keeps a multiple of this many units in each group, see
+            `ChannelGroups`.
 
     Returns:
         `ChannelGroups`: print it, index it by name, leave out groups by `drop` and
@@ -57,6 +57,7 @@ def channel_groups(
             w2, axis 0
         w1:0: 4 units, input
             w1, axis 0
+        frozen: w2, axis 1: an axis of the output
 
     References:
         Ainsworth et al, `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023, state
@@ -88,7 +89,7 @@ def find_groups(
             if units is None or value.shape[axis] == 1:
                 continue
             resolved = table.resolve(units)
-            reasons = [r for r in table.why_frozen(units) if r != analysis.RESULT]
+            reasons = table.why_frozen(units)
             if not resolved.any() and reasons:
                 frozen.append(FrozenAxis(name, axis, ", ".join(reasons)))
             for k, column in enumerate(resolved.T):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparse_optax import _counts, _exact_sums
+from sparse_optax import _counts, _exact_sums, _leaves, _trees
 from sparse_optax._selection import Units
 from sparse_optax._structures import Arrays, Shape
 
@@ -66,23 +66,24 @@ class FrozenAxis(NamedTuple):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ChannelGroups:
     """The groups of a function: a structure for pruning, and data to look through.
 
-    As `structure` of a pruning transformation, whole units are removed: their slices
-    of all leaves, biases and norms included. A unit is ranked by the root mean square
-    of the scores of its weights that are kept. `mask` selects groups: a dict from
-    regular expressions of their names to booleans; by default, all of the kind
-    `"hidden"`.
+    As the `structure` of a pruning transformation, they make it remove whole units:
+    their slices of all leaves, biases and norms included. A unit is ranked by the root
+    mean square of the scores of its weights that are kept. `mask` selects groups by a
+    dict from regular expressions of their names to booleans; by default, all of the
+    kind `"hidden"`. A group may lose all of its units, and then the network has a
+    constant output: `min_kept` prevents it, or `distribution="uniform"`.
 
     Attributes:
         groups: the groups.
         shapes: of the leaves, with their names.
         declined: the axes that have no units.
-        round_to: pruning removes so many units of a group at once, the lowest, and so
-            keeps a multiple of it. Where that does not fit an exact amount, one group
-            keeps another number.
+        round_to: pruning removes this many units of a group at a time, lowest scores
+            first, so that a multiple of it is left, or none. Where that does not give
+            the exact amount, one group keeps another number.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -103,20 +104,23 @@ class ChannelGroups:
         raise KeyError(f"no group {name!r}; there are {[g.name for g in self.groups]}.")
 
     def drop(self, name: str) -> "ChannelGroups":
-        """The others: units of this group are never removed."""
+        """A copy without this group, whose units then stay."""
         group = self[name]
         return dataclasses.replace(
             self, groups=tuple(g for g in self.groups if g != group)
         )
 
     def freeze(self, leaf: str, axis: int) -> "ChannelGroups":
-        """Those without a member along an axis, which so keeps its size.
+        """A copy without the groups that use this axis, so that its size stays.
 
         Raises:
             KeyError: if there is no such leaf.
             ValueError: if it has no such axis.
         """
-        shape = dict(self.shapes)[leaf]
+        shapes = dict(self.shapes)
+        if leaf not in shapes:
+            raise KeyError(f"no leaf {leaf!r}; there are {list(shapes)}.")
+        shape = shapes[leaf]
         if not -len(shape) <= axis < len(shape):
             raise ValueError(
                 f"axis must be one of {leaf}, of shape {shape}; got {axis}."
@@ -129,12 +133,15 @@ class ChannelGroups:
         """The groups that `mask` selects, as it is given to a pruning transformation.
 
         Raises:
-            TypeError: if `mask` is a tree or a function.
+            TypeError: if `mask` is a tree, a function or another string.
             ValueError: if it selects no group, or has a pattern that matches none.
         """
-        if mask is None or isinstance(mask, str):
+        if mask is None or (isinstance(mask, str) and mask == "matrices"):
             left = [group for group in self if group.kind == "hidden"]
-        elif isinstance(mask, Mapping) and all(isinstance(x, str) for x in mask):
+        elif isinstance(mask, Mapping) and all(
+            isinstance(k, str) and isinstance(v, bool) for k, v in mask.items()
+        ):
+            _leaves.check_patterns("mask", mask)
             for pattern in mask:
                 if not any(_matches(pattern, group.name) for group in self):
                     names = [group.name for group in self]
@@ -166,6 +173,8 @@ class ChannelGroups:
         lines += [f"frozen: {x.leaf}, axis {x.axis}: {x.reason}" for x in self.declined]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     # The methods of a `Structure`.
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
@@ -178,6 +187,18 @@ class ChannelGroups:
                     f"structure has groups of {name} of shape {expected[name]}; it is "
                     f"{found}. Find them again, of the params that are pruned."
                 )
+
+    def mask_of_leaves(self, params: Any) -> Any:
+        """Which leaves have units, as a `mask`.
+
+        Raises:
+            ValueError: if one of them is not there, or has another shape.
+        """
+        self.check({name: jnp.shape(x) for name, x in _trees.named_leaves(params)})
+        names = set(self.leaves())
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: _trees.leaf_name(path) in names, params
+        )
 
     def leaves(self) -> list[str]:
         """The names of the leaves that have units."""
@@ -224,7 +245,7 @@ def select_groups(mask: Any, structure: Any) -> tuple[Any, Any]:
     if not isinstance(structure, ChannelGroups):
         return mask, structure
     structure = structure.select(mask)
-    return {re.escape(name): True for name in structure.leaves()}, structure
+    return structure.mask_of_leaves, structure
 
 
 def _matches(pattern: str, name: str) -> bool:

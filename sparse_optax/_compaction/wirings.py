@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from sparse_optax._compaction.labels import FROZEN, Wiring
 from sparse_optax._compaction.program import Step
@@ -142,8 +143,11 @@ def _never_fills(step: Step) -> bool:
 def fills_with_zeros_or_nan(step: Step) -> bool:
     """Whether what a gather makes of zeros is zero, or not a number in all features."""
     value = step.params["fill_value"]
-    is_nan = value is None and jnp.issubdtype(step.outs[0].dtype, jnp.inexact)
-    return _never_fills(step) or is_nan or value == 0
+    if value is None:  # the default
+        fills_with_nan = jnp.issubdtype(step.outs[0].dtype, jnp.inexact)
+    else:
+        fills_with_nan = bool(np.isnan(value))
+    return _never_fills(step) or fills_with_nan or value == 0
 
 
 def gather(step: Step) -> Wiring:
