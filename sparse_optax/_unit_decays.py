@@ -57,7 +57,9 @@ def factors(
     leaves = dict(
         zip(names, jax.tree.leaves(tree, is_leaf=_trees.is_leaf), strict=True)
     )
-    groups.check({name: jnp.shape(leaves[name]) for name in leaves})
+    groups.check(
+        {k: jnp.shape(x) for k, x in leaves.items() if not _trees.is_masked(x)}
+    )
     found = dict.fromkeys(names, jnp.zeros([], jnp.float32))
     for group in groups:
         parts = [by_unit(leaves[m.leaf], m, group.size) for m in group.members]

@@ -299,3 +299,32 @@ def test_groups_of_other_params():
         with pytest.raises(ValueError, match=r"b of shape \(8,\); it is \(7,\)"):
             other = PARAMS | {"b": jnp.ones(7)}
             tx.update(other, tx.init(other), other)
+
+
+def test_masks_that_are_none_of_groups():
+    def prune(mask, params=PARAMS, structure=GROUPS):
+        tx = so.prune_by(so.magnitude, 0.5, structure=structure, mask=mask)
+        return tx.init(params)
+
+    for mask in ("typo", PARAMS, {"w1:1": 1}, lambda p: p):
+        with pytest.raises(TypeError, match="mask must be a dict from regular"):
+            prune(mask)
+    with pytest.raises(ValueError, match=r"mask has '\(', which is no regular"):
+        prune({"(": True})
+    with pytest.raises(
+        ValueError, match=r"groups of b of shape \(8,\); it is not there"
+    ):
+        prune("matrices", {"w1": PARAMS["w1"]})
+    with pytest.raises(KeyError, match=r"no leaf 'nope'; there are \['b', 'g', 'w1'"):
+        GROUPS.freeze("nope", 0)
+
+
+def test_a_decay_of_units_beside_leaves_that_are_masked():
+    params = PARAMS | {"other": jnp.ones(3)}
+    decay = optax.masked(
+        so.add_l1_decay(0.1, structure=GROUPS),
+        {name: name != "other" for name in params},
+    )
+    updates, _ = decay.update(params, decay.init(params), params)
+    np.testing.assert_array_equal(updates["other"], params["other"])
+    assert not np.array_equal(updates["w1"], params["w1"])

@@ -194,7 +194,8 @@ class ChannelGroups:
         Raises:
             ValueError: if one of them is not there, or has another shape.
         """
-        self.check({name: jnp.shape(x) for name, x in _trees.named_leaves(params)})
+        named = _trees.named_leaves(params)
+        self.check({k: jnp.shape(x) for k, x in named if not _trees.is_masked(x)})
         names = set(self.leaves())
         return jax.tree_util.tree_map_with_path(
             lambda path, _: _trees.leaf_name(path) in names, params
