@@ -64,7 +64,7 @@ def measure(settings: Settings) -> Row:
     for path in settings.runs:
         summary, dense, final = networks_of(RunFolder(path))
         networks = {summary["sparsity"]: final}
-        if is_lenet(summary):
+        if is_lenet(summary) and summary["structure"] == "unstructured":
             networks = {x: pruned(dense, x) for x in PRUNED_AT_ONCE} | networks
         for sparsity, network in networks.items():
             run = outcome(summary)
@@ -80,7 +80,8 @@ def outcome(summary: Row) -> Row:
     key = metric_of(summary).key
     settings = "experiment", "config_id", "seed", "network", "dataset"
     names = *settings, "structure", "regularizer", f"dense_test_{key}", f"test_{key}"
-    return {name: summary[name] for name in names} | {"metric": key}
+    found = {name: summary[name] for name in names} | {"metric": key}
+    return found | {"pruned_from": summary.get("pruned_from")}  # older runs have none
 
 
 def is_lenet(summary: Row) -> bool:
@@ -149,7 +150,7 @@ def show(found: Row) -> str:
         | {name: f"{ratio:.2f}" for name, ratio in row["ratios"].items()}
         for run in found["runs"]
         for row in run["rows"]
-        if is_lenet(run)
+        if is_lenet(run) and run["structure"] == "unstructured"
     ]
     return f"{table(found, trained)}\n{markdown(others)}"
 
@@ -176,6 +177,8 @@ def which(run: Row) -> dict[str, str]:
     pruned = "at once"
     if run["trained"]:
         unit = "units" if run["structure"] == "units" else "weights"
+        if run["pruned_from"]:
+            unit = "units, then weights"
         pruned = f"{unit}, {run['regularizer']}"
     return {
         "network": f"{run['network']}, {run['dataset']}",
