@@ -214,7 +214,7 @@ def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
     monkeypatch.setattr(latency, "BATCHES", (2,))
     _, variables = init_network(NETWORKS["lenet300"], (28, 28, 1), 255, seed=0)
     layer = matrices.Layer(
-        np.ones((10, 784), np.float32), np.zeros((10, 1)), None, None
+        np.ones((10, 784), np.float32), np.zeros((10, 1), np.float32), None, None
     )
     monkeypatch.setattr(matrices, "layers_of", lambda params, inputs=None: [layer])
     summary = {"network": "lenet300", "dataset": "mnist"}
