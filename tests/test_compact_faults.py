@@ -46,8 +46,7 @@ def test_windows_of_padding_alone():
     np.testing.assert_allclose(found, fn(params, x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_wrong_removal_is_found_in_halves(dtype, monkeypatch):
+def remove_too_much(monkeypatch):
     unread = compact_module.unread
 
     def wrong(program, leaves, table):
@@ -56,6 +55,11 @@ def test_a_wrong_removal_is_found_in_halves(dtype, monkeypatch):
         return found
 
     monkeypatch.setattr(compact_module, "unread", wrong)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_wrong_removal_is_found_in_halves(dtype, monkeypatch):
+    remove_too_much(monkeypatch)
     params, x = jax.tree.map(lambda w: w.astype(dtype), (PARAMS, X))
     with pytest.raises(RuntimeError, match="a bug of compact"):
         so.compact(mlp, params, x)
@@ -242,14 +246,7 @@ def test_indices_out_of_bounds_are_filled():
 
 
 def test_integer_outputs_are_compared(monkeypatch):
-    unread = compact_module.unread
-
-    def wrong(program, leaves, table):
-        found = unread(program, leaves, table)
-        found.removed[table.resolve(program.ins[1].axes[1])[:5]] = True
-        return found
-
-    monkeypatch.setattr(compact_module, "unread", wrong)
+    remove_too_much(monkeypatch)
     x = random_tree(0, shapes=(100, 4))
     for fn in (lambda p, x: mlp(p, x).argmax(1), lambda p, x: mlp(p, x) + 1j):
         with pytest.raises(RuntimeError, match="a bug of compact"):

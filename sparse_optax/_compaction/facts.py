@@ -89,6 +89,7 @@ def where_equal(alongs: Sequence[Along | None]) -> Along | None:
 
 
 def make_along(known: np.ndarray, number: np.ndarray) -> Along | None:
+    """What is known along an axis, or None for nothing."""
     return Along(known, number) if known.any() else None
 
 

@@ -37,6 +37,7 @@ def _apply(step: Step, numbers: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def elementwise(step: Step, ins: list[Fact]) -> list[Fact]:
+    """The primitive of the numbers that are known; zero where a factor is."""
     out = step.outs[0]
     is_scalar = [not value.shape for value in step.ins]
     if all(fact.whole is not None for fact in ins):
@@ -90,6 +91,7 @@ def _elementwise_along(
 
 
 def one_by_one(step: Step, ins: list[Fact]) -> list[Fact]:
+    """Each result is one of the arguments."""
     return ins
 
 
@@ -112,6 +114,7 @@ def _wired(step: Step, ins: list[Fact], combine: Any) -> list[Fact]:
 
 
 def passes(step: Step, ins: list[Fact]) -> list[Fact]:
+    """What is known of the argument, along the axes that are left."""
     results = _wired(step, ins[:1], lambda found: found[0])  # and not of indices
     return [fact._replace(whole=ins[0].whole) for fact in results]
 
@@ -121,6 +124,7 @@ def _only_zeros(along: Along | None) -> Along | None:
 
 
 def passes_zeros(step: Step, ins: list[Fact]) -> list[Fact]:
+    """Zero where the argument is; other numbers become unknown."""
     if step.name in ("reduce_window_max", "reduce_window_min"):
         for size, pads in zip(
             step.params["window_dimensions"], step.params["padding"], strict=True
@@ -167,14 +171,17 @@ def convolution(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def all_equal(step: Step, ins: list[Fact]) -> list[Fact]:
+    """Known where all arguments are the same number."""
     return _wired(step, ins, where_equal)
 
 
 def all_zero(step: Step, ins: list[Fact]) -> list[Fact]:
+    """Zero where all arguments are."""
     return _wired(step, ins, lambda found: _only_zeros(where_equal(found)))
 
 
 def squeeze(step: Step, ins: list[Fact]) -> list[Fact]:
+    """What is known of the axes that are left."""
     shape = step.ins[0].shape
     gone = [i % len(shape) for i in step.params["dimensions"]]
     axes = tuple(x for i, x in enumerate(ins[0].axes) if i not in gone)
@@ -182,6 +189,7 @@ def squeeze(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def reshape(step: Step, ins: list[Fact]) -> list[Fact]:
+    """What is known of the axes that become one, or several."""
     fact, out = ins[0], step.outs[0]
     axes: list[Along | None] = []
     for old, new in reshape_groups(fact.shape, out.shape):
@@ -220,6 +228,7 @@ def _reshape_along(
 
 
 def concatenate(step: Step, ins: list[Fact]) -> list[Fact]:
+    """What is known of the parts, one after the other."""
     out, axis = step.outs[0], step.params["dimension"]
     axes: list[Along | None] = [
         None
@@ -239,6 +248,7 @@ def concatenate(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def moved(step: Step, ins: list[Fact]) -> list[Fact]:
+    """What is known of the positions that are taken, and of padding."""
     fact = ins[0]
     pad = ins[1].whole if step.name == "pad" else None
     results = []

@@ -18,6 +18,7 @@ ALL = "all"  # of the positions of an axis, in their order
 
 
 def squeeze(step: Step, table: UnitTable) -> None:
+    """An axis of size 1 that is dropped holds what cannot be removed."""
     (x,), (y,) = step.ins, step.outs
     gone = [i % len(x.shape) for i in step.params["dimensions"]]
     for i in gone:
@@ -26,6 +27,7 @@ def squeeze(step: Step, table: UnitTable) -> None:
 
 
 def reshape(step: Step, table: UnitTable) -> None:
+    """Axes that become one are merged, one that becomes several is split."""
     x, out = step.ins[0], step.outs[0]
     reason = "fixed by reshape"
     if 0 in x.shape:  # axes of which become which is anybody's guess
@@ -81,6 +83,7 @@ def reshape_groups(old: tuple, new: tuple) -> list[tuple[list[int], list[int]]]:
 
 
 def concatenate(step: Step, table: UnitTable) -> None:
+    """The positions of the parts, one after the other."""
     out, along = step.outs[0], step.params["dimension"]
     out.axes = list(step.ins[0].axes)
     for value in step.ins[1:]:
@@ -188,11 +191,13 @@ def resize_to(name: str) -> Callable[[Step, Masks, Masks], dict[str, Any]]:
 
 
 def resize_reshape(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+    """The shape of what is kept, before it is indexed."""
     masks = [None if i in step.gathered else m for i, m in enumerate(outs[0])]
     return step.params | {"new_sizes": small_shape(step.outs[0], masks)}
 
 
 def resize_slice(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+    """Starts and limits, counted in what is kept."""
     start, limit = (
         list(step.params["start_indices"]),
         list(step.params["limit_indices"]),
@@ -206,12 +211,14 @@ def resize_slice(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
 
 
 def resize_split(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+    """The sizes of what is kept of each part."""
     axis = step.params["axis"]
     sizes = tuple(small_shape(v, m)[axis] for v, m in zip(step.outs, outs, strict=True))
     return step.params | {"sizes": sizes}
 
 
 def resize_slice_sizes(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+    """The sizes of the slices, without what is removed."""
     sizes = tuple(
         n if mask is None else int(mask.sum())
         for n, mask in zip(step.params["slice_sizes"], ins[0], strict=True)

@@ -13,6 +13,7 @@ from sparse_optax._compaction.program import Step
 
 
 def elementwise(step: Step) -> Wiring:
+    """Axes of the same place are the same; those of size 1 are broadcast."""
     shape = step.outs[0].shape
     ins = []
     for value in step.ins:
@@ -22,6 +23,7 @@ def elementwise(step: Step) -> Wiring:
 
 
 def one_by_one(step: Step) -> Wiring:
+    """Each result has the axes of one argument."""
     symbols = [
         tuple((k, i) for i in range(len(v.shape))) for k, v in enumerate(step.ins)
     ]
@@ -29,6 +31,7 @@ def one_by_one(step: Step) -> Wiring:
 
 
 def bitcast(step: Step) -> Wiring:
+    """An axis that is added or dropped holds the parts of a number."""
     shape, new = step.ins[0].shape, step.outs[0].shape
     common = tuple(
         i if n == m else FROZEN
@@ -56,6 +59,7 @@ def without(axes: Any) -> Callable[[Step], Wiring]:
 
 
 def dot_general(step: Step) -> Wiring:
+    """Axes that are summed over or are of a batch are those of both factors."""
     (left_sum, right_sum), (left_batch, right_batch) = step.params["dimension_numbers"]
     left = [("left", i) for i in range(len(step.ins[0].shape))]
     right = [("right", i) for i in range(len(step.ins[1].shape))]
@@ -71,6 +75,7 @@ def dot_general(step: Step) -> Wiring:
 
 
 def window(step: Step) -> Wiring:
+    """Axes that a window moves along are frozen."""
     params = step.params
     n = len(step.ins[0].shape)
     is_free = [
@@ -100,11 +105,13 @@ def along(name: str) -> Callable[[Step], Wiring]:
 
 
 def transpose(step: Step) -> Wiring:
+    """The axes in another order."""
     symbols = tuple(range(len(step.ins[0].shape)))
     return Wiring([symbols], [step.params["permutation"]])
 
 
 def broadcast_in_dim(step: Step) -> Wiring:
+    """Axes that keep their size are the same, and the others are new."""
     x, out = step.ins[0], step.outs[0]
     outs: list[Hashable] = [("new", i) for i in range(len(out.shape))]
     ins: list[Hashable] = [FROZEN] * len(x.shape)
@@ -116,6 +123,7 @@ def broadcast_in_dim(step: Step) -> Wiring:
 
 
 def stack(step: Step) -> Wiring:
+    """A new axis that is frozen."""
     symbols = tuple(range(len(step.ins[0].shape)))
     axis = step.params["axis"]
     out = (*symbols[:axis], FROZEN, *symbols[axis:])
@@ -123,6 +131,7 @@ def stack(step: Step) -> Wiring:
 
 
 def unstack(step: Step) -> Wiring:
+    """Each result has all axes but the one that is taken apart."""
     symbols = tuple(range(len(step.outs[0].shape)))
     axis = step.params["axis"]
     own = (*symbols[:axis], FROZEN, *symbols[axis:])
@@ -151,6 +160,7 @@ def fills_with_zeros_or_nan(step: Step) -> bool:
 
 
 def gather(step: Step) -> Wiring:
+    """Axes of the argument that are taken whole, and those of the indices."""
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     never_fills = _never_fills(step)
     x, indices = step.ins
@@ -172,6 +182,7 @@ def gather(step: Step) -> Wiring:
 
 
 def scatter(step: Step) -> Wiring:
+    """Axes of the argument that are written to as a whole."""
     numbers = step.params["dimension_numbers"]
     x, indices, updates = step.ins
     of_x: list[Hashable] = [FROZEN] * len(x.shape)
@@ -187,6 +198,7 @@ def scatter(step: Step) -> Wiring:
 
 
 def dynamic_slice(step: Step) -> Wiring:
+    """Axes that are taken whole."""
     shape, new = step.ins[0].shape, step.outs[0].shape
     symbols = tuple(
         i if n == m else FROZEN for i, (n, m) in enumerate(zip(shape, new, strict=True))
@@ -195,6 +207,7 @@ def dynamic_slice(step: Step) -> Wiring:
 
 
 def dynamic_update_slice(step: Step) -> Wiring:
+    """Axes that are written to as a whole."""
     x, update, *starts = step.ins
     symbols = tuple(
         i if n == m else FROZEN
