@@ -104,7 +104,7 @@ def set_masks(seed):
 
 
 def network(params, x):
-    return jnp.tanh(x @ params["a"]) @ params["b"]["c"] + params["b"]["d"]
+    return jnp.tanh(x @ params["a"]) @ params["b"]["c"] + params["b"]["d"][None]
 
 
 def compact(seed):
