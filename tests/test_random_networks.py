@@ -41,7 +41,9 @@ def program(fn, seed):
 def difference(actual, expected):
     """The largest one between two trees, relative to the largest number expected."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    actual, expected = jax.device_get(
+        (jax.tree.leaves(actual), jax.tree.leaves(expected))
+    )
     assert [a.shape for a in actual] == [b.shape for b in expected]
     largest = max(np.abs(b).max(initial=0) for b in expected)
     assert np.isfinite(largest) and largest > 0

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_optax._compaction import calls
-from sparse_optax._compaction.moves import small_shape
+from sparse_optax._compaction.moves import Masks, small_shape
 from sparse_optax._compaction.program import Program, Step, Value
 from sparse_optax._compaction.rules import RULES
 from sparse_optax._compaction.units import UnitTable
-
-Masks = list[np.ndarray | None]
 
 
 class Evaluation:

@@ -79,7 +79,7 @@ def check_shardings(argument: str, tree: Any) -> None:
             )
 
 
-def small_shape(shape: tuple, kept: Indices) -> tuple:
+def shape_of_kept(shape: tuple, kept: Indices) -> tuple:
     """The shape of a leaf without what is not kept."""
     sizes = {axis: indices.shape[-1] for axis, indices in kept.items()}
     return tuple(sizes.get(axis, n) for axis, n in enumerate(shape))
@@ -92,7 +92,7 @@ def _check_shape(x: Any, shape: tuple) -> None:
 
 def restore_shape(x: Any, shape: tuple, kept: Indices) -> jax.ShapeDtypeStruct:
     """The shape that a leaf had before."""
-    _check_shape(x, small_shape(shape, kept))
+    _check_shape(x, shape_of_kept(shape, kept))
     return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
@@ -120,7 +120,7 @@ def shrink(x: Any, shape: tuple, kept: Indices) -> Any:
 
 def expand(x: Any, shape: tuple, kept: Indices) -> Any:
     """A leaf with zeros where it was shrunk."""
-    _check_shape(x, small_shape(shape, kept))
+    _check_shape(x, shape_of_kept(shape, kept))
     for axis, indices in kept.items():
         put = functools.partial(_put, axis=axis, size=shape[axis])
         if indices.ndim == 2:

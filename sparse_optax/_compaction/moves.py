@@ -13,7 +13,7 @@ from sparse_optax._compaction.labels import FROZEN, freeze_all
 from sparse_optax._compaction.program import Step, Value
 from sparse_optax._compaction.units import UnitTable
 
-Masks = list[list[np.ndarray | None]]  # which positions are kept, of each axis
+Masks = list[np.ndarray | None]  # which positions are kept, of each axis
 ALL = "all"  # of the positions of an axis, in their order
 
 
@@ -173,7 +173,7 @@ def take_positions(units: np.ndarray, positions: np.ndarray) -> np.ndarray:
 # Parameters for smaller arrays.
 
 
-def small_shape(value: Value, masks: list[np.ndarray | None]) -> tuple:
+def small_shape(value: Value, masks: Masks) -> tuple:
     """The shape of what is kept."""
     return tuple(
         n if mask is None else int(mask.sum())
@@ -181,7 +181,7 @@ def small_shape(value: Value, masks: list[np.ndarray | None]) -> tuple:
     )
 
 
-def resize_to(name: str) -> Callable[[Step, Masks, Masks], dict[str, Any]]:
+def resize_to(name: str) -> Callable[[Step, list[Masks], list[Masks]], dict[str, Any]]:
     """Parameters one of which is the shape of the result."""
 
     def resize(step, ins, outs):
@@ -190,13 +190,13 @@ def resize_to(name: str) -> Callable[[Step, Masks, Masks], dict[str, Any]]:
     return resize
 
 
-def resize_reshape(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+def resize_reshape(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
     """The shape of what is kept, before it is indexed."""
     masks = [None if i in step.gathered else m for i, m in enumerate(outs[0])]
     return step.params | {"new_sizes": small_shape(step.outs[0], masks)}
 
 
-def resize_slice(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+def resize_slice(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
     """Starts and limits, counted in what is kept."""
     start, limit = (
         list(step.params["start_indices"]),
@@ -210,14 +210,16 @@ def resize_slice(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
     return step.params | {"start_indices": tuple(start), "limit_indices": tuple(limit)}
 
 
-def resize_split(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+def resize_split(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
     """The sizes of what is kept of each part."""
     axis = step.params["axis"]
     sizes = tuple(small_shape(v, m)[axis] for v, m in zip(step.outs, outs, strict=True))
     return step.params | {"sizes": sizes}
 
 
-def resize_slice_sizes(step: Step, ins: Masks, outs: Masks) -> dict[str, Any]:
+def resize_slice_sizes(
+    step: Step, ins: list[Masks], outs: list[Masks]
+) -> dict[str, Any]:
     """The sizes of the slices, without what is removed."""
     sizes = tuple(
         n if mask is None else int(mask.sum())

@@ -15,7 +15,7 @@ from sparse_optax._compaction.program import Program, Step, Sum
 from sparse_optax._compaction.units import UnitTable
 
 Facts = Callable[[Step, list[Fact]], list[Fact]]
-Resize = Callable[[Step, Masks, Masks], dict[str, Any]]
+Resize = Callable[[Step, list[Masks], list[Masks]], dict[str, Any]]
 
 
 class Rule(NamedTuple):
@@ -102,7 +102,7 @@ def _convolution(step: Step, table: UnitTable) -> None:
 
 
 def _resize_convolution(
-    step: Step, ins: moves.Masks, outs: moves.Masks
+    step: Step, ins: list[Masks], outs: list[Masks]
 ) -> dict[str, Any]:
     left, right, _ = step.params["dimension_numbers"]
     n, n_in = (
