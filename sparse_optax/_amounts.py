@@ -139,6 +139,7 @@ def target_of(
     sizes: np.ndarray,
     caps: np.ndarray,
     shapes: Sequence[tuple[int, ...]] | None,
+    round_to: int = 1,
 ) -> Target:
     """What the layers are to lose, those units included that they have lost.
 
@@ -150,8 +151,9 @@ def target_of(
         sizes: how many units each layer has.
         caps: how many units of each layer may be removed.
         shapes: of the weights of each layer, for "erk".
+        round_to: each layer keeps a multiple of so many units.
     """
-    most = jnp.maximum(caps, removed)
+    most = jnp.maximum(_rounded(caps, sizes, round_to), removed)
     if kind is None:
         return Target(most, jnp.sum(most))
     if np.ndim(value) or distribution == "uniform":
@@ -162,7 +164,14 @@ def target_of(
             return Target(most, total)
         wanted = _erk(total, sizes, shapes)
     wanted = jnp.maximum(wanted, removed)
-    return Target(jnp.minimum(wanted, most), jnp.sum(wanted))
+    by_layer = jnp.maximum(_rounded(wanted, sizes, round_to), removed)
+    return Target(jnp.minimum(by_layer, most), jnp.sum(wanted))
+
+
+def _rounded(removed: Any, sizes: np.ndarray, multiple: int) -> Any:
+    """Not more units of each layer, so that a multiple is kept, or all of them."""
+    missing = (removed - sizes) % multiple  # to the multiple, of what is kept
+    return jnp.maximum(removed - missing, 0)
 
 
 def _after(kind: Kind, value: Any, removed: jax.Array, size: Any) -> jax.Array:

@@ -125,6 +125,7 @@ class Resolved(NamedTuple):
             its first axis; 0 if it is one layer.
         sizes: how many units each layer has.
         most_removed: how many units of each layer may be removed.
+        round_to: a multiple of so many is kept.
         shapes: of the weights of each layer; None if units extend over several leaves.
         named: a tree with the names that patterns match: of leaves, or of units if
             these extend over several leaves.
@@ -134,6 +135,7 @@ class Resolved(NamedTuple):
     num_layers: dict[str, int]
     sizes: np.ndarray
     most_removed: np.ndarray
+    round_to: int
     shapes: list[Shape] | None
     named: Any
 
@@ -172,7 +174,13 @@ def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:
         allowed = int(leaf_structure.max_sparsity * int(sizes[name][0]))
         most[name] = np.minimum(most[name], allowed)
     return Resolved(
-        structure, num_layers, _join(sizes), _join(most), layer_shapes, named
+        structure,
+        num_layers,
+        _join(sizes),
+        _join(most),
+        getattr(structure, "round_to", 1),
+        layer_shapes,
+        named,
     )
 
 

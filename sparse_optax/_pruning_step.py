@@ -121,9 +121,16 @@ def _target_of(
     rules: Resolved, state: PruneState, removed: jax.Array, kind: Any, value: Any
 ) -> Target:
     """What the layers are to lose: `int64`."""
-    distribution = state.rules.distribution
-    sizes, most, shapes = rules.sizes, rules.most_removed, rules.shapes
-    return _amounts.target_of(kind, value, distribution, removed, sizes, most, shapes)
+    return _amounts.target_of(
+        kind,
+        value,
+        state.rules.distribution,
+        removed,
+        rules.sizes,
+        rules.most_removed,
+        rules.shapes,
+        rules.round_to,
+    )
 
 
 def _is_by_layer(state: PruneState, value: Any) -> bool:

@@ -55,3 +55,24 @@ def test_the_highest_of_a_group_are_kept():
 def test_a_wrong_multiple_raises():
     with pytest.raises(ValueError, match="round_to"):
         sparse_optax.channel_groups(fn, network(), jnp.ones((1, 5)), round_to=0)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6, 0.9])
+def test_each_group_keeps_a_multiple_under_uniform_amounts(sparsity):
+    params = network()
+    groups = sparse_optax.channel_groups(fn, params, jnp.ones((1, 5)), round_to=8)
+    tx = sparse_optax.prune_to_sparsity(
+        sparsity, structure=groups, distribution="uniform"
+    )
+    params, state = sparse_optax.prune(params, tx.init(params), sparsity=sparsity)
+    kept = [int(units.sum()) for units in kept_units(sparse_optax.get_masks(state))]
+    wanted = [(n - round(sparsity * n), n) for n in SIZES[1:3]]
+    assert kept == [min(-(-n // 8) * 8, size) for n, size in wanted]
+    assert int(state.shortfall) == sum(kept) - sum(n for n, _ in wanted)
+
+
+def test_minimums_are_rounded_up():
+    params = network()
+    groups = sparse_optax.channel_groups(fn, params, jnp.ones((1, 5)), round_to=8)
+    _, masks = sparse_optax.one_shot(params, 1.0, structure=groups, min_kept=5)
+    assert [int(units.sum()) for units in kept_units(masks)] == [8, 8]

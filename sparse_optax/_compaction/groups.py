@@ -82,8 +82,11 @@ class ChannelGroups:
         shapes: of the leaves, with their names.
         declined: the axes that have no units.
         round_to: pruning removes this many units of a group at a time, lowest scores
-            first, so that a multiple of it is left, or none. Where that does not give
-            the exact amount, one group keeps another number.
+            first, so that a multiple of it is left, or none. An amount of all groups
+            together is exact: where no multiples give it, one group keeps another
+            number. Of an amount of each group (`distribution="uniform"`, or a dict),
+            and of `min_kept` and `max_sparsity`, multiples are kept, rounded up: what
+            is not removed is in `shortfall`.
     """
 
     groups: tuple[ChannelGroup, ...]
