@@ -292,5 +292,5 @@ def test_groups_are_printed():
 
 
 def test_a_function_that_is_none():
-    with pytest.raises(TypeError, match="fn must be a function of params and inputs"):
+    with pytest.raises(TypeError, match="fn must be callable"):
         so.channel_groups(NETWORKS["mlp"].params(), mlp)

@@ -271,7 +271,7 @@ def test_tied_weights_stay_tied():
 
 
 def test_wrong_arguments():
-    with pytest.raises(TypeError, match="fn must be a function"):
+    with pytest.raises(TypeError, match="fn must be callable"):
         so.compact(PARAMS, mlp, X)
     with pytest.raises(TypeError, match=r"compact.*Compact before it, and apply"):
         jax.jit(lambda params: so.compact(mlp, params, X).params)(PARAMS)

@@ -87,6 +87,17 @@ def test_the_training_mode_returns_smaller_statistics(linen):
     assert compacted.apply(variables, IMAGES).shape == (4, 2)
 
 
+def test_a_function_that_reads_fewer_leaves(linen):
+    model = Linen()
+
+    def train(variables, x):  # without the statistics, old or new
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])[0]
+
+    compacted = so.compact(lambda v, x: model.apply(v, x), linen, IMAGES)
+    found = compacted.convert(train).apply(compacted.params, IMAGES)
+    assert_same(found, train(linen, IMAGES))
+
+
 class Nnx(nnx.Module):
     def __init__(self, rngs):
         self.hidden = nnx.Linear(4, 6, rngs=rngs)
@@ -161,3 +172,34 @@ def test_training_goes_on_as_that_of_the_masked_network(name, optimizer):
     assert_same(small, compacted.shrink(params), 1e-4)
     assert_same(compacted.expand(small), params, 1e-4)
     assert_same(small_state, compacted.shrink(state), 1e-4)
+
+
+def test_gradual_pruning_starts_anew_on_a_smaller_network():
+    net = NETWORKS["mlp"]
+    params, x = net.params(), net.inputs()
+    tx = so.prune_to_sparsity(0.8, mask=None, min_kept=4)
+    params, state = so.apply_masks(params, net.masks_of_two_thirds()), tx.init(params)
+    state = so.set_masks(state, net.masks_of_two_thirds())
+    compacted = so.compact(net.fn, params, x)
+    small, state = compacted.params, compacted.shrink(state)
+    assert so.sparsity(so.get_masks(state)) == 0
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, small), state, small)
+    small = optax.apply_updates(small, updates)
+    so.check_sparsity(small, state)
+    size = sum(w.size for w in jax.tree.leaves(small))
+    assert sum(int(m.sum()) for m in jax.tree.leaves(so.get_masks(state))) == max(
+        size - round(0.8 * size), sum(min(4, w.size) for w in jax.tree.leaves(small))
+    )
+
+
+def test_minimums_above_the_size_of_a_smaller_leaf_keep_all_of_it():
+    net = NETWORKS["mlp"]
+    params, x = net.params(), net.inputs()
+    smallest = min(w.size for w in jax.tree.leaves(params))
+    tx = so.prune_by_magnitude(1.0, mask=None, min_kept=smallest)
+    state = so.set_masks(tx.init(params), net.masks_of_two_thirds())
+    params = so.apply_masks(params, net.masks_of_two_thirds())
+    compacted = so.compact(net.fn, params, x)
+    _, state = so.prune(compacted.params, compacted.shrink(state), 1.0)
+    for mask in jax.tree.leaves(so.get_masks(state)):
+        assert mask.sum() == min(smallest, mask.size)

@@ -35,11 +35,9 @@ def analyse(
     """Traces a function, and finds the units of all axes.
 
     Raises:
-        TypeError: if `fn` is not a function, or if params has other leaves than arrays.
+        TypeError: if params has other leaves than arrays.
         ValueError: if two leaves have one name.
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be a function of params and inputs; got {fn!r}.")
     _fit.check_tree(params, "params")
     with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))
     names = [_trees.leaf_name(path) for path, _ in with_path]

@@ -84,6 +84,9 @@ def compact(
         <https://doi.org/10.1016/j.softx.2021.100907>`_, 2022, remove zero channels from
         modules of PyTorch. Here units and zeros are found in the traced equations.
     """
+    _arguments.check_callable("fn", fn)
+    if not isinstance(check, bool):
+        raise TypeError(f"check must be a boolean; got {check!r}.")
     _arguments.check_integer("round_to", round_to, low=1)
     _fit.check_concrete(params, "compact", "Compact before it, and apply inside.")
     if check and any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):

@@ -64,6 +64,7 @@ def channel_groups(
         couplings like these by hand; Fang et al, `DepGraph
         <https://arxiv.org/abs/2301.12900>`_, 2023, find them in modules of PyTorch.
     """
+    _arguments.check_callable("fn", fn)
     _arguments.check_integer("round_to", round_to, low=1)
     found = analysis.analyse(fn, params, inputs, freeze_results=True)
     groups, declined = find_groups(found)
@@ -114,7 +115,7 @@ def find_groups(
             continue
         if len(units) == 1:  # an axis of size 1, that holds all of a layer
             continue
-        first = next((m for m in members if _is_last_of_many(m, found)), members[0])
+        first = _first_member(members, found)
         name = f"{first.leaf}:{first.axis}"
         if first[2:] != (0, 1, 1) or name in groups:
             name += f"[{first.start}+{first.before}x{len(units)}x{first.after}]"
@@ -146,10 +147,21 @@ def _members(
     return found
 
 
-def _is_last_of_many(member: Member, found: Analysis) -> bool:
-    """Whether a member is the last axis of a matrix: what a layer writes, in flax."""
-    rank = len(found.program.ins[found.names.index(member.leaf)].shape)
-    return rank > 1 and member.axis == rank - 1
+def _first_member(members: list[Member], found: Analysis) -> Member:
+    """The member that gives a group its name: the last axis of a matrix, if any is.
+
+    That is what a layer writes, in flax. A bias may be a matrix too, and comes after
+    the kernel of its layer.
+    """
+
+    def rank_if_last(member):
+        rank = len(found.program.ins[found.names.index(member.leaf)].shape)
+        return rank if rank > 1 and member.axis == rank - 1 else 0
+
+    first = next(filter(rank_if_last, members), members[0])
+    layer, slash, _ = first.leaf.rpartition("/")
+    beside = [m for m in members if slash and m.leaf.startswith(layer + slash)]
+    return max(beside or [first], key=rank_if_last)
 
 
 def _kinds(found: Analysis) -> dict[str, np.ndarray]:
