@@ -1,9 +1,11 @@
 """Networks drawn at random stay the functions they are when they are compacted."""
 
 import functools
+import itertools
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import first_unmarked
@@ -51,12 +53,25 @@ def difference(actual, expected):
     return float(max(gaps) / largest)
 
 
-def size_of(params):
-    return sum(w.size for w in jax.tree.leaves(params))
+def units_with(net, tree):
+    """For each unit, whether a leaf is not zero in any of its slices."""
+    return np.array(
+        [
+            any(tree[key][name][index].any() for key, name, index in slices)
+            for slices in (
+                unit.writes + unit.reads for unit in itertools.chain(*net.groups)
+            )
+        ],
+        bool,
+    )
 
 
-def differences(seed):
-    """What compacting a network changes, each relative to the largest; its sizes."""
+def compare(seed):
+    """Compacts a network: what changes, and how many units are dead and removed.
+
+    Differences are relative to the largest number. A unit is dead if the outputs have
+    no derivative along its weights: `jax.jvp` is 0 along each of its slices.
+    """
     net = network(seed)
     rng = np.random.default_rng(seed)
     params = kill_units(net, rng, share=rng.choice([0.2, 0.5, 0.9]))
@@ -66,14 +81,21 @@ def differences(seed):
     found, found_grads = run_compacted(compacted.params, net.inputs)
     expand = quickly_compiled(compacted.expand)
     expanded, _ = run(expand(compacted.params), net.inputs)
+    params, grads = jax.device_get((params, grads))
+    derivatives = jax.tree.map(lambda w, g: (w != 0) & (g != 0), params, grads)
+    ones = jax.tree.map(jnp.ones_like, compacted.params)
+    alive = units_with(net, derivatives)
+    kept = units_with(net, jax.device_get(expand(ones)))
     return {
         "outputs": difference(found, outputs),
         "expanded": difference(expanded, found),
         "gradients": difference(found_grads, compacted.shrink(grads)),
-    }, (size_of(params), size_of(compacted.params))
+        # Constant units have derivatives, and become part of a bias.
+        "alive": 0.0 if compacted.folded else float(np.sum(alive & ~kept)),
+    }, (int(np.sum(~alive)), int(np.sum(~kept)))
 
 
-LIMITS = {"outputs": 1e-5, "expanded": 1e-5, "gradients": 1e-4}
+LIMITS = {"outputs": 1e-5, "expanded": 1e-5, "gradients": 1e-4, "alive": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -87,5 +109,10 @@ def part(request):
 @hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
 @hypothesis.given(seed=st.integers(0, 2**31))
 def test_compacted_networks_are_the_same_functions(part, seed):
-    found, _ = differences(seed)
+    found, _ = compare(seed)
     assert {name: x for name, x in found.items() if x > LIMITS[name]} == {}
+
+
+def test_most_dead_units_are_removed():
+    dead, removed = np.sum([compare(seed)[1] for seed in range(20)], axis=0)
+    assert removed > 0.5 * dead
