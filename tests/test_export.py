@@ -197,7 +197,7 @@ def test_all_ways_to_multiply_compute_the_same_network(name):
     total = sum(w.size for w in jax.tree.leaves(variables.params))
     kept = sum(int(jnp.count_nonzero(w)) for w in jax.tree.leaves(variables.params))
     assert kept == total - round(float(np.float32(0.9)) * total)
-    summary = {"network": name, "dataset": "mnist"}
+    summary = {"network": name, "dataset": "mnist", "structure": "unstructured"}
     whole = compaction.runnable(summary, variables)
     compacted = compaction.compact(whole)
     (images,) = whole.random_inputs(3)
@@ -217,7 +217,7 @@ def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
         np.ones((10, 784), np.float32), np.zeros((10, 1), np.float32), None, None
     )
     monkeypatch.setattr(matrices, "layers_of", lambda params, inputs=None: [layer])
-    summary = {"network": "lenet300", "dataset": "mnist"}
+    summary = {"network": "lenet300", "dataset": "mnist", "structure": "unstructured"}
     with pytest.raises(ExperimentError, match="computes another network"):
         latency.measure_network(summary, variables, turns=1)
 

@@ -64,7 +64,8 @@ def measure(settings: Settings) -> Row:
     for path in settings.runs:
         summary, dense, final = networks_of(RunFolder(path))
         networks = {summary["sparsity"]: final}
-        if is_lenet(summary) and summary["structure"] == "unstructured":
+        if has_matrices(summary) and not summary.get("pruned_from"):
+            # Its dense network has not been seen in another run.
             networks = {x: pruned(dense, x) for x in PRUNED_AT_ONCE} | networks
         for sparsity, network in networks.items():
             run = outcome(summary)
@@ -79,13 +80,15 @@ def outcome(summary: Row) -> Row:
     """Returns what is stored of a run."""
     key = metric_of(summary).key
     settings = "experiment", "config_id", "seed", "network", "dataset"
-    names = *settings, "structure", "regularizer", f"dense_test_{key}", f"test_{key}"
+    pruning = "structure", "distribution", "regularizer"
+    names = *settings, *pruning, f"dense_test_{key}", f"test_{key}"
     found = {name: summary[name] for name in names} | {"metric": key}
     return found | {"pruned_from": summary.get("pruned_from")}  # older runs have none
 
 
-def is_lenet(summary: Row) -> bool:
-    return summary["network"].startswith("lenet")
+def has_matrices(run: Row) -> bool:
+    """Returns whether sparse matrices are measured too: of LeNets with single zeros."""
+    return run["network"].startswith("lenet") and run["structure"] == "unstructured"
 
 
 def pruned(network: Variables, sparsity: float) -> Variables:
@@ -136,7 +139,7 @@ def variants(
         f"{AS_TRAINED}, again": lambda: as_trained(variables, *on_device),
         COMPACTED: lambda: apply(smaller, *on_device),
     }
-    if is_lenet(summary):
+    if has_matrices(summary):
         white = FORMATS[summary["dataset"]].white
         found |= matrices.variants(network.variables, compacted, white, *inputs)
     return found
@@ -150,7 +153,7 @@ def show(found: Row) -> str:
         | {name: f"{ratio:.2f}" for name, ratio in row["ratios"].items()}
         for run in found["runs"]
         for row in run["rows"]
-        if is_lenet(run) and run["structure"] == "unstructured"
+        if has_matrices(run)
     ]
     return f"{table(found, trained)}\n{markdown(others)}"
 
@@ -167,8 +170,8 @@ def compacted_row(run: Row) -> dict[str, str]:
     found["multiplications"] = f"{after['multiplications']:,}, {fewer:.1f}x fewer"
     for row in run["rows"]:
         found[f"time, batch {row['batch']}"] = f"{row['ratios'][COMPACTED]:.2f}"
-    found["its sparse file, bytes"] = f"{run['compacted_bytes']['sparse']:,}"
-    found["of all, dense"] = f"{run['bytes']['dense']:,}"
+    found["sparse file, compacted, bytes"] = f"{run['compacted_bytes']['sparse']:,}"
+    found["dense file, bytes"] = f"{run['bytes']['dense']:,}"
     return found
 
 
@@ -177,6 +180,8 @@ def which(run: Row) -> dict[str, str]:
     pruned = "at once"
     if run["trained"]:
         unit = "units" if run["structure"] == "units" else "weights"
+        if run.get("distribution") == "uniform":
+            unit += " of each layer alike"
         if run["pruned_from"]:
             unit = "units, then weights"
         pruned = f"{unit}, {run['regularizer']}"

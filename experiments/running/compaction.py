@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sparse_optax
+from experiments.cost.measurement import ratios
 from experiments.data.images import FORMATS
 from experiments.networks import NETWORKS
 from experiments.networks.encoder_decoder import Shape
@@ -22,6 +23,7 @@ from experiments.settings import ExperimentError
 
 WEIGHTS, PROGRAM = "compacted.safetensors", "compacted.stablehlo"
 PLATFORMS = "cpu", "cuda", "tpu"
+TIMED_BATCH = 256
 Inputs = tuple[np.ndarray, ...]  # of an example: an image, or the tokens of two texts
 
 
@@ -37,6 +39,22 @@ def sizes(compacted: sparse_optax.Compacted) -> Row:
     """Returns the sizes of a network before and after, as JSON data."""
     before, after = compacted.total
     return {"before": dataclasses.asdict(before), "after": dataclasses.asdict(after)}
+
+
+def time_ratio(
+    logits: Callable[..., jax.Array],
+    variables: Variables,
+    compacted: sparse_optax.Compacted,
+    examples: tuple[jax.Array, ...],
+) -> float:
+    """Returns the time that the smaller network takes, relative to the given one."""
+    given, smaller = jax.jit(logits), jax.jit(compacted.apply)
+    found = ratios(
+        {"smaller": lambda: smaller(compacted.params, *examples)},
+        lambda: given(variables, *examples),
+        turns=21,
+    )
+    return found["smaller"]
 
 
 def runnable(summary: Row, network: Variables) -> Runnable:

@@ -67,7 +67,9 @@ def main(settings: Settings) -> None:
     terminal.print_files(console, summaries)
     if settings.compact:
         for folder, summary in zip(folders, summaries, strict=True):
-            terminal.print_compacted(console, summary["compacted"], folder.path)
+            terminal.print_compacted(console, summary["compacted"])
+            for file, size in summary["compacted"]["bytes"].items():
+                console.print(f"{folder.path / file}: {size:,} bytes", soft_wrap=True)
 
 
 def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:

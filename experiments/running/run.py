@@ -170,6 +170,8 @@ class Run:
 
     def test(self) -> Row:
         best = self.pruning.best
+        compacted = self.problem.compact(best.variables)
+        examples = self.problem.examples(compaction.TIMED_BATCH)
         return {
             **self.config.to_dict(),
             "config_id": self.config.config_id,
@@ -177,7 +179,10 @@ class Run:
             "validation_bound": self.bound,
             **loop.sizes(best),
             "bytes": export.write(self.folder.path, best.variables),
-            "compacted": compaction.sizes(self.problem.compact(best.variables)),
+            "compacted": compaction.sizes(compacted),
+            "compacted_time": compaction.time_ratio(
+                self.problem.logits, best.variables, compacted, examples
+            ),
             "magnitudes": loop.magnitudes(self.dense_variables.params, best.params),
             "devices": self.problem.devices.number,  # of those in `hardware`
             **self.environment,

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
@@ -94,7 +93,8 @@ def print_summary(console: Console, summary: Row) -> None:
     title = "{network} on {dataset}, {regularizer}, seed {seed}".format_map(summary)
     console.print(table_of(title, outcome), table_of("Part by part", sizes))
     if "compacted" in summary:  # older runs have none, of these and of files
-        print_compacted(console, summary["compacted"])
+        print_compacted(console, summary["compacted"], summary.get("compacted_time"))
+        console.print("`python -m experiments export --compact` writes it.")
     console.print(f"{summary['wall_seconds']:.0f} seconds")
     if "bytes" in summary:
         print_files(console, [summary])
@@ -109,8 +109,8 @@ def print_summary(console: Console, summary: Row) -> None:
         )
 
 
-def print_compacted(console: Console, sizes: Row, folder: Path | None = None) -> None:
-    """Prints how small a network is as a dense one, and its files."""
+def print_compacted(console: Console, sizes: Row, time: float | None = None) -> None:
+    """Prints how small a network is as a dense one, and how fast."""
     before, after = sizes["before"], sizes["after"]
     name = "multiplications"
     console.print(
@@ -119,11 +119,8 @@ def print_compacted(console: Console, sizes: Row, folder: Path | None = None) ->
         f"{before['weights']:,} weights, zeros included.",
         soft_wrap=True,
     )
-    if folder is None:
-        console.print("`python -m experiments export --compact` writes it.")
-    else:
-        for file, size in sizes["bytes"].items():
-            console.print(f"{folder / file}: {size:,} bytes", soft_wrap=True)
+    if time is not None:
+        console.print(f"It computes a batch {1 / time:.1f} times as fast.")
 
 
 def print_files(console: Console, summaries: list[Row]) -> None:

@@ -64,8 +64,8 @@ class ImageProblem(Problem):
     def logits(self, variables: Variables, *inputs: jax.Array) -> jax.Array:
         return self.network.logits(variables, *inputs)
 
-    def example(self) -> tuple[jax.Array, ...]:
-        return (jnp.asarray(self.dataset.validation.images[:1]),)
+    def examples(self, number: int) -> tuple[jax.Array, ...]:
+        return (jnp.asarray(self.dataset.validation.images[:number]),)
 
     def test(self, dense: Variables, sparse: Variables) -> Row:
         test, found = self.dataset.read_test(), {}

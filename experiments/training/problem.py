@@ -43,17 +43,17 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def logits(self, variables: Variables, *inputs: jax.Array) -> jax.Array:
-        """Returns what a network computes of inputs such as those of `example`."""
+        """Returns what a network computes of inputs such as those of `examples`."""
 
     @abc.abstractmethod
-    def example(self) -> tuple[jax.Array, ...]:
-        """Returns the inputs of one example."""
+    def examples(self, number: int) -> tuple[jax.Array, ...]:
+        """Returns the inputs of examples, as many as there are up to a number."""
 
     def compact(self, variables: Variables) -> sparse_optax.Compacted:
         """Returns a network without the units that nothing reads."""
         # Without a check: nothing at its end may cost a run its summary.
         return sparse_optax.compact(
-            self.logits, variables, *self.example(), check=False
+            self.logits, variables, *self.examples(1), check=False
         )
 
     def units(self) -> sparse_optax.ChannelGroups:
@@ -61,7 +61,7 @@ class Problem(abc.ABC):
         params, statistics = self.variables
         return sparse_optax.channel_groups(
             lambda params, *inputs: self.logits(Variables(params, statistics), *inputs),
-            *(params, *self.example()),
+            *(params, *self.examples(1)),
         )
 
     @abc.abstractmethod

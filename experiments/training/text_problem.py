@@ -169,9 +169,9 @@ class TextProblem(Problem):
         source, target = inputs
         return self.network.logits(variables.params, source, target)
 
-    def example(self) -> tuple[jax.Array, ...]:
+    def examples(self, number: int) -> tuple[jax.Array, ...]:
         source, target = self.batches.at(0)
-        return jnp.asarray(source[:1]), jnp.asarray(target[:1, :-1])
+        return jnp.asarray(source[:number]), jnp.asarray(target[:number, :-1])
 
     def test(self, dense: Variables, sparse: Variables) -> Row:
         pairs, key = self.corpus.read_test(), self.config.metric.key
