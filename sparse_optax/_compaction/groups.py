@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparse_optax import _counts, _exact_sums, _leaves, _trees
+from sparse_optax import _exact_sums, _leaves, _trees
 from sparse_optax._selection import Units
 from sparse_optax._structures import Arrays, Shape
 
@@ -212,20 +212,23 @@ class ChannelGroups:
         """The units of each group."""
         units = {}
         for group in self:
-            with _counts.exact_numbers():
-                total, num = 0, 0
-                for member in group.members:
-                    mask = masks[member.leaf]
-                    square = jnp.square(scores[member.leaf].astype(jnp.float32))
-                    total += _sum_by_unit(
-                        jnp.where(mask, square, 0), member, group.size
-                    )
-                    num += _sum_by_unit(mask, member, group.size)
-                mean = jnp.sqrt(total / jnp.maximum(num, 1)).astype(jnp.float32)
-                kept = jnp.asarray(num > 0)
-                if self.round_to > 1:
-                    mean = _best_of_bundle(mean, kept, self.round_to)
-                units[group.name] = Units(mean, kept)
+            # In one array: an exact sum for each member would take long to compile.
+            weights, mask = (
+                jnp.concatenate(
+                    [
+                        by_unit(x[m.leaf].astype(dtype), m, group.size)
+                        for m in group.members
+                    ],
+                    axis=1,
+                )
+                for x, dtype in ((scores, jnp.float32), (masks, bool))
+            )
+            squares = jnp.square(weights)
+            mean = jnp.sqrt(_exact_sums.mean_of_kept(squares, mask, [1])[:, 0])
+            kept = jnp.any(mask, axis=1)
+            if self.round_to > 1:
+                mean = _best_of_bundle(mean, kept, self.round_to)
+            units[group.name] = Units(mean, kept)
         return units
 
     def to_masks(self, kept: Arrays, masks: Arrays) -> dict[str, jax.Array]:
@@ -279,10 +282,6 @@ def by_unit(x: jax.Array, member: Member, size: int) -> jax.Array:
     x = jnp.moveaxis(x, member.axis, 0)
     x = x.reshape(member.before, size, member.after, -1)
     return jnp.moveaxis(x, 1, 0).reshape(size, -1)
-
-
-def _sum_by_unit(x: jax.Array, member: Member, size: int) -> jax.Array:
-    return _exact_sums.sum_along(by_unit(x, member, size), [1])[:, 0]
 
 
 def spread_units(x: jax.Array, member: Member, shape: Shape, fill: Any) -> jax.Array:
