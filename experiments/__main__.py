@@ -1,4 +1,4 @@
-"""The command line: a subcommand for each task, and others that use runs."""
+"""The command line: a subcommand for each task, and other commands."""
 
 import importlib
 import inspect
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def parse(arguments: list[str]) -> tuple[Any, Callable[[Any], None]]:
-    """Returns the settings that a command line asks for, and what to call with them."""
+    """Parses a command line into settings and the function to call with them."""
     program, (name, *rest) = "python -m experiments", arguments or ["--help"]
     if name in COMMANDS:
         module = importlib.import_module(COMMANDS[name])
@@ -61,7 +61,7 @@ def run(config: Config) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs a command; a user error ends it with one line."""
+    """Runs a command; a user error exits with a message of one line."""
     try:
         settings, function = parse(arguments)
         settings.validate()
@@ -70,12 +70,12 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes", file=sys.stderr, flush=True)
-        # At once: the threads of XLA cannot be stopped, and would crash a Python that
-        # shuts down around them.
+        # Exits at once: the threads of XLA cannot be stopped, and would crash Python
+        # while it shuts down.
         os._exit(130)
 
 
 if __name__ == "__main__":
-    # The C++ side of XLA and of the record reader is chatty about its own workings.
+    # Silences the C++ logs of XLA and of the record reader, except for errors.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     main(sys.argv[1:])

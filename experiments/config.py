@@ -1,4 +1,4 @@
-"""The settings of a run of each kind, and its identity."""
+"""The settings of each kind of run, and the names of runs."""
 
 import dataclasses
 import hashlib
@@ -29,12 +29,12 @@ Distribution = Literal["global", "uniform", "erk"]
 Control = Literal["none", "permuted", "mean"]
 
 DECAYS = "relevance", "l2", "l1", "lobster"
-SPARSE = "rigl", "set", "static"  # trained from random masks on
-AT_INIT = "snip", *SPARSE  # before any training
+SPARSE = "rigl", "set", "static"  # trained with random masks
+AT_INIT = "snip", *SPARSE  # pruned before any training
 STRUCTURE = (
     r"unstructured|units|channel|block[1-9]\d*x[1-9]\d*|(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)"
 )
-# What has an effect where relevance decays weights, or ranks them.
+# Settings that have an effect only if relevance decays weights, or ranks them.
 OF_RELEVANCE = {"regularizer": ("relevance",)}, {"criterion": ("relevance",)}
 
 
@@ -43,17 +43,17 @@ class Form:
     """How the irrelevance I of a weight is computed."""
 
     measure: Literal["gradient", "saliency", "per-example"] = "gradient"
-    """The size of the gradient, |g|; |g * w|; or the mean of |g| over the examples of a
-    batch."""
+    """|g|, with the gradient g (gradient); |g * w| (saliency); or the mean of |g| over
+    the single examples of a batch (per-example)."""
     memory: float = setting(0.0, "[0, 1)")
     """Decay of the running mean of the measure; 0 uses the latest value."""
     unit: Literal["absolute", "leaf", "network", "quantile"] = "absolute"
-    """What --scale is relative to: nothing, or the running root mean square of the
-    measure over the leaf or the network. With quantile, --scale is the share of each
-    leaf that is spared, and all other weights decay in full."""
+    """What --scale is relative to: nothing (absolute), or the running root mean square
+    of the measure over the leaf or the network. With quantile, --scale is the fraction
+    of each leaf that does not decay; all other weights decay at full strength."""
     control: Control = "none"
-    """What replaces I: I permuted at random within each leaf at every update, or the
-    mean of I over the leaf."""
+    """What replaces I: a random permutation of I within each leaf at every update
+    (permuted), or the mean of I over the leaf (mean)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +74,17 @@ class Config:
     """Determines the initial weights and the order of the batches."""
     out: Path | None = place(None)
     """Folder of the run; by default runs/TASK-REGULARIZER[-PRUNE]-seedSEED, with PRUNE
-    if it is not gated. An interrupted run resumes from its last checkpoint there."""
+    unless it is gated. An interrupted run resumes from its last checkpoint there."""
     data_dir: Path | None = place(None)
     """Folder of the data sets; by default ~/tensorflow_datasets. Bundled data sets,
     such as digits, need none."""
     dense_from: Path | None = place(None)
-    """Folder of a run whose dense network is used instead of training it again. All
-    settings that it depends on must be equal. Its training time is not counted."""
+    """Folder of a run whose dense network is reused instead of trained again. All
+    settings that affect it must be equal. Its training time is not counted."""
     checkpoint_every: int = place(25, "[1, inf)")
     """Rounds of training between checkpoints."""
     data_parallel: bool = place(False)
-    """Divide every batch among all devices."""
+    """Split every batch among all devices."""
 
     regularizer: Regularizer = after_dense("relevance")
     """The penalty between pruning steps: 2*strength*I*w with the irrelevance I
@@ -93,58 +93,58 @@ class Config:
     strength: float = after_dense(1e-4, "[0, inf)", only={"regularizer": DECAYS})
     """Coefficient of the regularizer right after a pruning step (gamma)."""
     scale: float = after_dense(1.0, "(0, inf)", only=OF_RELEVANCE)
-    """A gradient this large makes the irrelevance of a weight exp(-1) (alpha)."""
+    """Size of the gradient at which irrelevance is exp(-1) (alpha)."""
     strength_decay_epochs: float = after_dense(
         0.0, "[0, inf)", only={"regularizer": DECAYS}
     )
-    """Epochs after a pruning step in which the strength decays linearly to zero; 0
+    """Epochs over which the strength decays linearly to zero after a pruning step; 0
     keeps it constant."""
     form: tyro.conf.OmitArgPrefixes[Form] = after_dense(Form(), only=OF_RELEVANCE)
-    """Form of the relevance; by default that of the paper."""
+    """Form of the relevance; by default the form of the paper."""
     decoupled: bool = after_dense(
         False, only={"regularizer": ("relevance", "l2", "l1")}
     )
-    """Add the regularizer to the update, as AdamW does, and not to the gradient. The
-    learning rate scales it either way."""
+    """Add the regularizer to the update, as AdamW does, rather than to the gradient.
+    The learning rate scales it either way."""
 
     prune: Prune = after_dense("gated")
-    """When to prune: whenever the validation metric exceeds the bound (gated), to a
-    target sparsity along a cubic schedule (gradual), or before any training: weights of
-    least |g*w| on one batch (snip), or random ones. At every interval some of those are
-    exchanged for weights of large gradients (rigl), for random ones (set), or none are
-    (static)."""
+    """When to prune: whenever the validation metric exceeds the bound (gated), along a
+    cubic schedule to a target sparsity (gradual), or before any training: the weights
+    with the smallest |g*w| on one batch (snip), or random weights. Random masks stay
+    fixed (static), or at every interval some weights are pruned and others regrown: the
+    ones with the largest gradients (rigl), or random ones (set)."""
     target_sparsity: float = after_dense(
         0.9, "[0, 1)", only={"prune": ("gradual", *AT_INIT)}
     )
-    """Fraction of the weights that is removed in the end, if pruning is not gated."""
+    """Fraction of the weights that is pruned in the end, if pruning is not gated."""
     fraction: float = after_dense(0.04, "(0, 1)", only={"prune": ("gated",)})
     """Fraction of the remaining weights that one gated pruning step removes."""
     pruned_from: str | None = after_dense(None, only={"prune": ("gated",)})
-    """Folder of a finished run whose sparse network is pruned further: what is zero in
-    it stays zero."""
+    """Folder of a finished run whose sparse network is pruned further. Its zeros stay
+    zero."""
     criterion: Criterion = after_dense(
         "magnitude", only={"prune": ("gated", "gradual")}
     )
-    """What ranks weights: |w| (magnitude), |g*w| on one batch (saliency), an order that
-    never changes (random), or |w| * (1 - I) with the irrelevance I (relevance)."""
+    """Score that ranks weights: |w| (magnitude), |g*w| on one batch (saliency), a fixed
+    random number (random), or |w| * (1 - I) with the irrelevance I (relevance)."""
     structure: str = after_dense(
         "unstructured", only={"prune": ("gated", "gradual", "snip")}
     )
-    """What is removed as a whole, of kernels alone: N:M for all but N of M inputs in a
-    row, such as 2:4; blockHxW, such as block4x4; channel for all weights of an output;
-    or each weight of any leaf (unstructured). With units, all weights that write or
-    read a hidden feature or channel, of any leaves: what is left is a smaller network;
-    relevance and l1 then shrink whole units."""
+    """What is removed as a whole: single weights of any leaf (unstructured); in kernels
+    only, all but N of M consecutive inputs (N:M, such as 2:4), blocks (blockHxW, such
+    as block4x4) or all weights of an output (channel); or, in any leaf, all weights
+    that write or read a hidden feature or channel (units), which leaves a smaller
+    network. With units, relevance and l1 shrink whole units."""
     distribution: Distribution = after_dense("global")
-    """How what is removed is spread over leaves: as one ranking of all (global), as the
-    same share of each (uniform), or by Erdos-Renyi kernel densities (erk)."""
+    """How sparsity is distributed over leaves: by one ranking of all weights (global),
+    the same for each leaf (uniform), or by Erdos-Renyi kernel densities (erk)."""
     bound: float = after_dense(0.98, "[0, inf)", only={"prune": ("gated",)})
-    """Prune whenever the validation metric exceeds this: an accuracy, or a BLEU of up
-    to 100. With --relative-bound, the accepted loss against the dense network."""
+    """Prune whenever the validation metric exceeds this: an accuracy, or a BLEU score
+    of up to 100. With --relative-bound, the accepted drop below the dense network."""
     relative_bound: bool = after_dense(False, only={"prune": ("gated",)})
     """Subtract the bound from the validation metric of the dense network."""
     interval: int = setting(250, "[1, inf)")
-    """Updates between evaluations, and so at least between pruning steps."""
+    """Updates between evaluations, and the minimum between pruning steps."""
     epochs: int = after_dense(75, "[1, inf)")
     """Maximum number of epochs of iterative pruning."""
     patience: int | None = after_dense(None, "[1, inf)", only={"prune": ("gated",)})
@@ -157,9 +157,9 @@ class Config:
     bfloat16: bool = False
     """Compute in bfloat16, with params in float32."""
     optimizer: Literal["adam", "sgd"] = after_dense("adam")
-    """Optimizer of pruning and fine-tuning; sgd has momentum 0.9."""
+    """Optimizer for pruning and fine-tuning; sgd has momentum 0.9."""
     dense_optimizer: Literal["adam", "sgd"] = "adam"
-    """Optimizer of dense training."""
+    """Optimizer for dense training."""
     b1: float = setting(0.9, "[0, 1)")
     """Adam beta1."""
     b2: float = setting(0.999, "[0, 1)")
@@ -171,14 +171,14 @@ class Config:
     dense_learning_rate: float = setting(1e-3, "(0, inf)")
     """Initial learning rate of dense training."""
     warmup_steps: int = setting(0, "[0, inf)")
-    """Updates of linear warmup before dense training."""
+    """Updates of linear warmup at the start of dense training."""
     learning_rate: float = after_dense(1e-3, "(0, inf)")
     """Initial learning rate of pruning."""
     schedule: Literal["constant", "cosine"] = after_dense("constant")
     """Learning rate schedule of pruning."""
     finetune_epochs: int = after_dense(0, "[0, inf)")
-    """Epochs of training after pruning: the sparsest network that met the bound,
-    without regularizer and pruning steps."""
+    """Epochs of fine-tuning the sparsest network that met the bound, without
+    regularizer and pruning steps."""
     finetune_learning_rate: float = after_dense(3e-4, "(0, inf)")
     """Initial learning rate of fine-tuning."""
     finetune_schedule: Literal["constant", "cosine"] = after_dense("constant")
@@ -191,7 +191,7 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Where the run writes."""
+        """The folder of the run."""
         if self.out is not None:
             return self.out
         prune = "" if self.prune == "gated" else f"-{self.prune}"
@@ -206,10 +206,10 @@ class Config:
 
     @property
     def config_id(self) -> str:
-        """Short hash that runs share when they differ in nothing but the seed.
+        """Short hash that runs share if they differ only in the seed.
 
-        It is made of what differs from the defaults, so that a new setting leaves the
-        names of earlier runs as they were.
+        It covers only settings that differ from the defaults, so that a new setting
+        does not rename earlier runs.
         """
         hidden = {"seed", *names(self, place=True)}
         fields = {k: x for k, x in beyond_defaults(self).items() if k not in hidden}
@@ -276,16 +276,16 @@ class ImageConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(Config):
-    """The settings of a run that learns to write one text from another."""
+    """The settings of a sequence-to-sequence run on texts."""
 
     vocabulary_size: int = setting(8_000, f"[5, {2**31})")
-    """Pieces of each byte-pair encoding, which is learnt from the training texts."""
+    """Number of pieces of each byte-pair encoding, learnt from the training texts."""
     joint_vocabulary: bool = True
     """Use one vocabulary, and one embedding, for both languages."""
     max_source: int = setting(64, f"[2, {2**31})")
     """Maximum number of pieces of a source."""
     max_target: int = setting(64, f"[2, {2**31})")
-    """Maximum number of pieces of a target, its end included."""
+    """Maximum number of pieces of a target, including its end."""
 
     num_layers: int = setting(2, "[1, 100)")
     """Layers of the encoder, and of the decoder."""
@@ -294,7 +294,7 @@ class TextConfig(Config):
     hidden: int = setting(256, f"[1, {2**31})")
     """Hidden features of the feed-forward layers."""
     heads: int = setting(4, f"[1, {2**31})")
-    """Heads of each attention."""
+    """Heads of each attention layer."""
     dropout: float = setting(0.2, "[0, 1)")
     """Dropout rate of the dense network."""
     adjust_dropout: bool = after_dense(False)
@@ -303,17 +303,17 @@ class TextConfig(Config):
     label_smoothing: float = setting(0.1, "[0, 1)")
     """Label smoothing."""
     accumulation: int = setting(1, f"[1, {2**31})")
-    """Batches whose gradients make one update."""
+    """Number of batches whose gradients are accumulated for one update."""
     beam: int = after_dense(4, f"[1, {2**31})")
     """Beam width on the test set; 1 is greedy."""
     validation_beam: int = setting(1, f"[1, {2**31})")
     """Beam width on the validation split."""
     length_penalty: float = setting(1.0, f"[0, {2**31})")
-    """Power of the length that divides the log-probability of a text."""
+    """Exponent of the length by which the log-probability of a text is divided."""
 
     @property
     def metric(self) -> Metric:
-        """BLEU, or exact matches where there is one right answer."""
+        """BLEU, or exact matches if there is only one right answer."""
         return EXACT_MATCH if self.dataset == "toy" else BLEU
 
     def validate(self) -> None:
@@ -328,14 +328,14 @@ class TextConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class DialogueConfig(TextConfig):
-    """The settings of a run that learns to answer."""
+    """The settings of a run on dialogues, which learns to answer."""
 
     edition: Literal["tm1", "tm4"] = "tm4"
-    """Which Taskmaster: the first, of 2019, or the fourth, of 2024."""
+    """Edition of Taskmaster: the first (2019) or the fourth (2024)."""
 
 
 def beyond_defaults(settings: Any) -> dict[str, Any]:
-    """Returns the values of a dataclass, and of those in it, that are not defaults."""
+    """Returns the values of a dataclass that are not defaults, nested ones included."""
     fields = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)

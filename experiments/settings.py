@@ -1,4 +1,4 @@
-"""What a setting is: a field of a dataclass, and what is known of its values."""
+"""Settings: fields of dataclasses, with metadata about their values."""
 
 import dataclasses
 import functools
@@ -23,10 +23,9 @@ def setting(
     """Returns the field of a dataclass.
 
     Its numbers must lie in `interval`, such as "[0, 1)". It has an effect `only` if
-    each of these settings has one of these values, or for one of several such dicts.
-    `dense` says whether the dense
-    network of a run depends on it; a `place` says where a run computes, finds and
-    leaves things, and changes its results by no more than rounding.
+    each setting in this dict has one of the given values; of several dicts, one must
+    fit. `dense` says whether the dense network of a run depends on it. A `place` says
+    where a run computes, reads or writes, and changes results by rounding at most.
     """
     only = only if isinstance(only, tuple) else (only,)
     known = {"interval": interval, "only": only, "place": place}
@@ -41,7 +40,7 @@ place = functools.partial(setting, place=True)
 
 
 def names(settings: Any, **known: Any) -> set[str]:
-    """Returns the names of the fields of which all of this is known."""
+    """Returns the names of the fields with all of this metadata."""
     return {
         field.name
         for field in dataclasses.fields(settings)
@@ -50,7 +49,7 @@ def names(settings: Any, **known: Any) -> set[str]:
 
 
 def check_intervals(settings: Any) -> None:
-    """Checks all numbers except None, and those in tuples, which must not be empty."""
+    """Checks all numbers, also in tuples, which must not be empty; None is skipped."""
     for field in dataclasses.fields(settings):
         value, interval = getattr(settings, field.name), field.metadata.get("interval")
         if dataclasses.is_dataclass(value):
@@ -67,10 +66,10 @@ def check_intervals(settings: Any) -> None:
 
 
 def has_effect(kind: type, name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a setting changes a run with these values of the others."""
+    """Whether a setting affects a run, given the values of the others."""
     fields = kind.__dataclass_fields__
     only = fields[name].metadata.get("only") or ({},)
-    return any(  # older runs do not have all settings
+    return any(  # older runs lack some settings
         all(values.get(x, fields[x].default) in some for x, some in those.items())
         for those in only
     )

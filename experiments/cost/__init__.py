@@ -1,1 +1,1 @@
-"""What the method costs: time, memory, and what devices tell one another."""
+"""What the method costs: time, memory, and communication between devices."""

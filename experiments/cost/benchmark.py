@@ -20,13 +20,13 @@ from experiments.tasks import digits, lenet300_mnist
 class Settings(Measurement):
     """Measures what the method costs: updates, pruning steps and training.
 
-    It takes some fifteen minutes on two cores, and a few GB of memory.
+    It takes about fifteen minutes on two cores, and a few GB of memory.
     """
 
     sizes: tuple[int, ...] = setting((10_000_000,), "[1000, inf)")
-    """Numbers of weights, in 30 matrices, of updates and pruning steps."""
+    """Numbers of weights, in 30 matrices, for updates and pruning steps."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
-    """Types of weights and gradients of updates."""
+    """Dtypes of weights and gradients for updates."""
     rivals: tuple[int, ...] = setting((1_000_000, 10_000_000), "[10, inf)")
     """Numbers of weights at which pruning is compared with a sort and a top_k."""
     growth: tuple[int, ...] = setting(
@@ -36,13 +36,13 @@ class Settings(Measurement):
     leaves: tuple[int, ...] = setting((30, 300, 1000), "[1, inf)")
     """Numbers of leaves for which a pruning step is compiled."""
     compile_for: tuple[compilers.Target, ...] = ()
-    """Measure nothing, and store what the compilers for these devices make instead."""
+    """Only compile for these devices, and store what their compilers report."""
     turns: int = setting(21, "[1, inf)")
-    """Number of comparisons of times."""
+    """How often each comparison of times is repeated."""
 
 
 class Found(NamedTuple):
-    """What was measured, its unit, the value, and the target or nothing."""
+    """What was measured, its unit, the value, and the target, if any."""
 
     what: str
     unit: str
@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
 
 
 def compile(settings: Settings, target: compilers.Target) -> Row:
-    """Returns what a compiler says, of programs for the first size."""
+    """Returns what a compiler reports about programs for the first size."""
     size, *_ = settings.sizes
     rows = list(compilers.analyses(target, size))  # before plugins look for devices
     return {**environment(), "backend": target, "size": size, "rows": rows}
@@ -90,7 +90,7 @@ def show_compiled(found: Row) -> str:
 
 
 def measure(settings: Settings) -> Row:
-    """Returns what all of it costs, and prints a line for each number."""
+    """Returns all measurements, and prints a line for each."""
     found = {**environment(), "rows": []}
     if torch_rivals.comparable():
         found["versions"]["torch"] = metadata.version("torch")
@@ -125,7 +125,7 @@ def measure_updates(settings: Settings, targets: Targets) -> Iterator[Found]:
                 (chain, steps.CHAIN, steps.CHAIN_GRADUAL),
                 ("`relevance_pruning(adam)`", steps.WHOLE, steps.WHOLE_GRADUAL),
             ):
-                # Without reads and writes: XLA counts those of the pruning step too.
+                # No reads and writes: XLA would count those of the pruning step too.
                 possible = steps.measure_possible_pruning(
                     tx, gradual, size, dtype, 30, turns
                 )

@@ -1,8 +1,8 @@
-"""Measures what it costs to compact large networks: seconds, and memory.
+"""Measures what it costs to compact large networks: seconds and memory.
 
-The networks are those of their sizes, with random weights, half of all hidden units
-zero. The memory is that of a process which does nothing else, beyond what it has with
-the weights alone.
+The networks have their usual sizes and random weights, with half of all hidden units
+zero. Memory is measured in a process that does nothing else, beyond what the weights
+alone need.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ TARGETS = {"seconds to analyse": 5, "to compact": 10, "memory, of the weights": 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Measurement):
-    """Measures what it costs to compact large networks: seconds, and memory.
+    """Measures what it costs to compact large networks: seconds and memory.
 
-    It takes a minute or two on two cores, and a GB of memory.
+    It takes a minute or two on two cores, and 1 GB of memory.
     """
 
 
@@ -80,7 +80,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-    """ResNet-50 for images of 224x224, in 1,000 classes: 25.6 million weights."""
+    """ResNet-50 for 224x224 images and 1,000 classes: 25.6 million weights."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.conv = nnx.Conv(3, 64, (7, 7), 2, use_bias=False, rngs=rngs)
@@ -114,7 +114,7 @@ def resnet50() -> tuple[Callable, Any, tuple]:
 
 
 def transformer() -> tuple[Callable, Any, tuple]:
-    """Six layers of an encoder and six of a decoder, of 512 features."""
+    """Six encoder and six decoder layers, with 512 features."""
     shape = Shape(8000, 8000, True, 6, 512, 2048, 8, 128, 128)
     model = nnx.eval_shape(lambda: EncoderDecoder(shape, nnx.Rngs(0)))
     structure, state = nnx.split(model)
@@ -127,7 +127,7 @@ NETWORKS = {"ResNet-50": resnet50, "transformer of 12 layers": transformer}
 
 
 def measure_network(name: str) -> Row:
-    """Returns seconds and memory; in a process of its own."""
+    """Returns seconds and memory; runs in a process of its own."""
     fn, shapes, inputs = NETWORKS[name]()
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
@@ -160,7 +160,7 @@ def remove_half(params: Any, groups: sparse_optax.ChannelGroups) -> None:
 
 
 def memory() -> int:
-    """Returns the most bytes that the process has had."""
+    """Returns the peak memory of the process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -1,8 +1,8 @@
-"""What compilers for other devices make of an update and of a pruning step.
+"""Compiles an update and a pruning step for other devices.
 
 Nothing runs: programs are compiled ahead of time, for a TPU by libtpu and for a GPU by
 JAX's CUDA plugin, which need no device (`pip install libtpu "jax[cuda12]"`). Kernels,
-bytes and temporaries are those of the compiler's own analysis.
+bytes and temporaries come from the compiler's own analysis.
 """
 
 import os
@@ -21,7 +21,7 @@ from experiments.settings import ExperimentError
 
 Target = Literal["h100", "v5e"]
 
-# What XLA's compiler for CUDA asks for, from NVIDIA's data sheet and CUDA's properties.
+# What XLA's CUDA compiler needs, from NVIDIA's data sheet and CUDA's properties.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -50,7 +50,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def analyses(target: Target, size: int) -> Iterator[Row]:
-    """Yields what a compiler says of each program, for weights in 30 matrices."""
+    """Yields what a compiler reports about each program, for weights in 30 matrices."""
     sharding = SingleDeviceSharding(_device(target))
 
     def on_device(tree: Any) -> Any:
@@ -76,7 +76,7 @@ def analyses(target: Target, size: int) -> Iterator[Row]:
             given, extra = on_device(((params, state, params), extra))
             lowered = steps.make_update(tx).lower(*given, **extra)
         compiled = lowered.compile()
-        # The compiler for CUDA counts no bytes.
+        # The CUDA compiler counts no bytes.
         moved = (compiled.cost_analysis() or {}).get("bytes accessed")
         weights = sum(x.size for x in params)
         yield {
@@ -90,15 +90,15 @@ def analyses(target: Target, size: int) -> Iterator[Row]:
 def _device(target: Target) -> Any:
     try:
         if target == "v5e":
-            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to query
             os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
             found = topologies.get_topology_desc("v5e:2x2", platform="tpu")
         else:
-            os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a device
+            os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # no device
             found = topologies.get_topology_desc(
                 "", platform="cuda", target_config=_H100, topology="1x1x1"
             )
-    except Exception as error:  # whatever a plugin raises that is not there
+    except Exception as error:  # whatever a missing plugin raises
         package = "libtpu" if target == "v5e" else "jax[cuda12]"
         raise ExperimentError(
             f"cannot compile for {target}, which needs {package}: {error}"

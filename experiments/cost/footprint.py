@@ -22,7 +22,7 @@ from experiments.running.environment import environment
 from experiments.settings import check, setting
 
 OPTIMIZER = sparse_optax.relevance_pruning(optax.adam(1e-3), 1e-4, mask=None)
-# Of the loop in a pruning step: a bound of 32 bits and a position of 38, two per pass.
+# Of the loop in a pruning step: 32 bits of a bound and 38 of a position, 2 per pass.
 MOST_PASSES = 35
 
 
@@ -62,7 +62,7 @@ class Decoder(NamedTuple):
         }
 
 
-# Of one billion weights, and of seventy.
+# With one billion weights, and with seventy billion.
 DECODERS = (
     Decoder(16, 2048, 512, 8192, 32_000),
     Decoder(80, 8192, 1024, 28_672, 32_000),
@@ -75,7 +75,7 @@ def main(settings: Settings) -> None:
 
 def measure(devices: tuple[int, ...]) -> Row:
     """Returns what a pruning step needs, for each decoder and number of devices."""
-    # JAX sees as many virtual devices, if this comes before its first use.
+    # Creates virtual devices; this must come before the first use of JAX.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(devices))
     found = {**environment(), "rows": []}
@@ -86,7 +86,7 @@ def measure(devices: tuple[int, ...]) -> Row:
 
 
 def measure_prune(decoder: Decoder, num_devices: int) -> Row:
-    """Returns what a pruning step needs of each of so many devices, in bytes."""
+    """Returns how many bytes a pruning step needs on each device."""
     compiled = compile_prune(decoder, num_devices)
     memory = cast(Any, compiled.memory_analysis())
     return {
@@ -100,7 +100,7 @@ def measure_prune(decoder: Decoder, num_devices: int) -> Row:
 
 
 def compile_prune(decoder: Decoder, num_devices: int) -> jax.stages.Compiled:
-    """Returns the program that prunes, every matrix divided along both of its axes."""
+    """Compiles a pruning step, with every matrix sharded along both of its axes."""
     columns = math.gcd(num_devices, 8)
     mesh = jax.make_mesh(
         (num_devices // columns, columns),
@@ -136,13 +136,13 @@ def compile_prune(decoder: Decoder, num_devices: int) -> jax.stages.Compiled:
 def exchanged(program: str) -> int:
     """Returns the bytes that a device exchanges in a program.
 
-    Each loop counts once, and so does each number, however often it is sent on.
+    Each loop counts once, and so does each number, however often it is forwarded.
     """
     found = 0
     kinds = r"all-gather|all-reduce|all-to-all|reduce-scatter|collective-\w+"
     pattern = rf"= (\S+|\(.*?\)) (?:ragged-)?(?:{kinds})(?:-start)?\("
     for results in re.findall(pattern, program):
-        # As in (u32[80], f32[2,3], pred[]), the last of which is of bytes.
+        # As in (u32[80], f32[2,3], pred[]); a pred takes one byte.
         for bits, shape in re.findall(r"[a-z]+(\d*)\[([\d,]*)\]", results):
             size = math.prod(int(n) for n in shape.split(",") if n)
             found += size * int(bits or 8) // 8

@@ -1,7 +1,7 @@
 """Measures how fast pruned networks are: dense, sparse and compacted.
 
-Of LeNets there are sparse matrices too, see `matrices`. Compacted networks are dense,
-and smaller: see `experiments.running.compaction`.
+For LeNets, sparse matrices are measured too: see `matrices`. Compacted networks are
+smaller dense ones: see `experiments.running.compaction`.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Settings(Measurement):
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of finished runs."""
     turns: int = setting(21, "[1, inf)")
-    """Number of comparisons of times."""
+    """How often each comparison of times is repeated."""
 
     def validate(self) -> None:
         super().validate()
@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
 
 
 def measure(settings: Settings) -> Row:
-    """Returns the times of the networks of runs, and of LeNets pruned at once."""
+    """Returns the times of the networks of runs, and of LeNets pruned in one shot."""
     found: Row = {**environment(), "runs": []}
     if onnx_rivals.available():
         found["versions"]["onnxruntime"] = metadata.version("onnxruntime")
@@ -65,7 +65,7 @@ def measure(settings: Settings) -> Row:
         summary, dense, final = networks_of(RunFolder(path))
         networks = {summary["sparsity"]: final}
         if has_matrices(summary) and not summary.get("pruned_from"):
-            # Its dense network has not been seen in another run.
+            # Its dense network has not been measured with another run.
             networks = {x: pruned(dense, x) for x in PRUNED_AT_ONCE} | networks
         for sparsity, network in networks.items():
             run = outcome(summary)
@@ -77,7 +77,7 @@ def measure(settings: Settings) -> Row:
 
 
 def outcome(summary: Row) -> Row:
-    """Returns what is stored of a run."""
+    """Returns the stored results of a run."""
     key = metric_of(summary).key
     settings = "experiment", "config_id", "seed", "network", "dataset"
     pruning = "structure", "distribution", "regularizer"
@@ -87,7 +87,7 @@ def outcome(summary: Row) -> Row:
 
 
 def has_matrices(run: Row) -> bool:
-    """Returns whether sparse matrices are measured too: of LeNets with single zeros."""
+    """Returns whether sparse matrices are measured too: for unstructured LeNets."""
     return run["network"].startswith("lenet") and run["structure"] == "unstructured"
 
 
@@ -99,7 +99,7 @@ def pruned(network: Variables, sparsity: float) -> Variables:
 def measure_network(summary: Row, network: Variables, turns: int) -> Row:
     """Returns the time of each variant on each batch, relative to the first.
 
-    Also the sizes of the network, of its files and of those that it has compacted.
+    Also returns the sizes of the network and of its files, before and after compaction.
     """
     whole, rows = compaction.runnable(summary, network), []
     compacted = compaction.compact(whole)
@@ -159,7 +159,7 @@ def show(found: Row) -> str:
 
 
 def compacted_row(run: Row) -> dict[str, str]:
-    """Returns what compacting the network of a run is worth."""
+    """Returns what is gained by compacting the network of a run."""
     metric = metric_of(run)
     before, after = (run["compacted"][when] for when in ("before", "after"))
     fewer = before["multiplications"] / after["multiplications"]
@@ -176,7 +176,7 @@ def compacted_row(run: Row) -> dict[str, str]:
 
 
 def which(run: Row) -> dict[str, str]:
-    """Returns what a network is, for the first columns of a table."""
+    """Describes a network, for the first columns of a table."""
     pruned = "at once"
     if run["trained"]:
         unit = "units" if run["structure"] == "units" else "weights"

@@ -1,8 +1,8 @@
-"""LeNets as products of matrices, of every kind: dense, sparse and compacted.
+"""LeNets as products with matrices of every kind: dense, sparse and compacted.
 
-The matrices of a network, transposed, multiply activations whose columns are examples,
-or pixels of them: sparse ones are best stored by rows. A convolution is a product with
-the patches of its input.
+The transposed matrices of a network multiply activations whose columns are examples, or
+their pixels, because sparse matrices are best stored by rows. A convolution is a
+product with the patches of its input.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Layer(NamedTuple):
 
     matrix: Any  # `[outputs, inputs]`, of patches for a convolution
     bias: Any  # `[outputs, 1]`
-    window: int | None  # of a convolution, whose output is halved by a maximum
-    inputs: np.ndarray | None  # that the matrix is for, or all of them
+    window: int | None  # of a convolution, which is followed by 2x2 max pooling
+    inputs: np.ndarray | None  # indices that the matrix reads, or None for all
 
     def __call__(self, x: Any, xp: Any) -> Any:
         """Returns the output, examples last, before the activation."""
@@ -51,7 +51,7 @@ class Layer(NamedTuple):
 
 
 def logits(layers: list[Layer], images: Any, white: int, xp: Any) -> Any:
-    """Returns the logits `[B, K]` of uint8 `[B, H, W, C]`, by NumPy or JAX as `xp`."""
+    """Returns logits `[B, K]` of uint8 `[B, H, W, C]`, with NumPy or JAX as `xp`."""
     x = images.transpose(3, 1, 2, 0).astype(xp.float32) / white
     for layer in layers[:-1]:
         x = xp.maximum(layer(x, xp), 0)
@@ -59,7 +59,7 @@ def logits(layers: list[Layer], images: Any, white: int, xp: Any) -> Any:
 
 
 def layers_of(params: dict[str, Any], inputs: np.ndarray | None = None) -> list[Layer]:
-    """Returns the layers of a network, the first of which reads some of its inputs."""
+    """Returns the layers of a network; the first reads only the given inputs."""
     layers = []
     for name in sorted(params):
         kernel, bias = (np.asarray(params[name][part]) for part in ("kernel", "bias"))
@@ -86,7 +86,7 @@ def variants(
 ) -> dict[str, Callable[[], Any]]:
     """Returns functions that compute the logits of uint8 images, by name.
 
-    Arrays are arguments of what is compiled: XLA might fold constants.
+    Arrays are arguments of compiled functions, because XLA might fold constants.
     """
     layers, smaller = layers_of(network.params), compacted_layers(compacted)
     on_device = jnp.asarray(images)

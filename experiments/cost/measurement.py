@@ -1,4 +1,4 @@
-"""What all measurements share: settings, ratios of times, and where they are stored."""
+"""What all measurements share: settings, ratios of times, and storage of results."""
 
 import dataclasses
 import random
@@ -18,14 +18,14 @@ from experiments.settings import check_intervals
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     out: Path | None = None
-    """Folder of what is measured; by default one in experiments/results, which `pages`
+    """Folder for the results; by default one in experiments/results, which `pages`
     shows."""
 
     def validate(self) -> None:
         check_intervals(self)
 
     def store(self, name: str, measure: Callable[[], Row]) -> None:
-        """Measures, and stores the outcome in a file for its backend."""
+        """Measures, and stores the results in a file named after the backend."""
         folder = self.out or RESULTS / name
         check_writable(folder)  # before anything is measured in vain
         found = measure()
@@ -53,8 +53,8 @@ def ratios(
 ) -> dict[str, float]:
     """Returns the times of functions, relative to `reference`: medians over turns.
 
-    Times are measured alternately, so that a busy machine slows all down. A first call
-    compiles. Each turn has another order, for what the caches hold.
+    Functions are timed in turn, so that a busy machine slows down all of them. A first
+    call compiles. The order changes with each turn, because it affects caches.
     """
     every = [reference, *functions.values()]
     for function in every:

@@ -1,4 +1,4 @@
-"""The same networks in ONNX Runtime, for comparison where it is installed."""
+"""The same networks in ONNX Runtime, for comparison if it is installed."""
 
 import importlib
 import importlib.util
@@ -20,7 +20,7 @@ def make_logits(
     """Returns the function that computes the logits `[B, K]` of uint8 images.
 
     Layers are those of `matrices`: matrices `[outputs, inputs]`, biases, the windows of
-    convolutions, and the inputs that the first matrix is for, or None for all.
+    convolutions, and the inputs that the first matrix reads, or None for all.
     """
     onnx, runtime = (importlib.import_module(name) for name in NEEDED)
     helper, kinds = onnx.helper, onnx.TensorProto

@@ -1,4 +1,4 @@
-"""What an update and a pruning step of random matrices cost, with nothing around."""
+"""What an update and a pruning step of random matrices cost in isolation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -20,7 +20,7 @@ CHAIN = optax.chain(
 )
 CHAIN_NAME = "`chain(add_relevance_decay, adam, prune_by_magnitude)`"
 GRADUAL = sparse_optax.prune_to_sparsity(
-    # Of no pruning step, which would take the time of many updates.
+    # Without any pruning step, which would take as long as many updates.
     sparse_optax.cubic_sparsity(0.0, 0.5, 0, 1_000_000),
     every=1_000_000,
     mask=None,
@@ -37,21 +37,21 @@ WHOLE_GRADUAL = sparse_optax.hide_pruned(
 DECOUPLED = sparse_optax.relevance_pruning(
     optax.adam(1e-3), 1e-4, decoupled=True, mask=None
 )
-# Several, so that the time is that of an accelerator and not of Python.
+# Several, to measure the time of the accelerator and not of Python.
 UPDATES_PER_CALL = 5
 
 
 def matrices(
     size: int, number: int, dtype: str = "float32", seed: int = 0
 ) -> list[jax.Array]:
-    """Returns matrices with `size` normal numbers in all, or a few less."""
+    """Returns matrices with `size` normal numbers in total, or a few less."""
     shape = (max(size // number // 1000, 1), 1000)
     keys = jax.random.split(jax.random.key(seed), number)
     return [jax.random.normal(key, shape, dtype) for key in keys]
 
 
 def make_update(tx: Any) -> Any:
-    """Returns the update of an optimizer, which overwrites its arguments."""
+    """Returns the jitted update of an optimizer, which donates its arguments."""
 
     def step(params: Any, state: Any, grads: Any, **extra: Any) -> Any:
         updates, state = tx.update(grads, state, params, **extra)
@@ -63,7 +63,7 @@ def make_update(tx: Any) -> Any:
 def repeated(
     step: Callable[..., Any], number: int, tx: Any, params: Any, *args: Any, **kw: Any
 ) -> Callable[[], Any]:
-    """Returns a function that makes some steps from where its last call ended."""
+    """Returns a function that makes `number` steps, from where its last call ended."""
     now = jax.tree.map(jnp.copy, params), tx.init(params)
 
     def call() -> Any:
@@ -88,9 +88,9 @@ def temporaries(compiled: jax.stages.Compiled, params: Sequence[Any]) -> float:
 def measure_update(
     tx: Any, size: int, dtype: str, number: int, turns: int
 ) -> dict[str, float]:
-    """Returns the time of an update, relative to plain weight decay.
+    """Returns the time of an update, relative to Adam with plain weight decay.
 
-    Also the bytes per weight that it reads and writes, and those of its temporaries.
+    Also returns the bytes per weight of its reads and writes, and of its temporaries.
     """
     params = matrices(size, number, dtype)
     grads = matrices(size, number, dtype, seed=1)
@@ -104,10 +104,10 @@ def measure_update(
 def measure_possible_pruning(
     tx: Any, gradual: Any, size: int, dtype: str, number: int, turns: int
 ) -> dict[str, dict[str, float]]:
-    """Returns the times of updates that might prune, relative to such that cannot.
+    """Returns the times of updates that may prune, relative to updates that cannot.
 
-    By a traced flag, and by the number of updates; also the bytes per weight of their
-    temporaries.
+    They prune if a traced flag is True, or after a number of updates. Also returns the
+    bytes per weight of their temporaries.
     """
     params = matrices(size, number, dtype)
     grads = matrices(size, number, dtype, seed=1)
@@ -147,7 +147,7 @@ def measure_prune(
 
 
 def network_shapes(number: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of layers of a transformer and of a ResNet."""
+    """Returns shapes of leaves of a transformer and of a ResNet."""
     block = [
         *[(256, 256), (256,), (256, 1024), (1024, 256), (256,), (256,)],
         *[(3, 3, 64, 64), (64,), (64,), (1, 1, 64, 256)],
@@ -156,7 +156,7 @@ def network_shapes(number: int) -> list[tuple[int, ...]]:
 
 
 def measure_compilation(number: int) -> dict[str, float]:
-    """Returns the seconds that programs for many leaves take to compile."""
+    """Returns how many seconds programs for many leaves take to compile."""
     params = [jax.ShapeDtypeStruct(x, jnp.float32) for x in network_shapes(number)]
     plain, capped = (
         sparse_optax.prune_by_magnitude(0.1, mask=None, **caps)
@@ -183,7 +183,7 @@ def measure_compilation(number: int) -> dict[str, float]:
 def measure_rivals(size: int, turns: int) -> dict[str, float]:
     """Returns the times of alternatives, relative to pruning 10 %.
 
-    Those of JAX only find the weights to prune.
+    The alternatives in JAX only find the weights to prune.
     """
     params = matrices(size, 10)
     state = PRUNING.init(params)

@@ -1,7 +1,7 @@
-"""Measures files of weights under random masks.
+"""Measures files of weights with random masks.
 
-Sizes are compared with that of the values and the entropy of a random mask, and with
-`numpy.savez_compressed`, times with `numpy.save` and `numpy.load`.
+Sizes are compared with the values plus the entropy of a random mask, and with
+`numpy.savez_compressed`. Times are compared with `numpy.save` and `numpy.load`.
 """
 
 import dataclasses
@@ -32,17 +32,17 @@ COLUMNS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Measurement):
-    """Measures the sizes of files under random masks, and the times to write and read.
+    """Measures files with random masks: their sizes, and the times to write and read.
 
     It takes a minute or two on two cores, and a few GB of memory.
     """
 
     size: int = setting(1_000_000, "[10_000, inf)")
-    """Weights of a network whose files are measured."""
+    """Number of weights for which file sizes are measured."""
     large: int = setting(100_000_000, "[1, inf)")
-    """Weights of a network that is written and read."""
+    """Number of weights for which writing and reading are timed."""
     turns: int = setting(5, "[1, inf)")
-    """Number of comparisons of times."""
+    """How often each comparison of times is repeated."""
 
 
 def main(settings: Settings) -> None:
@@ -69,17 +69,17 @@ def measure(settings: Settings) -> Row:
 
 
 def matrix(size: int, sparsity: float, dtype: str) -> jax.Array:
-    """Returns normal numbers, of which a random share is zero, exactly."""
+    """Returns normal numbers with zeros at random, of exactly this sparsity."""
     rng = np.random.default_rng(0)
     flat = rng.standard_normal(size, np.float32)
-    # Of `partition`, which is much faster than a choice without replacement.
+    # Partitioning is much faster than a choice without replacement.
     order = np.argpartition(rng.random(size, np.float32), round(sparsity * size))
     flat[order[: round(sparsity * size)]] = 0
     return jnp.asarray(flat.reshape(-1, math.gcd(size, COLUMNS)), dtype)
 
 
 def information(size: int, kept: int, itemsize: int) -> float:
-    """Returns the bytes of the values, as they are, and of the entropy of a mask."""
+    """Returns the bytes of the uncompressed values plus the entropy of a mask."""
     share = kept / size
     shares = [p for p in (share, 1 - share) if p]
     entropy = -sum(p * math.log2(p) for p in shares)
@@ -94,7 +94,7 @@ def sizes(weights: jax.Array, path: Path) -> Row:
     mask = array != 0
     np.savez_compressed(file, values=array[mask], mask=np.packbits(mask))
     found["savez"] = file.tell()
-    if weights.dtype == jnp.float32:  # SciPy has no other of these
+    if weights.dtype == jnp.float32:  # SciPy has no bfloat16
         file = io.BytesIO()
         scipy.sparse.save_npz(file, scipy.sparse.csr_array(array))
         found["csr"] = file.tell()
@@ -109,7 +109,7 @@ def times(weights: jax.Array, folder: Path, turns: int) -> Row:
         with dense.open("wb") as file:
             np.save(file, weights)
             file.flush()
-            os.fsync(file.fileno())  # as the other does
+            os.fsync(file.fileno())  # as `save_sparse` does
 
     pairs = {
         "write": (lambda: sparse_optax.save_sparse(sparse, weights), save_dense),

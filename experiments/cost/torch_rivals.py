@@ -1,8 +1,7 @@
-"""The same in PyTorch, for comparison where it is installed.
+"""The same in PyTorch, for comparison if it is installed.
 
-The regularized step is that of LeNet-5, with the two backward passes of the paper's
-authors: one for the gradient, which decides about relevance, and one for the loss with
-the penalty.
+The regularized step trains LeNet-5 with two backward passes, like the paper's authors:
+one for the gradient, which determines relevance, and one for the loss with the penalty.
 """
 
 import importlib
@@ -17,7 +16,7 @@ from experiments.data.images import Split
 
 
 def comparable() -> bool:
-    """Whether PyTorch is installed, and JAX computes on CPU as it does."""
+    """Whether PyTorch is installed, and JAX runs on CPU as PyTorch does."""
     has_torch = importlib.util.find_spec("torch") is not None
     return has_torch and jax.default_backend() == "cpu"
 
@@ -61,7 +60,7 @@ def make_train(
 
 
 def make_prune(matrices: list[jax.Array], fraction: float) -> Callable[[], Any]:
-    """Returns the function that prunes matrices by magnitude, over all of them."""
+    """Returns the function that prunes all matrices globally by magnitude."""
     torch: Any = importlib.import_module("torch")
     pruning: Any = importlib.import_module("torch.nn.utils.prune")
     weights = [torch.nn.Parameter(torch.from_numpy(np.array(w))) for w in matrices]

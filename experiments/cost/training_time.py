@@ -1,4 +1,4 @@
-"""The time of training: with the method, and of runs at once. All data are random."""
+"""Times of training: with the method, and of many runs at once, on random data."""
 
 import dataclasses
 import statistics
@@ -81,7 +81,7 @@ def trainer(task: Task, optimizer: Optimizer) -> Callable[[], Any]:
 
 
 def measure_training(task: Task, turns: int) -> dict[str, float]:
-    """Returns the times of the method, and of plain Adam again, relative to Adam."""
+    """Returns the times with the method and again with Adam, relative to Adam."""
     adam = optax.adam(1e-3)
     functions = {"method": trainer(task, CHAIN), "again": trainer(task, adam)}
     return ratios(functions, trainer(task, adam), turns)
@@ -90,7 +90,7 @@ def measure_training(task: Task, turns: int) -> dict[str, float]:
 def measure_beside_torch(turns: int) -> dict[str, float]:
     """Returns the times of regularized training of LeNet-5.
 
-    Ours relative to PyTorch, and that of PyTorch relative to its own plain training.
+    Our time is relative to PyTorch; PyTorch's is relative to its own plain training.
     """
     task = TASKS["LeNet-5"]()
     plain, regularized = (
@@ -104,7 +104,7 @@ def measure_beside_torch(turns: int) -> dict[str, float]:
 def measure_at_once(
     config: ImageConfig, size: int, num_runs: int, num_turns: int
 ) -> float:
-    """Returns how many times longer runs take one by one than at once, a median.
+    """Returns how many times longer runs take one by one than at once (a median).
 
     Every run is one compiled program in both cases; compilation is left out.
     """

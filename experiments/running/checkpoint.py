@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment, and detect damage to their files.
+"""Checkpoints that survive a kill at any moment and detect damaged files.
 
-A checkpoint is one file, NUMBER-SHA256.safetensors, which is written whole or not at
-all. It has the arrays of a tree by their names, and notes as JSON.
+A checkpoint is a file NUMBER-SHA256.safetensors, which is written whole or not at all.
+It has the arrays of a tree by name, and notes as JSON.
 """
 
 import hashlib
@@ -17,16 +17,16 @@ import safetensors.numpy
 from experiments.records import Row, write_whole
 from experiments.settings import ExperimentError
 
-KEPT = 2  # checkpoints
+KEPT = 2  # number of checkpoints
 NOTES = "notes"  # the name of their array
 
 
 class Damaged(ExperimentError):
-    """The file of a checkpoint is not as it was written, or of another run."""
+    """The file of a checkpoint is corrupted, or belongs to another run."""
 
 
 class Checkpoints:
-    """The last checkpoints in a folder, of a run that is identified by a name."""
+    """The latest checkpoints in a folder, for the run with this name."""
 
     def __init__(self, folder: Path, run: str):
         self._folder = folder
@@ -55,7 +55,7 @@ class Checkpoints:
             path.unlink()
 
     def read(self, count: int) -> tuple[Row, dict[str, np.ndarray]]:
-        """Returns notes and arrays of checkpoint `count`, or raises `Damaged`."""
+        """Returns the notes and arrays of checkpoint `count`, or raises `Damaged`."""
         path = self.files()[count]
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:
@@ -70,10 +70,10 @@ class Checkpoints:
     def latest(
         self, warn: Callable[[str], None], digest: Callable[[int], str | None]
     ) -> int | None:
-        """Returns the number of the last sound checkpoint, or None.
+        """Returns the number of the last valid checkpoint, or None.
 
-        Damaged ones, and those whose rows of the metrics are gone, as `digest` shows,
-        are renamed to NAME.damaged. If no checkpoint has its rows, that is an error.
+        Damaged checkpoints are renamed to NAME.damaged, and so are those whose rows are
+        missing from the metrics, as `digest` shows. Raises an error if all lack rows.
         """
         for path in self._folder.glob("*.tmp"):  # left by a kill
             path.unlink()
@@ -101,8 +101,8 @@ class Checkpoints:
     def restore(self, count: int, target: Any, *parts: str) -> Any:
         """Returns a tree from checkpoint number `count`.
 
-        It has the structure, shapes, dtypes and devices of `target`, and the leaves
-        whose names begin with one of `parts`, or all.
+        It has the structure, shapes, dtypes and devices of `target`. If `parts` are
+        given, only leaves whose names begin with one of them are restored.
         """
         saved = {
             name: array

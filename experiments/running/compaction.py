@@ -1,4 +1,4 @@
-"""The networks of runs without the units that nothing reads: small dense ones."""
+"""Compacts the networks of runs: smaller dense ones, without unread units."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,9 +30,9 @@ Inputs = tuple[np.ndarray, ...]  # of an example: an image, or the tokens of two
 class Runnable(NamedTuple):
     """A network of a run, and the function that computes its logits."""
 
-    logits: Callable[..., jax.Array]  # of variables and inputs
+    logits: Callable[..., jax.Array]  # from variables and inputs
     variables: Variables
-    random_inputs: Callable[[int], Inputs]  # of a number of examples
+    random_inputs: Callable[[int], Inputs]  # from the number of examples
 
 
 def sizes(compacted: sparse_optax.Compacted) -> Row:
@@ -47,7 +47,7 @@ def time_ratio(
     compacted: sparse_optax.Compacted,
     examples: tuple[jax.Array, ...],
 ) -> float:
-    """Returns the time that the smaller network takes, relative to the given one."""
+    """Returns the time that the smaller network takes, relative to the original."""
     given, smaller = jax.jit(logits), jax.jit(compacted.apply)
     found = ratios(
         {"smaller": lambda: smaller(compacted.params, *examples)},
@@ -134,7 +134,7 @@ def check_can_write() -> None:
 
 
 def write(folder: Path, network: Runnable, compacted: sparse_optax.Compacted) -> Row:
-    """Writes the weights, and the program that computes logits with them inside.
+    """Writes the weights, and a program that contains them and computes logits.
 
     Returns:
         The sizes of the files, in bytes, by name.
@@ -147,10 +147,10 @@ def write(folder: Path, network: Runnable, compacted: sparse_optax.Compacted) ->
 
 
 def program(compacted: sparse_optax.Compacted, example: Inputs) -> bytes:
-    """Returns a program from inputs of B examples to logits, B any number.
+    """Returns a program from the inputs of any number of examples to logits.
 
-    `jax.export.deserialize(content).call(*inputs)` runs it, on the platforms that it
-    is made for, without any other package.
+    `jax.export.deserialize(content).call(*inputs)` runs it on any of the `PLATFORMS`,
+    without other packages.
     """
     (number,) = jax.export.symbolic_shape("B")
     inputs = [jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype) for x in example]

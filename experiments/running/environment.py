@@ -1,4 +1,4 @@
-"""What the outcome of a run may depend on besides its settings."""
+"""What the results of a run may depend on besides its settings."""
 
 import datetime
 import functools
@@ -13,7 +13,7 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """Returns hardware, versions, commit and date; to be called when a run starts."""
+    """Returns hardware, versions, commit and date; call it when a run starts."""
     packages = ("jax", "flax", "optax", "sparse_optax")
     device = jax.devices()[0]
     return {
@@ -30,8 +30,7 @@ def environment() -> dict[str, Any]:
 def commit() -> str | None:
     """Returns the git commit of this code, or None if there is none.
 
-    It ends in -dirty if code was changed or added since; results and texts do not
-    count.
+    It ends in -dirty if Python or TOML files have been changed or added since.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     run = functools.partial(subprocess.check_output, stderr=subprocess.DEVNULL)

@@ -27,16 +27,16 @@ FILE = "network.safetensors"
 class Settings:
     """Stores the sparse networks of finished runs as files, and prints their sizes.
 
-    A run does so at its end; this does it again.
+    A run does this at its end; this command repeats it.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of finished runs. Each receives the file network.safetensors, for
-    sparse_optax.load_sparse, and its summary the sizes."""
+    """Folders of finished runs. Writes network.safetensors, for
+    sparse_optax.load_sparse, to each folder, and the sizes to its summary."""
     compact: bool = False
-    """Write the dense network without the units that nothing reads, too: its weights
-    and their indices, compacted.safetensors, and compacted.stablehlo, a program from
-    inputs to logits for jax.export.deserialize."""
+    """Also write the smaller dense network without the units that nothing reads:
+    compacted.safetensors, its weights and their indices, and compacted.stablehlo, a
+    program from inputs to logits for jax.export.deserialize."""
 
     def validate(self) -> None:
         if not self.runs:
@@ -46,7 +46,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    """Writes the files of finished runs; none if one of them cannot be written."""
+    """Writes the files of finished runs, or none if one of the runs is unusable."""
     folders = [RunFolder(path) for path in settings.runs]
     networks = [networks_of(folder) for folder in folders]
     runnables = [
@@ -73,7 +73,7 @@ def main(settings: Settings) -> None:
 
 
 def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:
-    """Returns the summary of a finished run, its dense and its sparse network."""
+    """Returns the summary, dense network and sparse network of a finished run."""
     summary = folder.summary()
     if summary is None:
         raise ExperimentError(f"{folder.path} holds no finished run.")
@@ -87,7 +87,7 @@ def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:
             f"checkpoint {last} in {folder.checkpoints} is not that of the end of the "
             "run; delete summary.json, and the command of the run resumes from there."
         )
-    # As a run has them: on a device, and in order.
+    # As in a run: on a device, and sorted by name.
     arrays = {name: jnp.asarray(arrays[name]) for name in sorted(arrays)}
     tree: Any = traverse_util.unflatten_dict(arrays, sep="/")
     dense, sparse = (
@@ -98,17 +98,17 @@ def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:
 
 
 def write(folder: Path, network: Variables) -> Row:
-    """Writes the file of a network; returns its size, and those of others."""
-    for unfinished in folder.glob(".*.tmp"):  # of a run that was killed here
+    """Writes the sparse file of a network; returns file sizes and the commit."""
+    for unfinished in folder.glob(".*.tmp"):  # left by a kill
         unfinished.unlink()
     return {**file_sizes(folder / FILE, network._asdict()), "commit": commit()}
 
 
 def file_sizes(path: Path, tree: Any) -> dict[str, int]:
-    """Writes the sparse file of a tree; returns its size in bytes, and those of others.
+    """Writes the sparse file of a tree; returns its size and others, in bytes.
 
-    The dense file is one of safetensors of the same arrays, zeros included; gzipped is
-    that file compressed.
+    `dense` is the size of a safetensors file of the same arrays, including zeros;
+    `gzipped` is the size of that file compressed.
     """
     sparse_optax.save_sparse(path, tree)
     arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}

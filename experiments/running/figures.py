@@ -1,4 +1,4 @@
-"""The figures of runs and sweeps, drawn from what is stored of them."""
+"""The figures of runs and sweeps, drawn from their stored results."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ SPARSITY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 def figure(
     path: Path, size: tuple[float, float], suffixes: Sequence[str] = (".png",)
 ) -> Iterator[Figure]:
-    """Yields a figure of a size in inches, and writes it in some formats."""
+    """Yields a figure of a size in inches, and saves it in the given formats."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         canvas = FigureCanvasAgg(Figure(figsize=size, layout="constrained"))
@@ -60,8 +60,8 @@ def draw_run(
 ) -> None:
     """Draws a run in four panels, from a pandas table with a row for each round.
 
-    They are the metric against sparsity, the share of each leaf, or kind of layer, that
-    is kept, the share of those weights that is relevant, and magnitudes of weights.
+    The panels show the metric against sparsity, the kept fraction of each leaf or kind
+    of layer, the relevant fraction of the kept weights, and magnitudes of weights.
     """
     rounds = rounds[rounds.phase != "dense"]
     with figure(path, (9.6, 7.2), suffixes) as canvas:
@@ -121,7 +121,7 @@ def draw_metric(axes: Axes, rounds: Any, summary: Row) -> None:
 
 
 def sparsity_axis(axes: Axes, least: float) -> None:
-    """Makes the x axis one of sparsity, with `least` the smallest share kept."""
+    """Makes the x axis show sparsity, where `least` is the smallest kept fraction."""
     low, high = axes.dataLim.intervalx
     if np.isclose(low, high):  # all points are at one sparsity
         axes.set_xlim(0.9 * low, 1.1 * high)
@@ -137,7 +137,7 @@ def sparsity_axis(axes: Axes, least: float) -> None:
 
 
 def draw_kept(axes: Axes, rounds: Any, summary: Row) -> None:
-    """Draws the share of each leaf, or kind of layer, that is kept after each round."""
+    """Draws the kept fraction of each leaf, or kind of layer, after each round."""
     sizes = {path: layer["size"] for path, layer in summary["layers"].items()}
     kept = [*rounds.kept_by_leaf]
     if summary["network"] == "transformer":
@@ -154,7 +154,7 @@ def draw_kept(axes: Axes, rounds: Any, summary: Row) -> None:
 
 
 def draw_relevance(axes: Axes, rounds: Any) -> None:
-    """Draws the share of relevant weights, as running means: batches differ."""
+    """Draws the fraction of relevant weights, as running means over noisy rounds."""
     shares: Any = pd.DataFrame([*rounds.relevant_by_leaf])
     shares["total"] = [*rounds.relevant]
     shares = shares.astype(float)  # None, where no weight is left, becomes NaN
@@ -165,9 +165,9 @@ def draw_relevance(axes: Axes, rounds: Any) -> None:
 
 
 def draw_lines(axes: Axes, by_path: Any, total: Any) -> None:
-    """Draws a line for each column, a colour for each layer, and one for the total.
+    """Draws a line for each column, coloured by layer, and one for the total.
 
-    All are grey if there are more layers than colours.
+    Columns are grey if there are more layers than colours.
     """
     numbers = range(1, len(total) + 1)
     layers = list(dict.fromkeys(path.rpartition("/")[0] for path in by_path))

@@ -1,7 +1,7 @@
-"""The networks of other runs, from which a run may start.
+"""Loads the networks of other runs, from which a run may start.
 
-Runs that differ only in settings of pruning have the same dense one, bit for bit. The
-shares of relevant weights in its rows are at the scale of the run that trained it.
+Runs that differ only in pruning settings have bit-identical dense networks. The rows of
+dense training have shares of relevant weights at the scale of the run that trained it.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def dense(
 ) -> tuple[Variables, list[Row], list[str | None]]:
     """Returns the dense network of `--dense-from`, trained in `num_rounds` rounds.
 
-    Also the rows of its rounds, and the commits that made it, the last one last.
+    Also returns the rows of these rounds, and the commits that produced them, in order.
     """
 
     def error(message: str) -> ExperimentError:

@@ -1,4 +1,4 @@
-"""Many runs at once: a whole run is one compiled program, and `vmap` makes many."""
+"""Many runs at once: `vmap` of a whole run, compiled as one program."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ NO_TEST: Any = None  # no part of a program reads the test set
 
 
 class Numbers(NamedTuple):
-    """What may differ between the runs of one program: scalars, or `[R]` for R runs."""
+    """Settings that may differ in one program: scalars, or `[R]` for R runs."""
 
     seed: jax.Array
     strength: jax.Array
@@ -33,18 +33,18 @@ class Numbers(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    finite: jax.Array  # whether all weights were, at the end of each phase
+    finite: jax.Array  # whether all weights were finite after each phase
     dense: Variables
     best: loop.TrainState
     bound: jax.Array
-    dense_correct: jax.Array  # of the validation split
+    dense_correct: jax.Array  # number in the validation split
     best_correct: jax.Array
 
 
 def whole_run(
     config: ImageConfig, numbers: Numbers, train: Split, validation: Split, white: int
 ) -> Outcome:
-    """Makes a whole run, its `numbers` replacing those of `config`; traceable."""
+    """Makes a whole run, with `numbers` in place of those of `config`; traceable."""
     config = dataclasses.replace(config, **numbers._asdict())
     problem = ImageProblem(config, Dataset(train, validation, NO_TEST, white))
     phases = Phases(config, problem)
@@ -80,24 +80,24 @@ def whole_run(
     )
 
 
-# Compiled once for all runs that differ in `Numbers` alone.
+# Compiled once for all runs that differ only in `Numbers`.
 @functools.partial(jax.jit, static_argnames=("config", "white"))
 def runs_at_once(
     config: ImageConfig, numbers: Numbers, train: Split, validation: Split, white: int
 ) -> Outcome:
-    """Makes R runs; `numbers`, and all that it returns, have a leading axis R."""
+    """Makes R runs; `numbers` and all results have a leading axis R."""
     return jax.vmap(
         lambda numbers: whole_run(config, numbers, train, validation, white)
     )(numbers)
 
 
 def without_numbers(config: ImageConfig) -> ImageConfig:
-    """Returns what all runs of one program have in common."""
+    """Returns the settings that all runs of one program share."""
     return dataclasses.replace(config, **dict.fromkeys(Numbers._fields, 0))
 
 
 def make(configs: list[ImageConfig], dataset: Dataset, test: bool) -> list[Row]:
-    """Makes runs that differ in `Numbers` alone; returns their summaries."""
+    """Makes runs that differ only in `Numbers`; returns their summaries."""
     start, where = time.monotonic(), environment()
     values = ([getattr(config, name) for config in configs] for name in Numbers._fields)
     numbers, common = Numbers(*map(jnp.asarray, values)), without_numbers(configs[0])
@@ -122,9 +122,9 @@ def make(configs: list[ImageConfig], dataset: Dataset, test: bool) -> list[Row]:
 
 
 def summarize(config: ImageConfig, outcome: Outcome, num_validation: int) -> Row:
-    """Returns the settings and the outcome of a run, as JSON data.
+    """Returns the settings and results of a run, as JSON data.
 
-    A run whose weights are no longer finite has "diverged", and a sparsity of 0.
+    A run with weights that are not finite has "diverged", and a sparsity of 0.
     """
     total = sum(leaf.size for leaf in jax.tree.leaves(outcome.best.params))
     sizes = {"diverged": True, "sparsity": 0.0, "kept": total, "total": total}

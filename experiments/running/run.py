@@ -1,4 +1,4 @@
-"""A run of a task: dense training, iterative pruning, fine-tuning, the test."""
+"""A run of a task: dense training, iterative pruning, fine-tuning and testing."""
 
 import functools
 import math
@@ -35,7 +35,7 @@ from experiments.training.text_problem import TextProblem
 
 
 def run(config: Config) -> None:
-    """Makes the run that `config` describes, or the rest of it."""
+    """Makes or resumes the run that `config` describes."""
     console = Console(highlight=False)
     folder = RunFolder(config.folder)
     folder.check(config)
@@ -64,11 +64,11 @@ def run(config: Config) -> None:
 
 
 class Run:
-    """The course of a run, from the last checkpoint in its folder on.
+    """A run, which resumes from the last checkpoint in its folder.
 
-    Every round of updates, of any phase, is one row of the metrics; the number of rows
-    so far is the number of a checkpoint. A checkpoint has the state of dense training,
-    or later the dense network and the state of the iterative algorithm.
+    Every round of updates, in any phase, is one row of the metrics, and checkpoints are
+    numbered by the rows so far. A checkpoint has the state of dense training or, later,
+    the dense network and the state of iterative pruning.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Run:
             rounds = self.phases.num_rounds.dense
             taken = other_networks.dense(config, problem, rounds)
         self.pruned = other_networks.pruned(config, problem)
-        # Only now: a run that cannot start must not keep its folder from the next.
+        # Only now: a run that cannot start must not claim its folder.
         folder.claim(config)
         folder.rewind(self.saved or 0)
 
-        # `dense` is in use first, then both `dense_variables` and `pruning`.
+        # `dense` is used first, then both `dense_variables` and `pruning`.
         self.dense = self.phases.start_dense()
         self.dense_variables: Any = None
         self.pruning: Any = None
@@ -105,7 +105,7 @@ class Run:
             self.start_from(*taken)
 
     def finish(self) -> Row:
-        """Makes all rounds that are left; writes and returns the summary."""
+        """Makes the remaining rounds; writes and returns the summary."""
         for name, content in self.problem.files.items():
             write_whole(self.folder.path / name, content)
         done, total = len(self.folder.rows), sum(self.phases.num_rounds)
@@ -138,7 +138,7 @@ class Run:
                 "metric of the dense network, so every pruning step is allowed.",
                 style="yellow",
             )
-        # The summary shows empty leaves.
+        # Not needed: the summary shows empty leaves.
         warnings.filterwarnings("ignore", "round .* removed all weights of")
         for done in self.sparse_rounds():
             self.pruning = done.state
@@ -268,10 +268,10 @@ class Run:
         self.earlier_commits = [commit for commit in commits if commit != now]
 
     def seconds(self) -> float:
-        """Returns the time the run has taken, interruptions left out."""
+        """Returns how long the run has taken, without interruptions."""
         return self.seconds_before + time.monotonic() - self.started
 
 
 def number(value: jax.Array) -> float | None:
-    """Returns a scalar for JSON, which has no NaN."""
+    """Converts a scalar for JSON, which has no NaN."""
     return float(value) if jnp.isfinite(value) else None

@@ -1,8 +1,8 @@
-"""A sweep: every combination of some settings of one task, many runs at once.
+"""Runs a sweep: every combination of some settings of a task, many runs at once.
 
-Runs that are stored already are not made again: an interrupted sweep resumes, and a
-larger grid adds to a smaller one. A run is recognised by its settings; remove the
-folder after a change of the code.
+Stored runs are not repeated: an interrupted sweep resumes, and a larger grid adds to a
+smaller one. Runs are recognised by their settings, so delete the folder after changing
+the code.
 """
 
 import dataclasses
@@ -38,15 +38,15 @@ GRID = "regularizer", *NUMBERS, "seed"  # settings with several values
 
 
 class Diverged(ExperimentError):
-    """Weights of a run are no longer finite."""
+    """Weights of a run are not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A grid of runs: every combination of the values given."""
+    """A grid of runs: every combination of the given values."""
 
     base: tyro.conf.OmitArgPrefixes[ImageConfig]
-    """What the runs have in common. --out is runs/sweep-TASK by default."""
+    """Settings that all runs share. --out is runs/sweep-TASK by default."""
     regularizers: tuple[Regularizer, ...] = ()
     """Values of --regularizer."""
     seeds: tuple[int, ...] = ()
@@ -60,10 +60,10 @@ class Sweep:
     controls: tuple[Control, ...] = ()
     """Values of --control."""
     at_once: int = setting(8, "[1, inf)")
-    """Maximum number of runs at once. On CPU that saves time with small networks."""
+    """Maximum number of runs at once. On CPU, this saves time for small networks."""
     test: bool = False
-    """Measure on the test set as well: to report chosen settings, not to choose them.
-    Runs that were stored without are made again."""
+    """Also measure on the test set: to report chosen settings, not to choose them. Runs
+    that were stored without test results are repeated."""
 
     @property
     def folder(self) -> Path:
@@ -96,7 +96,7 @@ class Sweep:
                 form=dataclasses.replace(base.form, control=control),
                 **dict(zip(GRID, values, strict=True)),
             )
-            # What has no effect is the default, and makes no further run.
+            # Settings without effect get their defaults, and so add no runs.
             idle = {name: getattr(default, name) for name in config.without_effect()}
             configs.append(dataclasses.replace(config, **idle))
         return list(dict.fromkeys(configs))
@@ -105,7 +105,7 @@ class Sweep:
 def main(settings: Sweep) -> None:
     console = Console(highlight=False)
     folder = settings.folder
-    Devices.choose(settings.base)  # or an error, before anything is loaded
+    Devices.choose(settings.base)  # raises errors before anything is loaded
     load = functools.partial(images.load, settings.base)
     at_once, test = settings.at_once, settings.test
     runs = complete(settings.runs(), folder, load, console, at_once=at_once, test=test)
@@ -126,9 +126,9 @@ def complete(
     at_once: int,
     test: bool,
 ) -> list[Row]:
-    """Returns the summaries of runs, which it makes if they are not stored.
+    """Returns the summaries of runs, after making those that are not stored.
 
-    The data set is loaded only then. With `test`, summaries must have test accuracies.
+    The data set is loaded only if needed. With `test`, summaries need test accuracies.
     """
 
     def path(config: ImageConfig) -> Path:
@@ -144,7 +144,7 @@ def complete(
     missing = [config for config in configs if not is_stored(config)]
     console.print(f"Runs: {len(configs)}, missing: {len(missing)}.")
     if missing:
-        records.check_writable(folder)  # now, rather than when the first runs are made
+        records.check_writable(folder)  # before any run is made
         dataset = load()
         for batch in track(list(batches(missing, at_once)), "sweep", console=console):
             for config, summary in zip(batch, make(batch, dataset, test), strict=True):
@@ -153,9 +153,9 @@ def complete(
 
 
 def batches(configs: list[ImageConfig], size: int) -> Iterator[list[ImageConfig]]:
-    """Divides runs evenly into those that one program makes at once.
+    """Divides runs into even batches, each of which one program makes at once.
 
-    Ten runs, at most eight at once, are five and five: one program to compile.
+    Ten runs, at most eight at once, become five and five: one program to compile.
     """
     groups: dict[ImageConfig, list[ImageConfig]] = defaultdict(list)
     for config in configs:
@@ -167,7 +167,7 @@ def batches(configs: list[ImageConfig], size: int) -> Iterator[list[ImageConfig]
 
 
 def check_finite(runs: list[Row]) -> None:
-    """Raises `Diverged` if runs did, and names them."""
+    """Raises `Diverged` if runs diverged, and names them."""
     found = [
         f"{run['regularizer']} at strength {run['strength']:g}, learning rate "
         f"{run['learning_rate']:g} and seed {run['seed']}"
@@ -179,9 +179,9 @@ def check_finite(runs: list[Row]) -> None:
 
 
 def by_settings(runs: list[Row]) -> dict[str, list[Row]]:
-    """Groups runs by all settings but the seed, the sparsest group first.
+    """Groups runs by all settings except the seed, sparsest group first.
 
-    Each is named by its regularizer and the settings that differ between groups.
+    Each group is named after its regularizer and the settings that differ by group.
     """
 
     def label(run: Row, name: str) -> str:

@@ -19,7 +19,7 @@ Show = Callable[[str, float, float], None]
 def progress_bar(
     console: Console, measure: Metric, done: int, total: int
 ) -> Iterator[Show]:
-    """Shows a bar of all rounds of a run while the context lasts.
+    """Shows a progress bar over all rounds of a run within the context.
 
     Yields:
       The function to call after every round: phase, sparsity and metric.
@@ -42,7 +42,7 @@ def percent(share: float) -> str:
 
 
 def table_of(title: str, rows: list[dict[str, str]]) -> Table:
-    """Returns a table whose columns but the first are right-aligned."""
+    """Returns a table with all columns except the first right-aligned."""
     table = Table(title=title)
     for index, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if index else "left", overflow="fold")
@@ -67,7 +67,7 @@ def print_sweep(console: Console, groups: dict[str, list[Row]]) -> None:
 
 
 def print_summary(console: Console, summary: Row) -> None:
-    """Prints the outcome of a run: dense and sparse, then part by part."""
+    """Prints the results of a run: dense and sparse, then part by part."""
     metric, layers = metric_of(summary), summary["layers"]
     outcome = [
         {
@@ -92,7 +92,7 @@ def print_summary(console: Console, summary: Row) -> None:
     ]
     title = "{network} on {dataset}, {regularizer}, seed {seed}".format_map(summary)
     console.print(table_of(title, outcome), table_of("Part by part", sizes))
-    if "compacted" in summary:  # older runs have none, of these and of files
+    if "compacted" in summary:  # older runs have neither this nor files
         print_compacted(console, summary["compacted"], summary.get("compacted_time"))
         console.print("`python -m experiments export --compact` writes it.")
     console.print(f"{summary['wall_seconds']:.0f} seconds")
@@ -110,7 +110,7 @@ def print_summary(console: Console, summary: Row) -> None:
 
 
 def print_compacted(console: Console, sizes: Row, time: float | None = None) -> None:
-    """Prints how small a network is as a dense one, and how fast."""
+    """Prints how small and how fast a compacted network is."""
     before, after = sizes["before"], sizes["after"]
     name = "multiplications"
     console.print(

@@ -1,4 +1,4 @@
-"""Training: what one update does, many of them in one program, and the phases."""
+"""Training: one update, many of them in one program, and the phases of a run."""
 
 import optax
 

@@ -24,7 +24,7 @@ def augment(
         moves = jax.random.randint(axis_key, each, 0, 2 * shift + 1)
         widths = [(shift, shift) if i == axis else (0, 0) for i in range(4)]
         padded = jnp.pad(images, widths)
-        # Chosen among all shifts: slicing single images is slow on CPU.
+        # Selects among all shifts, because slicing single images is slow on CPU.
         for move in range(2 * shift + 1):
             moved = jax.lax.slice_in_dim(padded, move, move + size, axis=axis)
             images = jnp.where(moves == move, moved, images)

@@ -1,4 +1,4 @@
-"""The devices of a run: one, or all with a part of every batch each."""
+"""The devices of a run: one, or all of them, with each batch split among them."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ class Devices(NamedTuple):
 
     @classmethod
     def choose(cls, config: Config) -> "Devices":
-        """Returns all devices, or one, as the run asks for."""
+        """Returns all devices if `config` is data-parallel, or one."""
         if not config.data_parallel:
             return ONE
         number = jax.device_count()
@@ -29,11 +29,11 @@ class Devices(NamedTuple):
         return 1 if self.mesh is None else self.mesh.size
 
     def split(self, batch: Any) -> Any:
-        """Divides arrays `[B, ...]` of a batch evenly; to be called inside `jit`."""
+        """Divides arrays `[B, ...]` of a batch evenly; call it inside `jit`."""
         return self._lay(batch, P(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Puts the whole of a tree on every device."""
+        """Replicates a tree on every device."""
         return self._lay(tree, P())
 
     def _lay(self, tree: Any, spec: P) -> Any:

@@ -8,7 +8,7 @@ With a_i = |g_i| and w_i a weight, a form is
 
 and the penalty is 2 * strength * I_i * w_i, as in `sparse_optax.add_relevance_decay`,
 which has the default form. A control permutes I at random within each leaf, or takes
-its mean: the same amount of decay, without knowing which weights are relevant.
+its mean: the same amount of decay, but no information on which weights are relevant.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from experiments.training import Optimizer
 TINY = float(jnp.finfo(jnp.float32).tiny)
 PERMUTATIONS = 2**30  # folded into the seed
 UNIT_MEMORY = 0.99  # decay of the running mean square
-QUANTILE_STEP = 0.1  # largest, of the logarithm of a running quantile
+QUANTILE_STEP = 0.1  # largest change of the logarithm of a running quantile
 
 
 class FormState(NamedTuple):
@@ -44,9 +44,9 @@ def add_decay_in_form(
 ) -> Optimizer:
     """Adds 2 * strength * I * w to the updates, with I in the given form.
 
-    `strength` is gamma, or a schedule of the updates since the last pruning step, and
+    `strength` is gamma, or a schedule over updates since the last pruning step, and
     `scale` is in the unit of the form. `update` takes g or |g| as `grad`. Weights that
-    are exactly zero count as pruned, and have no part in units, means and permutations.
+    are exactly zero count as pruned: units, means and permutations leave them out.
     """
 
     def init_fn(params):
@@ -77,7 +77,7 @@ def add_decay_in_form(
         else:
             unit = mean_squares(form.unit, state.unit, measured, alive)
             irrelevance = jax.tree.map(
-                # Not by zero, where there was no gradient yet.
+                # Avoids division by zero where there was no gradient yet.
                 lambda m, d: jnp.exp(-m / jnp.maximum(scale * d, TINY)),
                 *(corrected, divisors(form.unit, unit, num_updates)),
             )
@@ -134,9 +134,9 @@ def follow_quantiles(
     share: float | jax.Array,
     num_updates: jax.Array,
 ) -> Any:
-    """Moves estimates of the value that a `share` of the measures of a leaf exceeds.
+    """Updates estimates of the value that a `share` of the measures of a leaf exceeds.
 
-    Stochastic approximation of its logarithm, from the root mean square on.
+    Approximates its logarithm stochastically, starting at the root mean square.
     """
 
     def follow(log_quantile, measured, alive):
@@ -149,26 +149,26 @@ def follow_quantiles(
 
 
 def mean_where(x: jax.Array, alive: jax.Array) -> jax.Array:
-    """Returns the mean of x over the weights that are left, or 0."""
+    """Returns the mean of x over the remaining weights, or 0 if there are none."""
     return jnp.sum(jnp.where(alive, x, 0)) / jnp.maximum(jnp.sum(alive), 1)
 
 
 def permute_where(x: jax.Array, alive: jax.Array, key: jax.Array) -> jax.Array:
-    """Permutes the values of x at random among the weights that are left.
+    """Permutes the values of x at random among the remaining weights.
 
     Ranks along a fixed shuffle go through a random affine map, r -> a r + b modulo
-    their number, to which a is coprime: much cheaper than a new shuffle each time.
+    their number, with a coprime to it. This is much cheaper than a new shuffle.
     """
     order = np.random.default_rng(0).permutation(x.size)
     back = np.argsort(order)
     shuffled, left = x.ravel()[order], alive.ravel()[order]
-    # Half the time of a cumsum on CPU.
+    # Takes half the time of a cumsum on CPU.
     rank = jax.lax.associative_scan(jnp.add, left.astype(jnp.int32)) - 1
     number = jnp.maximum(rank[-1] + 1, 1).astype(jnp.uint32)
     place = jnp.where(left, rank, x.size)
     dense = jnp.zeros_like(shuffled).at[place].set(shuffled, mode="drop")
     key_a, key_b = jax.random.split(key)
-    # Small enough for the product to fit uint32; 1 is coprime to everything.
+    # Small enough for the product to fit in uint32; 1 is coprime to everything.
     factors = jax.random.randint(key_a, (64,), 1, max((2**31 - 1) // x.size, 2))
     factors = factors.astype(jnp.uint32).at[-1].set(1)
     factor = factors[jnp.argmax(jnp.gcd(factors, number) == 1)]
@@ -178,15 +178,15 @@ def permute_where(x: jax.Array, alive: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def latest_irrelevance(opt_state: Any, grads: Any, scale: float | jax.Array) -> Any:
-    """Returns I, a tree like params: that of a form at its last update.
+    """Returns I, a tree like params, from the last update of a form in the state.
 
-    Without a form in the state, that of the paper, of `grads` and `scale`.
+    Without a form in the state, computes I as in the paper, from `grads` and `scale`.
     """
     found = optax.tree.get(opt_state, "irrelevance")
     return sparse_optax.irrelevance(grads, scale) if found is None else found
 
 
 def ranking_scores(params: Any, opt_state: Any) -> Any:
-    """Returns |w| * (1 - I), with that of a form at its last update."""
+    """Returns |w| * (1 - I), with I from the last update of a form."""
     irrelevance = optax.tree.get(opt_state, "irrelevance")
     return jax.tree.map(lambda w, i: jnp.abs(w) * (1 - i), params, irrelevance)

@@ -1,4 +1,4 @@
-"""Images to be classified."""
+"""Image classification."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ BATCHES = 2**29  # folded into the seed, together with a step
 
 
 class ImageProblem(Problem):
-    """The network of a configuration, and a data set; its arrays may be traced."""
+    """The network of a configuration and a data set, whose arrays may be traced."""
 
     def __init__(self, config: ImageConfig, dataset: Dataset):
         size = len(dataset.train.labels)

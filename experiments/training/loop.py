@@ -29,13 +29,13 @@ class Progress(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that training resumes from."""
+    """Everything that is needed to resume training."""
 
     params: Any
     opt_state: Any
     step: jax.Array  # shape=(), dtype=int32; updates so far, the place in the data.
     progress: Progress
-    statistics: Any  # running ones of batch norms, which are never pruned.
+    statistics: Any  # running statistics of batch norms, which are never pruned.
 
     @property
     def variables(self) -> Variables:
@@ -62,11 +62,11 @@ def make_train(
 ) -> Callable[[TrainState], TrainState]:
     """Returns the function that makes the updates of a round in one compiled call.
 
-    Every epoch visits each example once, in an order that depends on the seed and the
-    epoch alone, so that the step of a state is enough to resume from it.
+    Every epoch visits each example once, in an order that depends only on the seed and
+    the epoch, so the step of a state is enough to resume.
 
-    The optimizer receives g as `grad`; with `per_example`, the mean of |g| over single
-    examples.
+    The optimizer receives g as `grad` or, with `per_example`, the mean of |g| over
+    single examples.
     """
     batch_size, num_steps = config.batch_size, config.interval
     optimizer = optax.with_extra_args_support(optimizer)
@@ -148,7 +148,7 @@ def sizes(state: TrainState) -> dict[str, Any]:
 def magnitudes(dense: Any, sparse: Any) -> dict[str, list[float]]:
     """Returns histograms of the magnitudes of both networks, without zeros, as JSON.
 
-    Five bins a decade; the first and the last count all beyond them, too.
+    There are five bins per decade; the first and last also count what lies beyond them.
     """
     edges = np.logspace(-7, 1, 41)
 
@@ -168,7 +168,7 @@ def num_kept(params: Any) -> Any:
 def relevant_shares(params: Any, irrelevance: Any) -> tuple[jax.Array, Any]:
     """Returns the share of nonzero weights with an irrelevance below 1/2.
 
-    In total, and leaf by leaf; NaN where no weight is left.
+    Both in total and for each leaf; NaN where no weight is left.
     """
     is_relevant = jax.tree.map(lambda i, w: (i < 0.5) & (w != 0), irrelevance, params)
     relevant, remaining = num_kept(is_relevant), num_kept(params)
@@ -179,7 +179,7 @@ def relevant_shares(params: Any, irrelevance: Any) -> tuple[jax.Array, Any]:
 def make_count_correct(
     network: Network, data: Split, devices: Devices = ONE
 ) -> Callable[[Any], jax.Array]:
-    # In pieces, because the patches of a convolution are many times its images.
+    # In pieces, because the patches of a convolution take much more memory.
     size = min(500, len(data.labels))
     size += -size % devices.number
     missing = -len(data.labels) % size

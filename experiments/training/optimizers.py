@@ -15,7 +15,7 @@ from experiments.training import Optimizer
 from experiments.training.regularizers import Units, make_regularizer
 
 RANDOM = 2**29 - 1  # folded into the seed
-RAMP = 0.75  # of the updates, in which gradual pruning reaches its target
+RAMP = 0.75  # fraction of the updates after which gradual pruning ends
 
 
 def dense_optimizer(config: Config, num_steps: int) -> Optimizer:
@@ -42,9 +42,9 @@ def pruning_optimizer(
 def finetuning_optimizer(
     config: Config, num_steps: int, num_pruning_steps: int, units: Units = None
 ) -> Optimizer:
-    """Returns the same chain with a strength of zero, which resumes from its state.
+    """Returns the pruning optimizer with a strength of zero, for the same state.
 
-    Its learning rate counts from the start of fine-tuning: see `restart_schedule`.
+    Its learning rate schedule starts with fine-tuning: see `restart_schedule`.
     """
     if config.prune in SPARSE:  # masks stay as they are
         config = dataclasses.replace(config, prune="static")
@@ -73,7 +73,7 @@ def method(
     num_pruning_steps: int,
     units: Units,
 ) -> Optimizer:
-    """Returns the optimizer of a method, its parts in the order that it needs."""
+    """Returns the optimizer of a method, with its parts in the right order."""
     optimizer = preconditioner(config, config.optimizer)
     scale = optax.scale_by_learning_rate(rate)
     chain = regularizer, optimizer, scale
@@ -90,14 +90,14 @@ def method(
 def pruning(config: Config, num_steps: int, units: Units) -> Optimizer:
     """Returns the pruning transformation, which prunes by itself only if gradual.
 
-    Gradual pruning has a step at the end of every round.
+    Gradual pruning makes a pruning step at the end of every round.
     """
     settings: dict[str, Any] = dict(
         structure=units or structure(config.structure),
         distribution=config.distribution,
         mask=prunable(config),
     )
-    if config.prune != "gradual":  # `Phases` says how much
+    if config.prune != "gradual":  # `Phases` gives the amount
         return sparse_optax.prune_by(criterion(config), **settings)
     end = max(round(RAMP * num_steps), 1)
     cubic = sparse_optax.cubic_sparsity(0.0, config.target_sparsity, 0, end)
@@ -107,7 +107,7 @@ def pruning(config: Config, num_steps: int, units: Units) -> Optimizer:
 
 
 def sparse_training(config: Config, chain: Optimizer, num_steps: int) -> Optimizer:
-    """Returns the optimizer that trains through random masks, or through others too."""
+    """Returns the optimizer that trains with random masks, fixed or updated."""
     settings: dict[str, Any] = {"regrow": None}
     if config.prune != "static":
         regrow = "gradient" if config.prune == "rigl" else "random"
@@ -128,7 +128,7 @@ def random_key(config: Config) -> jax.Array:
 
 
 def criterion(config: Config) -> Any:
-    """Returns what ranks the weights: a function of params and gradients."""
+    """Returns the function of params and gradients that ranks the weights."""
     name = "saliency" if config.prune == "snip" else config.criterion
     if name == "random":
         return sparse_optax.random(random_key(config))
@@ -150,10 +150,10 @@ def structure(text: str) -> Any:
 
 
 def prunable(config: Config) -> Any:
-    """Returns which leaves may be pruned: all of them, or kernels by a structure.
+    """Returns which leaves may be pruned: all, or only kernels if there is a structure.
 
-    Of units, all hidden ones. Norms are spared before the training, as in the code of
-    the authors of SNIP: a scale of zero removes a whole channel.
+    With units, all hidden ones. Pruning before training leaves out norms, as the SNIP
+    authors' code does: a scale of zero removes a whole channel.
     """
     if config.structure == "units":
         return None
@@ -167,7 +167,7 @@ def prunable(config: Config) -> Any:
 
 
 def restart_schedule(opt_state: Any) -> Any:
-    """Returns the state with the count of the learning rate schedule at zero."""
+    """Returns the state with the count of the learning rate schedule reset to zero."""
     name = optax.ScaleByScheduleState.__name__
     return optax.tree.set(
         opt_state,

@@ -1,7 +1,7 @@
 """The phases of a run: dense training, iterative pruning and fine-tuning.
 
-`Phases` has their parts, for any problem. `running.run` calls them round by round, with
-checkpoints between; `running.program` compiles a whole run into one program.
+`Phases` has their parts, for any problem. `running.run` calls them round by round and
+saves checkpoints; `running.program` compiles a whole run into one program.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ class NumRounds(NamedTuple):
 
 
 class Phases:
-    """The parts of the run that a configuration describes.
+    """The parts of a run with the given configuration.
 
     Seed, strength, scale, fraction, bound and target sparsity may be traced.
     """
@@ -121,7 +121,7 @@ class Phases:
         return state._replace(params=params, opt_state=opt_state)
 
     def scores(self, state: loop.TrainState) -> Any:
-        """Returns what ranks the weights, or None for their magnitudes."""
+        """Returns the scores that rank the weights, or None for magnitudes."""
         criterion = optimizers.criterion(self.config)
         if criterion is sparse_optax.magnitude:
             return None

@@ -1,4 +1,4 @@
-"""What a run is about: a network, its data, and its metric."""
+"""The problem that a run solves: a network, its data and its metric."""
 
 import abc
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Problem(abc.ABC):
     devices: Devices
     updates_per_epoch: int
     digest: str | None = None  # of the training texts
-    files: dict[str, bytes]  # that a network needs besides its arrays
+    files: dict[str, bytes]  # what a network needs besides its arrays
 
     def adapt(self, optimizer: Optimizer) -> Optimizer:
         """Returns the optimizer that `make_train` calls."""
@@ -35,7 +35,7 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def gradients_at(self, variables: Variables, step: jax.Array) -> Any:
-        """Returns those of the loss on one batch, another one at each step."""
+        """Returns the gradients of the loss on one batch, which differs by step."""
 
     @abc.abstractmethod
     def metric(self, variables: Variables) -> float | jax.Array:
@@ -43,15 +43,15 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def logits(self, variables: Variables, *inputs: jax.Array) -> jax.Array:
-        """Returns what a network computes of inputs such as those of `examples`."""
+        """Returns the logits of a network for inputs like those of `examples`."""
 
     @abc.abstractmethod
     def examples(self, number: int) -> tuple[jax.Array, ...]:
-        """Returns the inputs of examples, as many as there are up to a number."""
+        """Returns the inputs of up to `number` examples."""
 
     def compact(self, variables: Variables) -> sparse_optax.Compacted:
         """Returns a network without the units that nothing reads."""
-        # Without a check: nothing at its end may cost a run its summary.
+        # Without a check: an error at the end would cost a run its summary.
         return sparse_optax.compact(
             self.logits, variables, *self.examples(1), check=False
         )

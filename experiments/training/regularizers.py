@@ -24,8 +24,8 @@ def make_regularizer(
     """Returns the transformation that adds the gradient of the penalty of a run.
 
     Its coefficient gamma is `strength` right after a pruning step, and decays to zero
-    in `decay_steps` updates, unless they are 0. `update` needs g as `grad`. With units,
-    relevance and l1 are those of whole units.
+    in `decay_steps` updates, or stays constant if that is 0. `update` needs g as
+    `grad`. With units, relevance and l1 apply to whole units.
     """
     decay = make_decay(config, strength, decay_steps, units)
     ranks = config.criterion == "relevance" and config.form != Form()
@@ -49,7 +49,7 @@ def make_decay(
         return sparse_optax.add_relevance_decay(
             gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad), mask=None
         )
-    # That of the library, wherever it has the form.
+    # The library's own, wherever it has the form.
     if config.form == Form() and not config.decoupled:
         return sparse_optax.add_relevance_decay(
             gamma, config.scale, structure=units, mask=None

@@ -1,4 +1,4 @@
-"""The training loop on text: an update per call, because batches differ in shape.
+"""The training loop on text: one update per call, because batches differ in shape.
 
 Gradients are compiled once for each shape, updates once for each phase.
 """
@@ -25,10 +25,10 @@ Gradients = Callable[[Any, Batch, jax.Array, Rate], tuple[jax.Array, Any]]
 
 
 def make_gradients(network: Seq2Seq, seed: int, devices: Devices) -> Gradients:
-    """Returns the function from params, batch, its number and the dropout rate.
+    """Returns a function of params, a batch, its number and the dropout rate.
 
-    It returns loss and gradients. Dropout depends on the seed and that number alone; a
-    rate of None is none. Every batch is divided among the devices.
+    It returns the loss and gradients. Dropout depends only on the seed and that number;
+    a rate of None means no dropout. Every batch is divided among the devices.
     """
     key = jax.random.fold_in(jax.random.key(seed), DROPOUT)
 
@@ -54,7 +54,7 @@ def make_train(
     """
     num_steps, accumulation = config.interval, config.accumulation
 
-    # Donated: all arrays would be in memory twice.
+    # Donated: otherwise all arrays would be in memory twice.
     @jax.jit(donate_argnums=(1, 2))
     def update(grads, opt_state, params):
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -68,7 +68,7 @@ def make_train(
     def train(state: TrainState) -> TrainState:
         first, losses = int(state.step), []
         rate = dropout(state.opt_state)
-        # Copied, for they are donated.
+        # Copied, because they are donated.
         params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
         following = (first + num_steps) * accumulation
         for number in range(first * accumulation, following):
@@ -87,9 +87,9 @@ def make_train(
 
 
 def accumulated(optimizer: Optimizer, num_batches: int) -> Optimizer:
-    """Returns an optimizer that updates with the mean gradient of some batches.
+    """Returns an optimizer that updates with the mean gradient of several batches.
 
-    It receives that mean as `grad`, too. The updates of all batches but the last
+    It also receives that mean as `grad`. The updates of all batches except the last
     are zero.
     """
 

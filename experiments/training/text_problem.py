@@ -1,4 +1,4 @@
-"""Texts to be written from others: translations, or answers."""
+"""Sequence-to-sequence problems: translations, or answers in dialogues."""
 
 import functools
 import hashlib
@@ -26,7 +26,7 @@ from experiments.training import Optimizer, text_loop
 from experiments.training.devices import Devices
 from experiments.training.problem import Problem, Train
 
-NUM_TEXTS = 20  # of the test set, to be shown in the summary
+NUM_TEXTS = 20  # of the test set, shown in the summary
 
 
 class TextProblem(Problem):
@@ -48,7 +48,7 @@ class TextProblem(Problem):
         sources, targets = self.training_pairs(corpus)
         self.num_pairs = len(sources)
         self.num_whole = len(corpus.train.sources) + corpus.num_left_out
-        self.corpus = corpus._replace(train=Pairs([], []))  # the rest takes memory
+        self.corpus = corpus._replace(train=Pairs([], []))  # to free memory
         if not sources:
             raise ExperimentError(
                 f"no training pair has --max-source {config.max_source} and "
@@ -59,7 +59,7 @@ class TextProblem(Problem):
             wanted = f"{most} or less, for {self.num_pairs} training pairs"
             check(name, value, value <= most, wanted)
         sides = Sequences.of(sources), Sequences.of(targets)
-        # Longer texts are cut: nothing has trained the positions beyond.
+        # Longer texts are cut, because the positions beyond are untrained.
         self.longest_source, longest_target = (int(x.lengths.max()) for x in sides)
         self.longest_text = longest_target - 1  # without FIRST
         self.batches = Batches(*sides, config.batch_size, config.seed)
@@ -125,8 +125,8 @@ class TextProblem(Problem):
     def dropout(self, opt_state: optax.OptState) -> jax.Array | None:
         """Returns the dropout rate, or None for none.
 
-        An adjusted rate is d sqrt(kept / total), with d that of the dense network (Han
-        et al., `Learning both Weights and Connections
+        An adjusted rate is d sqrt(kept / total), with the rate d of the dense network
+        (Han et al., `Learning both Weights and Connections
         <https://arxiv.org/abs/1506.02626>`_, 2015, who adjust it layer by layer).
         """
         rate = self.config.dropout
@@ -144,7 +144,7 @@ class TextProblem(Problem):
         return score(self.config.metric, written, pairs.targets)[0]
 
     def write(self, variables: Variables, texts: list[str], beam: int) -> list[str]:
-        """Returns what a network writes of texts, by beam search or greedily (1)."""
+        """Returns what a network writes for texts; a `beam` of 1 is greedy."""
         longest = self.longest_source
         kept = slice(-longest, None) if self.corpus.keeps_end else slice(longest)
         encoded = [row[kept] for row in self.source_tokenizer.encode(texts)]
@@ -198,7 +198,7 @@ class TextProblem(Problem):
 def sparsity_by_frequency(embedding: np.ndarray, counts: np.ndarray) -> list[float]:
     """Returns the sparsity of each quarter of the rows of an embedding, `[V, F]`.
 
-    The first quarter has the most frequent tokens, by their `counts`, `[V]`.
+    The first quarter has the most frequent tokens, according to `counts`, `[V]`.
     """
     order = np.argsort(-counts, kind="stable")
     quarters = np.array_split(embedding[order], 4)

@@ -1,4 +1,4 @@
-"""A traced function with the units of its axes: where everything else begins."""
+"""Traces a function and finds the units of its axes; all other steps build on this."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ class Analysis(NamedTuple):
     """A traced function with the units of its axes.
 
     Attributes:
-        program: whose first arguments are the leaves of the parameters.
-        table: of its units.
-        names: of the leaves.
+        program: the function; its first arguments are the leaves of the parameters.
+        table: its units.
+        names: the names of the leaves.
         returns: the tree of shapes that the function returns.
     """
 
@@ -32,11 +32,11 @@ class Analysis(NamedTuple):
 def analyse(
     fn: Callable, params: Any, inputs: tuple, *, freeze_results: bool
 ) -> Analysis:
-    """Traces a function, and finds the units of all axes.
+    """Traces a function and finds the units of all axes.
 
     Raises:
-        TypeError: if params has other leaves than arrays.
-        ValueError: if two leaves have one name.
+        TypeError: if params has leaves that are not arrays.
+        ValueError: if two leaves have the same name.
     """
     _fit.check_tree(params, "params")
     with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))

@@ -1,9 +1,9 @@
-"""Primitives that hold functions: control flow, custom derivatives, rematerialisation.
+"""Primitives with inner functions: control flow, custom derivatives, `remat`.
 
-For each: which axes have the same units, what is known of the results (`liveness`),
-and how it is evaluated on smaller arrays. Derivatives that somebody defined are
-programs of their own, so that they are neither lost nor replaced by those of the
-function.
+For each one: which axes have the same units, what is known about the results (see
+`liveness`), and how to evaluate it on smaller arrays. Custom derivative rules are
+traced as programs of their own, so that they are kept, and not replaced by derivatives
+of the function.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,12 +65,12 @@ def _differentiable(values: list[Value]) -> list[Value]:
 
 def _label_custom(step: Step, table: UnitTable) -> None:
     _label_body(step, table)
-    if not table.is_in_derivative:  # whose own rule would have the next, without end
+    if not table.is_in_derivative:  # a rule may call its own function
         _add_derivative(step, table)
 
 
 def _add_derivative(step: Step, table: UnitTable) -> None:
-    """Adds the rule for derivatives, and labels it."""
+    """Adds the derivative rule of a step, and labels it."""
     is_jvp = step.name == "custom_jvp_call"
     rule = step.programs["rule"] = derivative_of(step)
     extra = _differentiable(step.ins if is_jvp else step.outs)
@@ -207,7 +207,7 @@ def _facts_of_while(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
 
 
 def _until_stable(body: Callable[[list], list], carry: list) -> list:
-    """What is known of a carry in every round, given what is known before the first."""
+    """What is known about a carry in every iteration, given what is known initially."""
     while True:
         after = [a.and_in(b) for a, b in zip(carry, body(carry), strict=True)]
         if all(a.same_as(b) for a, b in zip(carry, after, strict=True)):

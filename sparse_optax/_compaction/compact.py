@@ -25,37 +25,37 @@ def compact(
 ) -> Compacted:
     r"""Removes all units that do not affect the outputs, and returns smaller arrays.
 
-    A unit is a slice of every leaf that one hidden feature, channel, head or dimension
-    of a head has (see `channel_groups`). It is removed if, wherever the function sums
-    over it, its term is zero, because of pruned weights on either side:
+    A unit is a hidden feature, a channel, a head or a dimension of a head, with its
+    slice of every leaf (see `channel_groups`). It is removed if its term is zero
+    wherever the function sums over it, because of pruned weights before or after it:
 
     .. math:: y_j = \sum_i x_i W_{ij}: \quad x_i = 0 \;\text{or}\; W_{i\cdot} = 0
         \;\text{for all}\; j \;\text{that are left}
 
-    A unit that has the same value for every input becomes part of the biases of its
-    readers, where each has one. All this is repeated until nothing more is found. At
-    least one unit of each group stays. The result is dense, so it is smaller and faster
-    on any hardware. Outputs and the shapes of inputs and outputs stay as they are.
+    A unit with the same value for every input is folded into the biases of the layers
+    that read it, if all of them have one. This repeats until no more units are found.
+    At least one unit of each group is kept. The result is dense, so it is smaller and
+    faster on any hardware. Outputs and all input and output shapes are unchanged.
 
     Args:
-        fn: `fn(params, *inputs)` returns arrays, of any framework.
-        params: the pruned params, with other arrays that have an entry for each unit,
-            such as the statistics of a BatchNorm.
-        inputs: a sample of the other arguments of `fn`: arrays, or shapes with
-            `check=False`. Their batch size does not matter.
-        check: whether to compare the outputs for the sample, before and after.
-        round_to: keep a multiple of this many units in each group that has as many, by
-            keeping the first units that could be removed.
+        fn: a function `fn(params, *inputs)` that returns arrays, from any framework.
+        params: the pruned params, and any other arrays with an entry for each unit,
+            such as BatchNorm statistics.
+        inputs: sample values of the other arguments of `fn`: arrays, or shapes with
+            `check=False`. The batch size does not matter.
+        check: whether to compare the outputs for the sample before and after.
+        round_to: keep a multiple of this many units in each group that is large enough,
+            by keeping the first of the units that could be removed.
 
     Returns:
         A `Compacted`, with `params`, `apply`, `kept`, `shrink`, `expand`, `convert`.
 
     Raises:
-        TypeError: if `fn` is not a function, if params has other leaves than arrays, or
-            if it is traced, or the inputs are and `check` is True.
+        TypeError: if `fn` is not a function, if params has leaves that are not arrays,
+            if params are traced, or if inputs are traced and `check` is True.
         ValueError: if `round_to` is below 1, if inputs are shapes and `check` is True,
             or if params are sharded over explicit axes of a mesh.
-        RuntimeError: if outputs for the sample differ (beyond rounding).
+        RuntimeError: if the outputs for the sample differ by more than rounding.
 
     Examples:
         >>> import jax
@@ -82,7 +82,7 @@ def compact(
     References:
         Bragagnolo and Barbano, `Simplify
         <https://doi.org/10.1016/j.softx.2021.100907>`_, 2022, remove zero channels from
-        modules of PyTorch. Here units and zeros are found in the traced equations.
+        PyTorch modules. Here, units and zeros are found in the traced equations.
     """
     _arguments.check_callable("fn", fn)
     if not isinstance(check, bool):
@@ -128,7 +128,7 @@ def compact(
 
 
 def _round(analysis: Analysis, removed: np.ndarray, multiple: int) -> None:
-    """Keeps so many of the units of each group that their number is a multiple."""
+    """Keeps more units of each group, up to the next multiple."""
     for group, units in find_groups(analysis)[0]:
         is_removed = removed[units]
         num_kept = group.size - int(is_removed.sum())
@@ -144,7 +144,7 @@ def _declined(
         analysis.names, analysis.program.ins, found.facts, strict=False
     ):
         if np.prod(value.shape) == max(value.shape, default=1):
-            continue  # a vector: its zeros are no slices
+            continue  # a vector has no slices
         for axis, mask in enumerate(evaluation.masks(value)):
             stays = fact.zero(axis) & (True if mask is None else mask)
             if not stays.any():
@@ -163,16 +163,16 @@ def _declined(
 
 
 def _put_like(new: Any, old: Any) -> Any:
-    """A leaf that may have been changed on the host, where the old one is."""
+    """Puts a leaf on the device of the old one, if it was changed on the host."""
     is_changed = new is not old and isinstance(old, jax.Array)
     return jax.device_put(new, old.sharding) if is_changed else new
 
 
 def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
-    """Raises if outputs differ by more than rounding.
+    """Raises an error if outputs differ by more than rounding.
 
-    Outputs that are not floats may follow from a rounded one: so one of a hundred may
-    differ.
+    Up to 1 % of the outputs that are not floats may differ, because they may depend on
+    rounded floats.
     """
     before = jax.tree_util.tree_leaves_with_path(jax.jit(compacted.fn)(params, *inputs))
     after = jax.tree.leaves(compacted.apply(compacted.params, *inputs))

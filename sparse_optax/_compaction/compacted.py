@@ -26,13 +26,13 @@ _STATE = {"params", "kept", "shapes"}
 
 
 class Declined(NamedTuple):
-    """Slices that are zero and could not be removed.
+    """Zero slices that could not be removed.
 
     Attributes:
         leaf: the name of the leaf.
-        axis: of it.
-        num_slices: how many.
-        reason: why.
+        axis: the axis of the leaf.
+        num_slices: the number of slices.
+        reason: why they are kept.
     """
 
     leaf: str
@@ -47,15 +47,15 @@ class Compacted:
 
     Attributes:
         params: the same tree as before, with smaller arrays.
-        kept: `kept[leaf][axis]` has the indices that stay, for leaves that became
-            smaller; for leaves that a scan has stacked, those of each layer,
+        kept: `kept[leaf][axis]` has the indices that are kept, for leaves that became
+            smaller; for leaves stacked for a scan, it has those of each layer,
             `[layers, kept]`.
-        declined: which zero slices stay, and why.
-        folded: how many constant units became part of a bias, by its name. Training
-            from here differs from training of the masked network in these.
+        declined: the zero slices that are kept, and why.
+        folded: how many constant units were folded into each bias, by its name. Because
+            of these, further training differs from that of the masked network.
         layers: the sizes of each layer, before and after; `str` shows them as a table.
         fn: the function.
-        shapes: of the leaves before, by name.
+        shapes: the original shapes of the leaves, by name.
     """
 
     params: Any
@@ -69,17 +69,17 @@ class Compacted:
     def apply(self, params: Any, *inputs: Any) -> Any:
         """Calls the function with the smaller params.
 
-        `fn` is traced with the shapes that its params had, and its equations are
-        evaluated on the smaller arrays: so no module ever sees these. Works under
-        `jit`, `grad`, `vmap` and `jax.export`, and with inputs of other sizes.
+        `fn` is traced with the original shapes of its params, and its equations are
+        evaluated on the smaller arrays, so modules never see these. Works under `jit`,
+        `grad`, `vmap` and `jax.export`, and with inputs of other sizes.
 
         Args:
             params: a tree like the attribute `params`.
             *inputs: arrays, or trees of them, as `fn` takes them.
 
         Raises:
-            ValueError: if params have other names or shapes, or if for these inputs
-                `fn` reads units that have been removed.
+            ValueError: if params have different names or shapes, or if `fn` reads
+                removed units for these inputs.
         """
         return self._apply(params, inputs)
 
@@ -110,7 +110,7 @@ class Compacted:
         return jax.tree.unflatten(jax.tree.structure(analysis.returns), outs)
 
     def _removed(self, analysis: Analysis) -> np.ndarray:
-        """Which units of a new analysis are removed: those without a position left."""
+        """Which units of a new analysis are removed: those with no kept position."""
         table = analysis.table
         seen, alive = np.zeros((2, table.size), bool)
         for name, value in zip(analysis.names, analysis.program.ins, strict=False):
@@ -129,7 +129,7 @@ class Compacted:
         return indices[0] if indices.ndim == 2 else indices
 
     def _check(self, analysis: Analysis, evaluation: Evaluation) -> None:
-        """Raises if a new analysis does not have units as those that were removed.
+        """Raises an error if the removed units do not fit a new analysis.
 
         Leaves that the function does not read may have any size.
         """
@@ -153,18 +153,18 @@ class Compacted:
         """Removes the same units from another tree, such as an optimizer state.
 
         Args:
-            tree: params, masks, gradients, an optimizer state or a training state, of
-                all params or of a part of them: leaves are recognised by their names,
-                such as `0/mu/dense/kernel`.
+            tree: params, masks, gradients, an optimizer state or a training state, for
+                all params or some of them. Leaves are recognised by their names, such
+                as `0/mu/dense/kernel`.
 
         Raises:
-            ValueError: if a leaf of such a name has another shape, as in the state of
-                Adafactor, or if there is none.
+            ValueError: if a leaf with such a name has a different shape, as in the
+                state of Adafactor, or if there is no such leaf.
         """
         return self._map("tree", tree, shrink)
 
     def expand(self, tree: Any) -> Any:
-        """Puts zeros where `shrink` takes something out.
+        """Restores the original shapes, with zeros where `shrink` removes units.
 
         `fn(expand(params), x)` equals `apply(params, x)`.
 
@@ -172,15 +172,14 @@ class Compacted:
             tree: as for `shrink`, with the smaller shapes.
 
         Raises:
-            ValueError: if a leaf of such a name has another shape, or if there is none.
+            ValueError: for the same reasons as `shrink`.
         """
         return self._map("tree", tree, expand)
 
     def convert(self, fn: Callable) -> "Compacted":
-        """A `Compacted` for another function of these params, such as training mode.
+        """A `Compacted` for another function of the params, such as one for training.
 
-        What `apply` returns may have smaller shapes too, such as the new statistics of
-        a BatchNorm.
+        Its `apply` may return smaller arrays too, such as new BatchNorm statistics.
 
         Args:
             fn: a function of the same params.
@@ -192,7 +191,7 @@ class Compacted:
         return dataclasses.replace(self, fn=fn)
 
     def state(self) -> dict[str, Any]:
-        """All but the function, as a tree of arrays for `save_sparse` or Orbax."""
+        """Everything but `fn`, as a tree of arrays for `save_sparse` or Orbax."""
         return {
             "params": self.params,
             "kept": {
@@ -206,7 +205,7 @@ class Compacted:
     def restore(cls, fn: Callable, state: dict[str, Any]) -> "Compacted":
         """Rebuilds a `Compacted` from the function and the saved `state()`.
 
-        It has no table: `layers`, `declined` and `folded` are empty.
+        The report is not saved: `layers`, `declined` and `folded` are empty.
 
         Args:
             fn: the function that was compacted.
@@ -227,7 +226,7 @@ class Compacted:
         return cls(state["params"], kept, (), {}, {}, fn, shapes)
 
     def _map(self, argument: str, tree: Any, f: Callable) -> Any:
-        """`f(x, shape, kept)` of each leaf named as one of params is, at its end."""
+        """Applies `f(x, shape, kept)` to leaves whose names end with a param's name."""
         unboxed = _trees.unbox(tree)
         check_shardings(argument, unboxed)
         with_path = jax.tree_util.tree_leaves_with_path(unboxed)
@@ -242,7 +241,7 @@ class Compacted:
 
         def apply(path, x):
             name = _trees.leaf_name(path)
-            if name not in owners or np.ndim(x) == 0:  # 0: a number for each leaf
+            if name not in owners or np.ndim(x) == 0:  # 0: a scalar per leaf
                 return x
             owner, *others = owners[name]
             if others and any(own in self.kept for own in owners[name]):

@@ -1,8 +1,8 @@
-"""A program on smaller arrays: those of which the removed units have been taken out.
+"""Evaluates a program on smaller arrays, without the removed units.
 
-Every equation is applied as it is, with the sizes of removed units taken out of its
-parameters. What makes arrays of nothing (`iota`, random bits, arrays that a function
-closes over) makes them in their whole size, so that numbers stay the same.
+Each equation is applied as before, with smaller sizes in its parameters. Arrays that
+the function creates itself (`iota`, random bits, constants that it closes over) are
+created at full size and then indexed, so that their values stay the same.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from sparse_optax._compaction.units import UnitTable
 
 
 class Evaluation:
-    """Programs without the units that are removed.
+    """Evaluates programs without the removed units.
 
     Args:
-        table: of the units.
-        removed: a boolean for each unit.
+        table: the units.
+        removed: for each unit, whether it is removed.
     """
 
     def __init__(self, table: UnitTable, removed: np.ndarray) -> None:
@@ -40,7 +40,7 @@ class Evaluation:
         return self._masks[value]
 
     def shape(self, value: Value) -> tuple:
-        """The shape of what is kept."""
+        """The shape of a value without the removed units."""
         return small_shape(value, self.masks(value))
 
     def is_whole(self, value: Value) -> bool:
@@ -52,7 +52,7 @@ class Evaluation:
         return take(array, self.masks(value))
 
     def run(self, program: Program, args: Sequence[Any]) -> list[Any]:
-        """The results, from smaller arguments."""
+        """Computes the results from smaller arguments."""
         arrays = dict(zip(program.ins, args, strict=True))
 
         def read(value: Value) -> Any:
@@ -88,7 +88,7 @@ class Evaluation:
 
 
 def take(array: Any, masks: Masks, axes: Sequence[int] | None = None) -> Any:
-    """The positions where the mask of an axis is True, of all axes or of some."""
+    """Takes the positions where masks are True, along all axes or only some."""
     for axis, mask in enumerate(masks):
         if mask is not None and (axes is None or axis in axes):
             array = jnp.take(array, np.flatnonzero(mask), axis=axis)

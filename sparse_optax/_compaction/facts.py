@@ -1,4 +1,4 @@
-"""What is known of a value: where all its elements are one and the same number."""
+"""What is known about a value: where all its elements are the same number."""
 
 import functools
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from sparse_optax._compaction.program import Value
 
 
 class Along(NamedTuple):
-    """What is known of the positions of an axis.
+    """What is known about the positions of an axis.
 
     Attributes:
-        known: whether all elements at a position are the same number.
-        number: which; anything where that is not known.
+        known: for each position, whether all its elements are the same number.
+        number: that number; arbitrary where it is not known.
     """
 
     known: np.ndarray
@@ -28,12 +28,12 @@ class Along(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """What is known of a value.
+    """What is known about a value.
 
     Attributes:
-        shape: of it.
-        whole: the number that all its elements are, or None.
-        axes: what is known of each axis; None for nothing.
+        shape: its shape.
+        whole: the number that all its elements equal, or None.
+        axes: what is known along each axis, or None.
     """
 
     shape: tuple[Any, ...]
@@ -51,7 +51,7 @@ class Fact(NamedTuple):
         return np.zeros(self.shape[axis], bool) if along is None else along.zero
 
     def and_in(self, other: "Fact") -> "Fact":
-        """What is known of a value that is one or the other."""
+        """What is known about a value that may be either of two."""
         is_same = self.whole is not None and self.whole == other.whole
         axes = [
             where_equal([self.along(i), other.along(i)]) if isinstance(n, int) else None
@@ -69,11 +69,11 @@ class Fact(NamedTuple):
         )
 
     def of_slices(self) -> "Fact":
-        """Of every slice along the first axis."""
+        """What is known about every slice along the first axis."""
         return Fact(self.shape[1:], self.whole, self.axes[1:])
 
     def of_stack(self, length: int) -> "Fact":
-        """Of so many of such values along a new first axis."""
+        """What is known about a stack of such values along a new first axis."""
         return Fact((length, *self.shape), self.whole, (None, *self.axes))
 
 
@@ -89,17 +89,17 @@ def where_equal(alongs: Sequence[Along | None]) -> Along | None:
 
 
 def make_along(known: np.ndarray, number: np.ndarray) -> Along | None:
-    """What is known along an axis, or None for nothing."""
+    """What is known along an axis, or None if nothing is."""
     return Along(known, number) if known.any() else None
 
 
 def unknown(value: Value) -> Fact:
-    """That nothing is known of a value."""
+    """The fact that nothing is known about a value."""
     return Fact(value.shape, None, (None,) * len(value.shape))
 
 
 def fact_of_array(array: Any, kept: Sequence[np.ndarray | None]) -> Fact:
-    """What is known of an array, if only the positions that are kept count."""
+    """What is known about an array, considering only the kept positions."""
     if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # a random key
         return Fact(array.shape, None, (None,) * array.ndim)
     array = np.asarray(array)

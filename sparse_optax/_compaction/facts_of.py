@@ -1,4 +1,4 @@
-"""What is known of the results of primitives, given what is known of the arguments."""
+"""What is known about the results of primitives, given facts about the arguments."""
 
 import functools
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from sparse_optax._compaction.program import Step
 
 
 def _apply(step: Step, numbers: Sequence[np.ndarray]) -> np.ndarray:
-    """The primitive of vectors of numbers, as it would be computed in an array.
+    """Applies the primitive to vectors of numbers, as it would be to arrays.
 
-    It is compiled for lengths that are powers of two, so that there are few programs.
+    Lengths are padded to powers of two, so that few programs are compiled.
     """
     length = len(numbers[0])
     pad = (1 << max(length - 1, 7).bit_length()) - length
@@ -37,7 +37,7 @@ def _apply(step: Step, numbers: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def elementwise(step: Step, ins: list[Fact]) -> list[Fact]:
-    """The primitive of the numbers that are known; zero where a factor is."""
+    """Applies the primitive to known numbers; zero where a factor is zero."""
     out = step.outs[0]
     is_scalar = [not value.shape for value in step.ins]
     if all(fact.whole is not None for fact in ins):
@@ -61,7 +61,7 @@ def elementwise(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def _spread(fact: Fact, axis: int | None, size: int) -> Along | None:
-    """What is known along an axis of a value, as broadcast to a size."""
+    """What is known along an axis of a value that is broadcast to a size."""
     if fact.whole is not None:
         return Along(np.ones(size, bool), np.full(size, fact.whole))
     along = None if axis is None else fact.axes[axis]
@@ -96,7 +96,7 @@ def one_by_one(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def _wired(step: Step, ins: list[Fact], combine: Any) -> list[Fact]:
-    """Each axis of a result by those of arguments that have its symbol."""
+    """For each axis of a result, combines the arguments' axes with its symbol."""
     results = []
     for value, symbols in zip(step.outs, step.wiring.outs, strict=True):
         axes = []
@@ -114,8 +114,8 @@ def _wired(step: Step, ins: list[Fact], combine: Any) -> list[Fact]:
 
 
 def passes(step: Step, ins: list[Fact]) -> list[Fact]:
-    """What is known of the argument, along the axes that are left."""
-    results = _wired(step, ins[:1], lambda found: found[0])  # and not of indices
+    """What is known about the argument, along the remaining axes."""
+    results = _wired(step, ins[:1], lambda found: found[0])  # not of indices
     return [fact._replace(whole=ins[0].whole) for fact in results]
 
 
@@ -124,12 +124,12 @@ def _only_zeros(along: Along | None) -> Along | None:
 
 
 def passes_zeros(step: Step, ins: list[Fact]) -> list[Fact]:
-    """Zero where the argument is; other numbers become unknown."""
+    """Zero where the argument is zero; other numbers become unknown."""
     if step.name in ("reduce_window_max", "reduce_window_min"):
         for size, pads in zip(
             step.params["window_dimensions"], step.params["padding"], strict=True
         ):
-            if max(pads) >= size:  # of a window of padding alone, that is infinite
+            if max(pads) >= size:  # a window of padding alone is infinite
                 return [unknown(value) for value in step.outs]
     if step.name == "gather" and not wirings.fills_with_zeros_or_nan(step):
         return [unknown(value) for value in step.outs]
@@ -139,7 +139,7 @@ def passes_zeros(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def product(step: Step, ins: list[Fact]) -> list[Fact]:
-    """Zero where a factor is."""
+    """Zero where a factor is zero."""
 
     def combine(found):
         zeros = [x.zero for x in found if x is not None]
@@ -155,10 +155,10 @@ def product(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def convolution(step: Step, ins: list[Fact]) -> list[Fact]:
-    """Zero where the kernel is, or, of a depthwise one, where the input is.
+    """Zero where the kernel is zero or, if it is depthwise, where the input is zero.
 
-    In larger groups gradients of a zero input may differ: without a feature of all
-    groups they lack its term.
+    Larger groups are left out: removing a feature from all groups would drop its term
+    from the gradients of a zero input.
     """
     left, right, out = step.params["dimension_numbers"]
     value = step.outs[0]
@@ -176,12 +176,12 @@ def all_equal(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def all_zero(step: Step, ins: list[Fact]) -> list[Fact]:
-    """Zero where all arguments are."""
+    """Zero where all arguments are zero."""
     return _wired(step, ins, lambda found: _only_zeros(where_equal(found)))
 
 
 def squeeze(step: Step, ins: list[Fact]) -> list[Fact]:
-    """What is known of the axes that are left."""
+    """What is known about the remaining axes."""
     shape = step.ins[0].shape
     gone = [i % len(shape) for i in step.params["dimensions"]]
     axes = tuple(x for i, x in enumerate(ins[0].axes) if i not in gone)
@@ -189,7 +189,7 @@ def squeeze(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def reshape(step: Step, ins: list[Fact]) -> list[Fact]:
-    """What is known of the axes that become one, or several."""
+    """What is known about axes that are merged or split."""
     fact, out = ins[0], step.outs[0]
     axes: list[Along | None] = []
     for old, new in reshape_groups(fact.shape, out.shape):
@@ -208,7 +208,7 @@ def reshape(step: Step, ins: list[Fact]) -> list[Fact]:
 def _reshape_along(
     alongs: list[Along | None], sizes: list[int], new_sizes: list[int]
 ) -> list[Along | None]:
-    """Known in a merged axis is what is known in one of the axes that it holds."""
+    """A position of a merged axis is known if it is known along one of its parts."""
     dtype = next(x.number.dtype for x in alongs if x is not None)
     known, number = np.zeros(sizes, bool), np.zeros(sizes, dtype)
     for axis, along in enumerate(alongs):
@@ -228,7 +228,7 @@ def _reshape_along(
 
 
 def concatenate(step: Step, ins: list[Fact]) -> list[Fact]:
-    """What is known of the parts, one after the other."""
+    """What is known about the parts, concatenated."""
     out, axis = step.outs[0], step.params["dimension"]
     axes: list[Along | None] = [
         None
@@ -248,7 +248,7 @@ def concatenate(step: Step, ins: list[Fact]) -> list[Fact]:
 
 
 def moved(step: Step, ins: list[Fact]) -> list[Fact]:
-    """What is known of the positions that are taken, and of padding."""
+    """What is known about the positions that are taken, and about padding."""
     fact = ins[0]
     pad = ins[1].whole if step.name == "pad" else None
     results = []

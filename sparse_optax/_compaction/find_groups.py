@@ -21,25 +21,25 @@ def channel_groups(
 ) -> ChannelGroups:
     r"""Finds which slices of which arrays belong to the same unit.
 
-    A hidden feature, a channel of a convolution, a head or a dimension of all heads, a
-    feature of an embedding: each is a unit, with a slice of every leaf that writes,
-    scales or reads it. For `y = x @ W1 @ W2`, unit j has column j of `W1` and row j of
-    `W2`. The function is traced, and its equations say which axes have the same units,
-    whatever the framework. What no rule covers is left out, and named.
+    A unit is a hidden feature, a channel of a convolution, a head, a dimension of all
+    heads or a feature of an embedding. It has a slice of every leaf that writes, scales
+    or reads it. For `y = x @ W1 @ W2`, unit j has column j of `W1` and row j of `W2`.
+    The function is traced, and its equations determine which axes have the same units,
+    whatever the framework. Axes that no rule covers are left out and reported.
 
     Args:
-        fn: `fn(params, *inputs)` returns arrays.
+        fn: a function `fn(params, *inputs)` that returns arrays.
         params: a tree of arrays or shapes.
         inputs: the other arguments of `fn`: arrays or shapes, of any batch size.
         round_to: pruning keeps a multiple of this many units in each group, see
             `ChannelGroups`.
 
     Returns:
-        `ChannelGroups`: print it, index it by name, leave out groups by `drop` and
-        `freeze`, and use it as `structure` to prune whole units.
+        `ChannelGroups`: print them, index them by name, exclude groups with `drop` and
+        `freeze`, and pass them as `structure` to prune whole units.
 
     Raises:
-        TypeError: if `fn` is not a function, or if params has other leaves than arrays.
+        TypeError: if `fn` is not a function, or if a leaf of params is not an array.
         ValueError: if `round_to` is below 1.
 
     Examples:
@@ -60,9 +60,9 @@ def channel_groups(
         frozen: w2, axis 1: an axis of the output
 
     References:
-        Ainsworth et al, `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023, state
-        couplings like these by hand; Fang et al, `DepGraph
-        <https://arxiv.org/abs/2301.12900>`_, 2023, find them in modules of PyTorch.
+        Ainsworth et al, `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023, write
+        such couplings by hand; Fang et al, `DepGraph
+        <https://arxiv.org/abs/2301.12900>`_, 2023, find them in PyTorch modules.
     """
     _arguments.check_callable("fn", fn)
     _arguments.check_integer("round_to", round_to, low=1)
@@ -79,7 +79,7 @@ def find_groups(
 ) -> tuple[list[tuple[ChannelGroup, np.ndarray]], tuple[FrozenAxis, ...]]:
     """The groups, each with its units in the table, and the axes without units.
 
-    Units are of one group if they are in the same columns of the same axes.
+    Units are in the same group if they are in the same columns of the same axes.
     """
     table = found.table
     columns: dict[tuple[str, int, int], np.ndarray] = {}
@@ -113,7 +113,7 @@ def find_groups(
                 frozen.append(FrozenAxis(name, axis, "its units are in no order"))
         if not all(any(m[:2] == key[:2] for m in members) for key in keys):
             continue
-        if len(units) == 1:  # an axis of size 1, that holds all of a layer
+        if len(units) == 1:  # an axis of size 1 that holds a whole layer
             continue
         first = _first_member(members, found)
         name = f"{first.leaf}:{first.axis}"
@@ -130,7 +130,7 @@ def find_groups(
 def _members(
     name: str, axis: int, column: np.ndarray, units: list[int]
 ) -> list[Member]:
-    """The parts of an axis whose positions belong to some units; [] in no order."""
+    """The parts of an axis that belong to the given units; [] if not in order."""
     index = {unit: i for i, unit in enumerate(units)}
     places = np.array([index.get(unit, -1) for unit in column.tolist()])
     is_in = np.concatenate([[False], places >= 0, [False]])
@@ -148,10 +148,10 @@ def _members(
 
 
 def _first_member(members: list[Member], found: Analysis) -> Member:
-    """The member that gives a group its name: the last axis of a matrix, if any is.
+    """The member that names a group: the last axis of a matrix, if there is one.
 
-    That is what a layer writes, in flax. A bias may be a matrix too, and comes after
-    the kernel of its layer.
+    In flax, this is the output axis of a layer. A bias may be a matrix too, but the
+    kernel of its layer takes precedence.
     """
 
     def rank_if_last(member):
@@ -165,7 +165,7 @@ def _first_member(members: list[Member], found: Analysis) -> Member:
 
 
 def _kinds(found: Analysis) -> dict[str, np.ndarray]:
-    """For each kind but "hidden", which units are of it."""
+    """For each kind except "hidden", which units are of that kind."""
     table, size = found.table, found.table.size
     kinds = {kind: np.zeros(size, bool) for kind in ("normalized", "input")}
     for step in found.program.all_steps():

@@ -1,9 +1,9 @@
-"""Folding units that are constant into the biases of the layers that read them.
+"""Folds constant units into the biases of the layers that read them.
 
-A unit all of whose incoming weights are zero has the same value for every input,
-f(bias). Where a product sums over it, its term is a constant vector, which may become
-part of a bias: if the sum reaches, by additions, casts and moves of axes alone, a
-parameter that is broadcast into it and used nowhere else.
+If all incoming weights of a unit are zero, it has the same value for every input,
+f(bias). Where a product sums over it, its term is a constant vector, which can be added
+to a bias: a parameter that is used nowhere else and is broadcast and added to the
+product, with only additions, casts and moves of axes in between.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _COPIES = ("stop_gradient", "copy", "copy_p")
 
 
 def _is_linear(step: Step) -> bool:
-    """Whether it copies numbers, or casts floats to floats."""
+    """Whether a step only copies numbers, or casts floats to floats."""
     is_cast = step.name == "convert_element_type" and all(
         jnp.issubdtype(v.dtype, jnp.floating) for v in (*step.ins, *step.outs)
     )
@@ -32,11 +32,11 @@ class Fold:
     """A product whose constant terms can become part of a bias.
 
     Attributes:
-        x: the factor that may have constant units, and the axis of these.
-        weights: the index of the parameter that is the other factor.
-        axis: of the weights, that is summed over with that of x.
+        x: the factor that may have constant units, and their axis.
+        weights: the index of the other factor, a parameter.
+        axis: the axis of the weights that is summed over.
         free: the axes of the weights that the result has, in the order of the bias.
-        bias: the index of the parameter that is the bias.
+        bias: the index of the bias, a parameter.
     """
 
     x: tuple[Value, int]
@@ -50,7 +50,7 @@ class Fold:
 
         Args:
             leaves: the parameters.
-            constants: the value of each unit; 0 for those that are not folded.
+            constants: the value of each unit; 0 for units that are not folded.
         """
         weights, bias = (np.asarray(leaves[i]) for i in (self.weights, self.bias))
         rest = (i for i in range(weights.ndim) if i not in (self.axis, *self.free))
@@ -61,14 +61,14 @@ class Fold:
         leaves[self.bias] = (bias.astype(np.float64) + term).astype(bias.dtype)
 
     def clear(self, leaves: list[Any], constants: np.ndarray) -> None:
-        """Sets the weights to zero whose terms have moved to the bias."""
+        """Sets the weights to zero after their terms have moved to the bias."""
         weights = np.array(leaves[self.weights])
         weights[(slice(None),) * self.axis + (np.flatnonzero(constants),)] = 0
         leaves[self.weights] = weights
 
 
 def find_folds(program: Program, num_params: int) -> dict[Step, Fold]:
-    """The products of the program (not of programs in it) that can be folded."""
+    """The products that can be folded, except those in inner programs."""
     params = {value: i for i, value in enumerate(program.ins[:num_params])}
     uses = Counter(v for step in program.all_steps() for v in step.ins)
     uses.update(program.outs)
@@ -94,7 +94,7 @@ def find_folds(program: Program, num_params: int) -> dict[Step, Fold]:
 def _product(step: Step, params: dict[Value, int]) -> Any:
     """The factor x, the weights, the axis that is summed over, and the free axes.
 
-    The latter are a dict from axes of the weights to axes of the result.
+    The free axes are a dict from axes of the weights to axes of the result.
     """
     if step.name == "dot_general":
         sums, batch = step.params["dimension_numbers"]
@@ -122,11 +122,11 @@ def _product(step: Step, params: dict[Value, int]) -> Any:
 
 
 def _bias_of(value, free, params, uses, readers, writers) -> Any:
-    """The bias that is added to a value, and which axis of it lies along which.
+    """Finds the bias that is added to a value, and how their axes correspond.
 
     Returns:
-        The index of the parameter and a dict from axes of the value to those of the
-        bias, or None. `free` is changed to the axes of the value where it is added.
+        The index of the parameter and a dict from axes of the value to axes of the
+        bias, or None. Updates `free` to the axes where the bias is added.
     """
     while uses[value] == 1 and value in readers:
         step = readers[value]
@@ -153,7 +153,7 @@ def _bias_of(value, free, params, uses, readers, writers) -> Any:
 
 
 def _parameter(value, params, uses, writers) -> tuple[int, dict[int, int]] | None:
-    """The parameter that is broadcast to a value, and where its axes are in it."""
+    """The parameter that is broadcast to a value, and where its axes end up."""
     steps = []
     while value is not None and uses[value] == 1 and value not in params:
         step = writers.get(value)
@@ -175,7 +175,7 @@ def _parameter(value, params, uses, writers) -> tuple[int, dict[int, int]] | Non
 
 
 def _moved_axes(step: Step) -> dict[int, int]:
-    """Where axes that stay whole are after a reshape or a broadcast."""
+    """Where the axes that stay whole are after a reshape or a broadcast."""
     old, new = step.ins[0].shape, step.outs[0].shape
     if step.name == "broadcast_in_dim":
         pairs = enumerate(step.params["broadcast_dimensions"])

@@ -1,4 +1,4 @@
-"""Groups of units as a structure for pruning, and as data to look through."""
+"""Groups of units: a structure for pruning, which can also be inspected."""
 
 import dataclasses
 import re
@@ -17,14 +17,14 @@ class Member(NamedTuple):
     """A part of an axis whose positions belong to the units of a group.
 
     Position `start + (i * size + unit) * after + j` belongs to `unit`, for all i below
-    `before` and j below `after`, where `size` is that of the group.
+    `before` and j below `after`, where `size` is the size of the group.
 
     Attributes:
         leaf: the name of the leaf.
-        axis: of the leaf.
+        axis: the axis of the leaf.
         start: the first position of the part.
         before: how often the units are repeated.
-        after: how many positions in a row belong to a unit.
+        after: how many consecutive positions belong to a unit.
     """
 
     leaf: str
@@ -38,12 +38,12 @@ class ChannelGroup(NamedTuple):
     """Units with slices of the same leaves: all slices of a unit are removed together.
 
     Attributes:
-        name: that of its first member, such as `"dense/kernel:1"`.
-        size: how many units there are.
+        name: leaf and axis of its main member, such as `"dense/kernel:1"`.
+        size: the number of units.
         members: where their slices are.
-        kind: `"hidden"`; `"input"`, for features of an input; or `"normalized"`, where
-            the function sums over the units by themselves, as norms do: mostly those of
-            a residual stream.
+        kind: `"hidden"`; `"input"` for features of an input; or `"normalized"` if the
+            function sums over the units without weights, as norms do. These are mostly
+            the units of a residual stream.
     """
 
     name: str
@@ -53,11 +53,11 @@ class ChannelGroup(NamedTuple):
 
 
 class FrozenAxis(NamedTuple):
-    """An axis of a leaf that has no units, because of something in the function.
+    """An axis of a leaf that has no units, and the reason.
 
     Attributes:
         leaf: the name of the leaf.
-        axis: of the leaf.
+        axis: the axis of the leaf.
         reason: what in the function has no rule, or fixes the axis.
     """
 
@@ -68,25 +68,25 @@ class FrozenAxis(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ChannelGroups:
-    """The groups of a function: a structure for pruning, and data to look through.
+    """The groups of a function: a structure for pruning, which can also be inspected.
 
     As the `structure` of a pruning transformation, they make it remove whole units:
-    their slices of all leaves, biases and norms included. A unit is ranked by the root
-    mean square of the scores of its weights that are kept. `mask` selects groups by a
-    dict from regular expressions of their names to booleans; by default, all of the
+    their slices of all leaves, including biases and norms. The score of a unit is the
+    root mean square of the scores of its remaining weights. `mask` selects groups by a
+    dict from regular expressions for their names to booleans; by default, all groups of
     kind `"hidden"`. A group may lose all of its units, and then the network has a
-    constant output: `min_kept` prevents it, or `distribution="uniform"`.
+    constant output; `min_kept` or `distribution="uniform"` prevents this.
 
     Attributes:
         groups: the groups.
-        shapes: of the leaves, with their names.
+        shapes: the names and shapes of the leaves.
         declined: the axes that have no units.
         round_to: pruning removes this many units of a group at a time, lowest scores
-            first, so that a multiple of it is left, or none. An amount of all groups
-            together is exact: where no multiples give it, one group keeps another
-            number. Of an amount of each group (`distribution="uniform"`, or a dict),
-            and of `min_kept` and `max_sparsity`, multiples are kept, rounded up: what
-            is not removed is in `shortfall`.
+            first, so that each group keeps a multiple of it, or none. An amount for all
+            groups together is exact: if multiples cannot give it, one group keeps
+            another number. For an amount per group (`distribution="uniform"`, or a
+            dict), and for `min_kept` and `max_sparsity`, the number of kept units is
+            rounded up to a multiple; `shortfall` counts what is not removed.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -107,14 +107,14 @@ class ChannelGroups:
         raise KeyError(f"no group {name!r}; there are {[g.name for g in self.groups]}.")
 
     def drop(self, name: str) -> "ChannelGroups":
-        """A copy without this group, whose units then stay."""
+        """A copy without this group, so that its units are kept."""
         group = self[name]
         return dataclasses.replace(
             self, groups=tuple(g for g in self.groups if g != group)
         )
 
     def freeze(self, leaf: str, axis: int) -> "ChannelGroups":
-        """A copy without the groups that use this axis, so that its size stays.
+        """A copy without the groups that use this axis, so that it keeps its size.
 
         Raises:
             KeyError: if there is no such leaf.
@@ -133,11 +133,11 @@ class ChannelGroups:
         return dataclasses.replace(self, groups=tuple(left))
 
     def select(self, mask: Any) -> "ChannelGroups":
-        """The groups that `mask` selects, as it is given to a pruning transformation.
+        """The groups that the `mask` of a pruning transformation selects.
 
         Raises:
-            TypeError: if `mask` is a tree, a function or another string.
-            ValueError: if it selects no group, or has a pattern that matches none.
+            TypeError: if `mask` is a tree, a function or an unknown string.
+            ValueError: if it selects no group, or has a pattern that matches no group.
         """
         if mask is None or (isinstance(mask, str) and mask == "matrices"):
             left = [group for group in self if group.kind == "hidden"]
@@ -181,7 +181,7 @@ class ChannelGroups:
     # The methods of a `Structure`.
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
-        """Raises a `ValueError` unless these are the leaves that the groups are of."""
+        """Raises a `ValueError` unless the leaves have the shapes of the groups."""
         expected = dict(self.shapes)
         for name in self.leaves():
             if shapes.get(name) != expected[name]:
@@ -195,7 +195,7 @@ class ChannelGroups:
         """Which leaves have units, as a `mask`.
 
         Raises:
-            ValueError: if one of them is not there, or has another shape.
+            ValueError: if one of them is missing or has a different shape.
         """
         named = _trees.named_leaves(params)
         self.check({k: jnp.shape(x) for k, x in named if not _trees.is_masked(x)})
@@ -209,7 +209,7 @@ class ChannelGroups:
         return list(dict.fromkeys(m.leaf for group in self for m in group.members))
 
     def to_units(self, scores: Arrays, masks: Arrays) -> dict[str, Units]:
-        """The units of each group."""
+        """The scores of the units of each group, and which units are kept."""
         units = {}
         for group in self:
             # In one array: an exact sum for each member would take long to compile.
@@ -232,7 +232,7 @@ class ChannelGroups:
         return units
 
     def to_masks(self, kept: Arrays, masks: Arrays) -> dict[str, jax.Array]:
-        """The masks of the weights all of whose units are kept."""
+        """Masks that keep the weights whose units are all kept."""
         new = dict(masks)
         for group in self:
             for member in group.members:
@@ -242,13 +242,13 @@ class ChannelGroups:
         return new
 
     def num_layers(self, shapes: Mapping[str, Shape]) -> dict[str, int]:
-        """0 for each group."""
+        """0 for each group: its units are not stacked by layer."""
         del shapes
         return dict.fromkeys((group.name for group in self), 0)
 
 
 def select_groups(mask: Any, structure: Any) -> tuple[Any, Any]:
-    """The `mask` of leaves and the structure, where `mask` may be one of groups."""
+    """The `mask` of leaves, and the structure with the groups that `mask` selects."""
     if not isinstance(structure, ChannelGroups):
         return mask, structure
     structure = structure.select(mask)
@@ -268,7 +268,7 @@ def _describe(member: Member, size: int, shape: Shape) -> str:
 
 
 def _best_of_bundle(scores: jax.Array, kept: jax.Array, size: int) -> jax.Array:
-    """For each unit the best score of its bundle: so many in the order of scores."""
+    """For each unit, the best score of its bundle of `size` units in order of score."""
     descending = jnp.where(jnp.isnan(scores), -jnp.inf, -scores)  # NaN is largest
     order = jnp.argsort(jnp.where(kept, descending, jnp.inf))
     place = jnp.argsort(order)
@@ -276,7 +276,7 @@ def _best_of_bundle(scores: jax.Array, kept: jax.Array, size: int) -> jax.Array:
 
 
 def by_unit(x: jax.Array, member: Member, size: int) -> jax.Array:
-    """A leaf with its units along the first axis, and all else along the second."""
+    """A leaf with its units along the first axis, and the rest along the second."""
     length = member.before * size * member.after
     x = jax.lax.slice_in_dim(x, member.start, member.start + length, axis=member.axis)
     x = jnp.moveaxis(x, member.axis, 0)
@@ -285,7 +285,7 @@ def by_unit(x: jax.Array, member: Member, size: int) -> jax.Array:
 
 
 def spread_units(x: jax.Array, member: Member, shape: Shape, fill: Any) -> jax.Array:
-    """What a leaf of a shape has of a vector of units; `fill` where it has none."""
+    """Broadcasts a vector of units to a leaf; `fill` where the leaf has none."""
     part = jnp.tile(jnp.repeat(x, member.after), member.before)
     rest = shape[member.axis] - member.start - len(part)
     line = jnp.pad(part, (member.start, rest), constant_values=fill)

@@ -1,7 +1,7 @@
-"""How the axes of an equation share units: wirings, in the manner of an einsum.
+"""Wirings: which axes of an equation share units, like the subscripts of an einsum.
 
-Axes with the same symbol have the same units. An axis that no result has is summed
-over, or frozen. An axis of a result that no argument has is new.
+Axes with the same symbol have the same units. A symbol that no result has is summed
+over or frozen. A symbol of a result that no argument has gets new units.
 """
 
 from collections.abc import Hashable, Sequence
@@ -22,12 +22,12 @@ class Wiring(NamedTuple):
 
 
 def new_axes(value: Value, table: UnitTable) -> list:
-    """Axes with units of their own."""
+    """Axes with new units."""
     return [table.new(n) if isinstance(n, int) else None for n in value.shape]
 
 
 def freeze_all(step: Step, table: UnitTable, reason: str = "") -> None:
-    """Freezes the axes of the arguments and those of the results."""
+    """Freezes all axes of the arguments and results."""
     reason = reason or f"{step.name} has no rule"
     for value in step.ins:
         for units in value.axes:
@@ -37,7 +37,7 @@ def freeze_all(step: Step, table: UnitTable, reason: str = "") -> None:
 
 
 def connect(step: Step, table: UnitTable, wiring: Wiring, *, sums: bool) -> None:
-    """Sets and joins axes as a wiring says."""
+    """Sets and joins the axes of a step according to a wiring."""
     step.wiring = wiring
     units, factors = {}, {}
     for value, symbols in zip(step.ins, wiring.ins, strict=True):

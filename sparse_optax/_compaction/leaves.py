@@ -1,4 +1,4 @@
-"""Leaves like those of the params, in other trees: which they are, and resizing."""
+"""Finds the leaves of other trees that correspond to params, and resizes them."""
 
 import functools
 from collections import Counter
@@ -13,25 +13,25 @@ from jax.sharding import AxisType
 
 from sparse_optax import _trees
 
-Indices = dict[int, np.ndarray]  # by axis, those that are kept
+Indices = dict[int, np.ndarray]  # the kept indices, by axis
 Kept = dict[str, Indices]  # by name of a leaf
 
 
 class OtherShape(Exception):
-    """The shape that a leaf must have."""
+    """A leaf has the wrong shape; the argument is the shape that it must have."""
 
 
 def find_owners(names: Sequence[str], params: Sequence[str]) -> dict[str, list[str]]:
-    """For names of leaves the parameters that they are named as, at their end.
+    """Finds the params that names of leaves end with.
 
-    A leaf `0/mu/dense/kernel` of an optimizer state is named as `dense/kernel`, with
-    the prefix `0/mu`. For a part of the params, such as the linen variables `params`,
-    it is named as `params/dense/kernel` without its first part. A name that can be read
-    in several ways is read whole if it can be, and then in the way that names the most
-    leaves.
+    A leaf `0/mu/dense/kernel` of an optimizer state ends with `dense/kernel`, after the
+    prefix `0/mu`. If the tree has only a part of the params, such as `params` of linen
+    variables, the leaf ends with `params/dense/kernel` without its first part. If a
+    name matches in several ways, matches with the whole name of a param come first, and
+    then the way that matches the most leaves.
 
     Returns:
-        One parameter for each name, or several if nothing decides between them.
+        One param for each name, or several if they are tied.
     """
     ends: dict[str, list[_Reading]] = {}
     for param in params:
@@ -69,7 +69,7 @@ class _Reading(NamedTuple):
 
 
 def check_shardings(argument: str, tree: Any) -> None:
-    """Raises a `ValueError` for arrays whose sharding is a part of their type."""
+    """Raises a `ValueError` for arrays sharded over explicit axes of a mesh."""
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         sharding = jax.typeof(x).sharding
         if AxisType.Explicit in sharding.mesh.axis_types and any(sharding.spec):
@@ -80,7 +80,7 @@ def check_shardings(argument: str, tree: Any) -> None:
 
 
 def shape_of_kept(shape: tuple, kept: Indices) -> tuple:
-    """The shape of a leaf without what is not kept."""
+    """The shape of a leaf with only the kept indices."""
     sizes = {axis: indices.shape[-1] for axis, indices in kept.items()}
     return tuple(sizes.get(axis, n) for axis, n in enumerate(shape))
 
@@ -91,17 +91,17 @@ def _check_shape(x: Any, shape: tuple) -> None:
 
 
 def restore_shape(x: Any, shape: tuple, kept: Indices) -> jax.ShapeDtypeStruct:
-    """The shape that a leaf had before."""
+    """The original shape of a leaf."""
     _check_shape(x, shape_of_kept(shape, kept))
     return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
 def shrink(x: Any, shape: tuple, kept: Indices) -> Any:
-    """What is kept of a leaf."""
+    """Takes the kept indices of a leaf."""
     _check_shape(x, shape)
     if not kept:
         return x
-    # An array of one device is indexed on the host: to compile a program for each shape
+    # An array on one device is indexed on the host: compiling a program for each shape
     # would take longer.
     is_concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
     is_moved = is_concrete and len(x.devices()) == 1
@@ -119,7 +119,7 @@ def shrink(x: Any, shape: tuple, kept: Indices) -> Any:
 
 
 def expand(x: Any, shape: tuple, kept: Indices) -> Any:
-    """A leaf with zeros where it was shrunk."""
+    """Puts zeros where a leaf was shrunk."""
     _check_shape(x, shape_of_kept(shape, kept))
     for axis, indices in kept.items():
         put = functools.partial(_put, axis=axis, size=shape[axis])
@@ -130,7 +130,7 @@ def expand(x: Any, shape: tuple, kept: Indices) -> Any:
 
 
 def _put(x: Any, indices: Any, *, axis: int, size: int) -> jax.Array:
-    """An axis of zeros with `x` at the indices."""
+    """Zeros along an axis, with `x` at the indices."""
     shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
     where = (slice(None),) * axis + (indices,)
     return jnp.zeros(shape, x.dtype).at[where].set(x)

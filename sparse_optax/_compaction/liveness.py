@@ -1,9 +1,9 @@
-"""Which units nothing reads: those whose terms are zero wherever they are summed over.
+"""Finds units that nothing reads: their terms are zero wherever they are summed over.
 
-What is known of a value is that all its elements at a position of an axis are one and
-the same number: for parameters, because they were pruned; for results, because the
-primitive makes them from what is known. A unit is read where an axis with a position
-that belongs to it is summed over, unless a factor of the term is known to be zero.
+A fact about a value says that all its elements at a position of an axis are the same
+number. For parameters, facts come from pruning; for results, they follow from facts
+about the arguments. A unit is read where an axis with one of its positions is summed
+over, unless a factor of the term is known to be zero.
 """
 
 import math
@@ -23,15 +23,15 @@ from sparse_optax._compaction.units import UnitTable
 
 
 class Liveness:
-    """A pass over a program: what is known of its values, and which units are read.
+    """A pass over a program: what is known about values, and which units are read.
 
     Attributes:
-        pruned: for each unit, whether a slice of a matrix is zero: others may have the
-            same value for every input, but by design.
-        readers: for each unit, the first step that reads it, as an index of `names`.
-        constants: for each product with a bias, the terms that may be folded into it:
-            the value of each unit, 0 where there is none.
-        known: for each scan, what is known in every round of its constants and carry.
+        pruned: for each unit, whether a slice of a matrix is zero. Other units may have
+            the same value for every input too, but by design.
+        readers: for each unit, the first step that reads it, as an index into `names`.
+        constants: for each product with a bias, the values of the units that may be
+            folded into it, and 0 for the others.
+        known: for each scan, facts about its constants and carry in every iteration.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Liveness:
         self.names = [""]
 
     def run(self, program: Program, ins: Sequence[Fact | None]) -> list[Fact]:
-        """What is known of the results, given what is known of the arguments."""
+        """Returns facts about the results, given facts about the arguments."""
         facts = {
             value: unknown(value) if fact is None else fact
             for value, fact in zip(program.ins, ins, strict=True)
         }
 
         def fact_of(value: Value) -> Fact:
-            if value not in facts:  # a literal, or an array that is closed over
+            if value not in facts:  # a literal, or a closed-over array
                 array = np.asarray(value.constant) if _is_number(value) else None
                 facts[value] = (
                     unknown(value)
@@ -90,7 +90,7 @@ class Liveness:
     def _find_constants(
         self, step: Step, facts: dict[Value, Fact], zero: np.ndarray
     ) -> np.ndarray:
-        """Which units of a product have constant terms, that can be folded."""
+        """Which units of a product have constant terms that can be folded."""
         value, axis = self.folds[step].x
         along = facts[value].along(axis)
         if along is None or np.iscomplexobj(along.number):
@@ -112,11 +112,11 @@ class Unread(NamedTuple):
     """What `unread` finds.
 
     Attributes:
-        removed: a boolean for each unit: whether it can be removed.
-        leaves: the parameters, with constants of removed units in the biases.
-        folded: how many units became part of a bias, by its index.
-        liveness: of the last pass, in which nothing more was found.
-        facts: what is known of the parameters.
+        removed: for each unit, whether it can be removed.
+        leaves: the parameters, with removed constant units folded into the biases.
+        folded: how many units were folded into each bias, by its index.
+        liveness: the last pass, which found nothing more.
+        facts: what is known about the parameters.
     """
 
     removed: np.ndarray
@@ -127,14 +127,14 @@ class Unread(NamedTuple):
 
 
 def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
-    """Which units can be removed without a difference in the results, to a fixed point.
+    """Finds units that can be removed without changing the results, to a fixed point.
 
-    Of the positions of any axis, at least one is kept.
+    At least one position of each axis is kept.
 
     Args:
-        program: with the units of its axes; its first arguments are the parameters.
+        program: has the units of its axes; its first arguments are the parameters.
         leaves: the parameters.
-        table: of the units.
+        table: the units.
     """
     values = program.ins[: len(leaves)]
     units = [[None if u is None else table.resolve(u) for u in v.axes] for v in values]
@@ -176,13 +176,13 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
                 done.append((fold, constants))
                 num = int(np.count_nonzero(constants))
                 folded[fold.bias] = folded.get(fold.bias, 0) + num
-        for fold, constants in done:  # after all: products may share weights
+        for fold, constants in done:  # at the end: products may share weights
             fold.clear(leaves, constants)
         removed = found
 
 
 def distinct_axes(program: Program, table: UnitTable) -> list[np.ndarray]:
-    """The units of all axes along which something can be removed, each once."""
+    """The distinct units of all axes along which something can be removed."""
     found = {}
     for value in program.all_values():
         for units in value.axes:
@@ -199,7 +199,7 @@ def _protect_one(
     removed: np.ndarray,
     protected: np.ndarray,
 ) -> None:
-    """Keeps one position of each axis of which none would be left."""
+    """Keeps one position of each axis that would lose all of them."""
     for units in axes:
         if found[units].any(axis=1).all():
             first = (~removed[units].any(axis=1)).argmax()

@@ -1,7 +1,7 @@
 """Primitives that move positions of an axis: reshape, slice, concatenate and the like.
 
-Their axes are not whole axes of their arguments, so wirings cannot say which units
-they have. They are also those whose parameters are sizes, which removed units change.
+Their results do not have whole axes of the arguments, so wirings cannot describe them.
+Their parameters include sizes, which change when units are removed.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from sparse_optax._compaction.labels import FROZEN, freeze_all
 from sparse_optax._compaction.program import Step, Value
 from sparse_optax._compaction.units import UnitTable
 
-Masks = list[np.ndarray | None]  # which positions are kept, of each axis
-ALL = "all"  # of the positions of an axis, in their order
+Masks = list[np.ndarray | None]  # for each axis, which positions are kept
+ALL = "all"  # all positions of an axis, in order
 
 
 def squeeze(step: Step, table: UnitTable) -> None:
-    """An axis of size 1 that is dropped holds what cannot be removed."""
+    """Freezes the axes of size 1 that are dropped."""
     (x,), (y,) = step.ins, step.outs
     gone = [i % len(x.shape) for i in step.params["dimensions"]]
     for i in gone:
@@ -27,10 +27,10 @@ def squeeze(step: Step, table: UnitTable) -> None:
 
 
 def reshape(step: Step, table: UnitTable) -> None:
-    """Axes that become one are merged, one that becomes several is split."""
+    """Merges the units of axes that become one; splits those that become several."""
     x, out = step.ins[0], step.outs[0]
     reason = "fixed by reshape"
-    if 0 in x.shape:  # axes of which become which is anybody's guess
+    if 0 in x.shape:  # it is ambiguous which axes become which
         freeze_all(step, table, reason)
         return
     out.axes = []
@@ -48,8 +48,8 @@ def reshape(step: Step, table: UnitTable) -> None:
                 table.freeze(one, reason)
             out.axes += [None] * len(outs)
         elif x.is_input and len(ins) > 1 and len(outs) == 1:
-            # As of an image that is flattened. Units of its own for each position, and
-            # no rows and columns as a whole: inputs can be indexed anywhere.
+            # Such as an image that is flattened. Each position has its own unit, rather
+            # than whole rows and columns: inputs can be indexed anywhere.
             for one in units:
                 table.freeze(one, "indexed where it is flattened")
             step.gathered += outs
@@ -60,13 +60,13 @@ def reshape(step: Step, table: UnitTable) -> None:
 
 
 def reshape_groups(old: tuple, new: tuple) -> list[tuple[list[int], list[int]]]:
-    """Which axes become which: the fewest at a time that hold as many elements."""
+    """Which axes become which: the smallest groups with equal numbers of elements."""
     groups, i, j = [], 0, 0
     while i < len(old) and j < len(new):
         ins, outs, n, m = [i], [j], old[i], new[j]
         i, j = i + 1, j + 1
         while n is not m and n != m:
-            is_old_next = len(old) - i >= len(new) - j  # a guess, of symbolic sizes
+            is_old_next = len(old) - i >= len(new) - j  # a guess for symbolic sizes
             if isinstance(n, int) and isinstance(m, int):
                 is_old_next = n < m
             if i < len(old) and (is_old_next or j == len(new)):
@@ -83,7 +83,7 @@ def reshape_groups(old: tuple, new: tuple) -> list[tuple[list[int], list[int]]]:
 
 
 def concatenate(step: Step, table: UnitTable) -> None:
-    """The positions of the parts, one after the other."""
+    """Concatenates the units of the parts, and joins those of other axes."""
     out, along = step.outs[0], step.params["dimension"]
     out.axes = list(step.ins[0].axes)
     for value in step.ins[1:]:
@@ -107,13 +107,13 @@ def concatenate(step: Step, table: UnitTable) -> None:
 
 
 def stack_positions(parts: list[np.ndarray]) -> np.ndarray:
-    """The units of positions one after the other."""
+    """Concatenates units, padded to the same number per position."""
     width = max(units.shape[1] for units in parts)
     return np.concatenate([np.pad(u, ((0, 0), (0, width - u.shape[1]))) for u in parts])
 
 
 def moved(step: Step, table: UnitTable) -> None:
-    """A primitive whose results have positions of its argument, in some order."""
+    """For primitives whose results take positions of the argument, in some order."""
     x = step.ins[0]
     for k, out in enumerate(step.outs):
         out.axes = []
@@ -166,7 +166,7 @@ def positions_from(step: Step, k: int) -> list:
 
 
 def take_positions(units: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The units of some positions of an axis, and none where that is -1."""
+    """The units of some positions of an axis, and none for position -1."""
     return np.where(positions[:, None] < 0, 0, units[positions])
 
 
@@ -174,7 +174,7 @@ def take_positions(units: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def small_shape(value: Value, masks: Masks) -> tuple:
-    """The shape of what is kept."""
+    """The shape of a value without the removed units."""
     return tuple(
         n if mask is None else int(mask.sum())
         for n, mask in zip(value.shape, masks, strict=True)
@@ -182,7 +182,7 @@ def small_shape(value: Value, masks: Masks) -> tuple:
 
 
 def resize_to(name: str) -> Callable[[Step, list[Masks], list[Masks]], dict[str, Any]]:
-    """Parameters one of which is the shape of the result."""
+    """Sets a parameter to the smaller shape of the result."""
 
     def resize(step, ins, outs):
         return step.params | {name: small_shape(step.outs[0], outs[0])}
@@ -191,13 +191,13 @@ def resize_to(name: str) -> Callable[[Step, list[Masks], list[Masks]], dict[str,
 
 
 def resize_reshape(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
-    """The shape of what is kept, before it is indexed."""
+    """Sets the smaller shape of the result, before it is indexed."""
     masks = [None if i in step.gathered else m for i, m in enumerate(outs[0])]
     return step.params | {"new_sizes": small_shape(step.outs[0], masks)}
 
 
 def resize_slice(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
-    """Starts and limits, counted in what is kept."""
+    """Counts starts and limits in kept positions."""
     start, limit = (
         list(step.params["start_indices"]),
         list(step.params["limit_indices"]),
@@ -211,7 +211,7 @@ def resize_slice(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, A
 
 
 def resize_split(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
-    """The sizes of what is kept of each part."""
+    """Sets the smaller sizes of the parts."""
     axis = step.params["axis"]
     sizes = tuple(small_shape(v, m)[axis] for v, m in zip(step.outs, outs, strict=True))
     return step.params | {"sizes": sizes}
@@ -220,7 +220,7 @@ def resize_split(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, A
 def resize_slice_sizes(
     step: Step, ins: list[Masks], outs: list[Masks]
 ) -> dict[str, Any]:
-    """The sizes of the slices, without what is removed."""
+    """Sets the smaller sizes of the slices."""
     sizes = tuple(
         n if mask is None else int(mask.sum())
         for n, mask in zip(step.params["slice_sizes"], ins[0], strict=True)

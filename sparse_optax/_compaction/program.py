@@ -1,10 +1,10 @@
-"""A traced function as steps between values, each of which knows the units of its axes.
+"""A traced function as steps between values, which have the units of their axes.
 
-Inner functions under `jit` become steps of the outer one. Other equations that hold
-functions (`scan`, `cond`, custom derivatives) have these as `programs`, made anew for
-each equation: JAX shares an inner jaxpr between equations, whose units are different.
+Inner functions under `jit` are inlined. Other equations with inner functions (`scan`,
+`cond`, custom derivatives) have these as `programs`. Each equation gets its own copy:
+JAX may share a jaxpr between equations, but their units are different.
 
-Everything that is not in JAX's public interface is used here.
+Only this module uses interfaces of JAX that are not public.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ class Value:
 
     Attributes:
         shape: integers, or symbols of `jax.export`.
-        dtype: of its elements.
-        constant: its elements, if these are the same in every call.
-        is_input: whether it is made of inputs alone, not of parameters.
-        axes: the units of each axis; none before they are known.
+        dtype: the dtype of its elements.
+        constant: its elements, if they are the same in every call.
+        is_input: whether it depends on inputs alone, not on parameters.
+        axes: the units of each axis; empty before they are known.
     """
 
     shape: tuple[Any, ...]
@@ -44,7 +44,7 @@ class Sum:
     """An axis that a step sums over.
 
     Attributes:
-        units: of the axis.
+        units: the units of the axis.
         factors: the values and axes whose elements are multiplied before the sum.
     """
 
@@ -61,12 +61,12 @@ class Step:
         params: its parameters.
         ins: what it reads.
         outs: what it writes.
-        programs: the functions that it holds, by name. The rule of a derivative is
-            added where it is asked for: it may call its own function.
+        programs: its inner functions, by name. A custom derivative rule is added only
+            when needed, because it may call its own function.
         sums: the axes that it sums over.
-        wiring: the symbols of its axes, if its rule has some.
+        wiring: the symbols of its axes, if its rule is a wiring.
         gathered: the axes of its result that are indexed after the step.
-        has_effects: whether it does more than to compute its results.
+        has_effects: whether it has side effects.
     """
 
     primitive: Any
@@ -90,7 +90,7 @@ class Step:
 
 @dataclasses.dataclass(eq=False)
 class Program:
-    """A function.
+    """A traced function.
 
     Attributes:
         ins: its arguments.
@@ -105,7 +105,7 @@ class Program:
     constants: list[Value]
 
     def all_steps(self) -> list[Step]:
-        """Those of the inner programs as well."""
+        """All steps, including those of inner programs."""
         inner = [
             s
             for step in self.steps
@@ -115,11 +115,11 @@ class Program:
         return self.steps + inner
 
     def read_values(self) -> set[Value]:
-        """Those that a step reads, and the results."""
+        """The values that a step reads, and the results."""
         return {*self.outs, *(value for step in self.steps for value in step.ins)}
 
     def all_values(self) -> list[Value]:
-        """Every value of this program and of those in it."""
+        """Every value of this program and of inner programs."""
         programs = [self, *(p for s in self.all_steps() for p in s.programs.values())]
         values = [v for p in programs for v in (*p.ins, *p.constants)]
         values += [v for step in self.all_steps() for v in (*step.ins, *step.outs)]
@@ -127,7 +127,7 @@ class Program:
 
 
 def trace(fn: Callable, *args: Any) -> tuple[Program, Any]:
-    """The program of a function of trees of shapes, and the tree that it returns."""
+    """Traces a function; returns its program and the tree of shapes that it returns."""
     closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     return read(closed), shape
 
@@ -141,7 +141,7 @@ def read(closed: Any) -> Program:
     program = Program(ins, [], [], [])
     program.outs = _read(jaxpr, constants, ins, program)
     live, steps = set(program.outs), []
-    for step in reversed(program.steps):  # without those whose results are not used
+    for step in reversed(program.steps):  # without unused steps
         if step.has_effects or any(value in live for value in step.outs):
             steps.append(step)
             live.update(step.ins)
@@ -152,7 +152,7 @@ def read(closed: Any) -> Program:
 def _read(
     jaxpr: Any, constants: Any, ins: list[Value], program: Program
 ) -> list[Value]:
-    """Adds the equations to a program, and returns their results."""
+    """Adds the equations of a jaxpr to a program, and returns the results."""
     values = dict(zip(jaxpr.invars, ins, strict=True))
     for var, constant in zip(jaxpr.constvars, constants, strict=True):
         values[var] = dataclasses.replace(_value(var), constant=constant)
@@ -189,7 +189,7 @@ def _value(atom: Any) -> Value:
 
 
 def _inner_programs(eqn: Any) -> dict[str, Program]:
-    """The functions that an equation holds, as far as there is a rule for it."""
+    """The inner functions of an equation, if there is a rule for it."""
     name, params = eqn.primitive.name, eqn.params
     if name in ("scan", "remat2", "checkpoint"):
         return {"body": read(params["jaxpr"])}
@@ -203,7 +203,7 @@ def _inner_programs(eqn: Any) -> dict[str, Program]:
 
 
 def derivative_of(step: Step) -> Program:
-    """The rule for tangents or cotangents of a step that has one of its own."""
+    """The custom JVP or VJP rule of a step, as a program."""
     args = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in step.ins]
     make = _jvp if step.name == "custom_jvp_call" else _vjp
     return read(make(lambda *args: step.bind(args, step.params), args))
@@ -215,7 +215,7 @@ def is_differentiable(x: Any) -> bool:
 
 
 def _jvp(call: Callable, avals: list[Any]) -> Any:
-    """The rule that `call` has for tangents, as a jaxpr of arguments and tangents."""
+    """The custom JVP rule of `call`, as a jaxpr of arguments and tangents."""
 
     def rule(args, tangents):
         given = iter(tangents)
@@ -232,7 +232,7 @@ def _jvp(call: Callable, avals: list[Any]) -> Any:
 
 
 def _vjp(call: Callable, avals: list[Any]) -> Any:
-    """The rule that `call` has for cotangents, as a jaxpr of arguments and these."""
+    """The custom VJP rule of `call`, as a jaxpr of arguments and cotangents."""
 
     def rule(args, cotangents):
         given = iter(cotangents)

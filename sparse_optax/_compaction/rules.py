@@ -1,7 +1,7 @@
-"""What there is to know of each primitive: a table from names to rules.
+"""A table of rules for primitives, by name.
 
 A primitive without a rule freezes the axes of its arguments, and nothing can be
-removed along those of its results.
+removed along the axes of its results.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ Resize = Callable[[Step, list[Masks], list[Masks]], dict[str, Any]]
 
 
 class Rule(NamedTuple):
-    """What there is to know of a primitive.
+    """How the axes of a primitive share units, and how it runs on smaller arrays.
 
     Attributes:
         label: sets the axes of the results, and joins or freezes those of arguments.
-        facts: what is known of the results, given what is known of the arguments; None
-            for nothing.
-        resize: the parameters for smaller arrays, from the sizes of the results.
-        is_whole: whether the results are made in their whole size, then indexed.
+        facts: returns facts about the results, given facts about the arguments; None if
+            nothing is known.
+        resize: returns the parameters for smaller arrays, given the kept positions.
+        is_whole: whether results are computed at full size and then indexed.
     """
 
     label: Callable[[Step, UnitTable], None]
@@ -62,7 +62,7 @@ def wired(
     *,
     sums: bool = False,
 ) -> Rule:
-    """A rule by a wiring."""
+    """Makes a rule from a wiring."""
 
     def label_step(step, table):
         connect(step, table, wire(step), sums=sums)
@@ -71,7 +71,7 @@ def wired(
 
 
 def _convolution(step: Step, table: UnitTable) -> None:
-    """Features are `groups` times those of a group; places are frozen."""
+    """Features are split into `groups`; spatial axes are frozen."""
     if step.params["batch_group_count"] != 1:
         freeze_all(step, table, "fixed by a convolution in groups of the batch")
         return
@@ -116,7 +116,7 @@ def _resize_convolution(
 
 
 def _made(step: Step, table: UnitTable) -> None:
-    """A primitive that makes its result of nothing, or of keys and seeds."""
+    """For primitives that create a result from nothing, or from keys and seeds."""
     freeze_all(step, table, f"fixed by {step.name}")
     for value in step.outs:
         value.axes = new_axes(value, table)

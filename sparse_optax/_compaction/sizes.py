@@ -15,9 +15,9 @@ class Size:
     """The size of a layer.
 
     Attributes:
-        weights: how many there are.
-        num_bytes: of all arrays.
-        multiplications: of a call with inputs like the sample.
+        weights: the number of weights.
+        num_bytes: the bytes of all arrays.
+        multiplications: their number in a call with inputs like the sample.
     """
 
     weights: int = 0
@@ -38,7 +38,7 @@ Sizes = dict[str, tuple[Size, Size]]  # before and after, by layer
 def layer_sizes(
     program: Program, names: Sequence[str], evaluation: Evaluation
 ) -> Sizes:
-    """The sizes of layers: of leaves with the same name up to the last slash."""
+    """The sizes of layers: leaves with the same name up to the last slash."""
     sizes: Sizes = {}
 
     def add(layer: str, before: Size, after: Size) -> None:
@@ -73,11 +73,11 @@ def _add_multiplications(
     add: Callable[[str, Size, Size], None],
     times: int,
 ) -> list[str | None]:
-    """Adds those of each product to the layer whose weights are in it.
+    """Adds the multiplications of each product to the layer of its weights.
 
     Returns:
-        The layers of the results: of weights, or `_NO_LAYER` for what is made of an
-        input; None for constants.
+        The layer of each result: that of its weights, `_NO_LAYER` if it depends on an
+        input, and None if it is constant.
     """
     layers = dict(zip(program.ins, owners, strict=True))
     for step in program.steps:
@@ -90,7 +90,7 @@ def _add_multiplications(
         outs = [_NO_LAYER if _NO_LAYER in found else owner] * len(step.outs)
         rounds = times * step.params["length"] if step.name == "scan" else times
         bodies = [body for name, body in step.programs.items() if name != "rule"]
-        for body in bodies[-1:]:  # of `cond` the last branch, of `while` one round
+        for body in bodies[-1:]:  # the last branch of `cond`, one iteration of `while`
             given = found[len(found) - len(body.ins) :]
             outs = _add_multiplications(body, given, evaluation, add, rounds)
         layers.update(zip(step.outs, outs, strict=True))

@@ -1,11 +1,11 @@
-"""Layers that a scan has stacked: each may lose other units, but the same number.
+"""Layers stacked for a scan: each may lose different units, but equally many.
 
-A unit inside the body of a scan is in every layer, and the layers are independent in
-it. So each loses units of its own, as many as the layer with the fewest that nothing
-reads. The units that are left move to where the first layer has them: only indices of
-the stacked parameters differ by layer, and the function has one body as before. This
-needs a body that treats all units of a group alike, wherever they are: none of them is
-cut off, and nothing that depends on the position meets them.
+A unit inside the body of a scan is in every layer, and each layer can remove it
+independently. So each layer loses its own units, as many as the layer with the fewest
+unread units. The remaining units move to the positions that they have in the first
+layer: only the indices into stacked parameters differ by layer, and the scan still has
+one body. The body must treat all units of a group alike, whatever their positions: it
+must not slice some of them off, or combine them with position-dependent values.
 """
 
 from collections import Counter
@@ -20,16 +20,16 @@ from sparse_optax._compaction.program import Step, Value
 from sparse_optax._compaction.rules import RULES
 from sparse_optax._compaction.units import UnitTable
 
-Order = dict[int, np.ndarray]  # for a unit of the first layer, that of each layer
+Order = dict[int, np.ndarray]  # the unit of each layer, by that of the first
 
 
 def unread_by_layer(
     analysis: Analysis, found: Unread, round_to: int
 ) -> dict[tuple[str, int], np.ndarray]:
-    """Adds to the units that are removed those of stacked layers.
+    """Adds units of stacked layers to the removed ones.
 
     Returns:
-        For names and axes of leaves the indices that are kept, [layers, kept].
+        The kept indices, [layers, kept], by the name and axis of a leaf.
     """
     order: Order = {}
     for step in analysis.program.steps:
@@ -49,7 +49,7 @@ def unread_by_layer(
 def _remove_from_scan(
     analysis: Analysis, found: Unread, step: Step, round_to: int
 ) -> Order:
-    """Removes units of the layers of a scan, as many of each."""
+    """Removes equally many units from each layer of a scan."""
     num_leaves = len(analysis.names)
     leaves = {v: i for i, v in enumerate(analysis.program.ins[:num_leaves])}
     uses = Counter(v for other in analysis.program.all_steps() for v in other.ins)
@@ -86,7 +86,7 @@ def _remove_from_scan(
 
 
 def _are_alike(table: UnitTable, step: Step, units: np.ndarray) -> bool:
-    """Whether the body of a scan does the same to all of these units."""
+    """Whether the body of a scan treats all of these units alike."""
     is_one = np.zeros(table.size, bool)
     is_one[units] = True
 
@@ -114,7 +114,7 @@ def _are_alike(table: UnitTable, step: Step, units: np.ndarray) -> bool:
 
 
 def _local_units(analysis: Analysis, step: Step, stacked: set[Value]) -> np.ndarray:
-    """Which units are in stacked leaves, and else inside the body of a scan alone."""
+    """Which units are in stacked leaves, and otherwise only in the body of a scan."""
     table, inside = analysis.table, set(step.programs["body"].all_values())
     local, other = np.zeros((2, table.size), bool)
     for value in analysis.program.all_values():
@@ -158,7 +158,7 @@ def _dead_in_layer(
 
 
 def _indices(units: np.ndarray, kept: np.ndarray, order: Order) -> np.ndarray:
-    """Where the units of the kept positions of the first layer are in each layer."""
+    """For each layer, where the units are that the first layer has at `kept`."""
     num_layers = len(next(iter(order.values())))
     occurrences: Counter = Counter()
     where = {}

@@ -1,13 +1,13 @@
-"""Units: what is removed as a whole, and which positions of an axis belong to which.
+"""Units: what is removed as a whole, and which positions of an axis belong to them.
 
-A position of an axis belongs to some units, and is kept iff each of them is. A hidden
-feature belongs to one. The position `i * dim + j` of an axis that holds heads times
-dimensions belongs to two, head `i` and dimension `j`. One that belongs to none is
+A position of an axis belongs to some units, and is kept iff all of them are kept. A
+hidden feature belongs to one unit. Position `i * dim + j` of an axis of heads times
+dimensions belongs to two: head `i` and dimension `j`. A position without units is
 always kept.
 
-So the units of an axis are a matrix of integers with a row for each position, and 0
-for none. An axis about which nothing can be said, such as one of symbolic size, has
-None instead, and is always kept.
+The units of an axis are a matrix of integers with a row for each position; 0 is no
+unit. An axis whose units are unknown, such as one of symbolic size, has None instead,
+and is always kept.
 """
 
 import math
@@ -18,27 +18,27 @@ import numpy as np
 Units = np.ndarray  # [positions, units of each]
 AxisUnits = Units | None
 
-_TOO_LARGE = 1 << 24  # positions of a merged axis that are worth an integer each
+_TOO_LARGE = 1 << 24  # positions; longer merged axes are frozen
 
 
 class UnitTable:
-    """Which units are the same, and which one stands for several others.
+    """Which units are the same, and which units stand for others.
 
     A unit stands for itself, for one other (they were joined), for several (it is
-    removed iff one of these is), or for none (it is frozen: never removed). Whatever
-    is said of units, `freeze` and `join` may only restrict what can be removed: so the
-    order of calls does not matter for what is right.
+    removed iff one of these is), or for none (it is frozen: never removed). `freeze`
+    and `join` only ever restrict what can be removed, so results are correct for any
+    order of calls.
     """
 
     def __init__(self) -> None:
         self._stands_for = np.zeros((1, 1), np.int32)
         self._is_root = np.ones(1, bool)
-        self._reason = np.zeros(1, np.int32)  # why it is frozen; an index
+        self._reason = np.zeros(1, np.int32)  # why a unit is frozen; an index
         self._reasons = [""]
-        self.is_in_derivative = False  # what is labelled at the moment
+        self.is_in_derivative = False  # while its rule is being labelled
 
     def new(self, size: int) -> Units:
-        """The units of an axis with a unit of its own for each position."""
+        """New units for an axis, one for each position."""
         start, width = self._stands_for.shape
         units = np.arange(start, start + size, dtype=np.int32)
         more = np.zeros((size, width), np.int32)
@@ -50,11 +50,11 @@ class UnitTable:
 
     @property
     def size(self) -> int:
-        """How many units there are, 0 for none included."""
+        """The number of units, including 0, which is no unit."""
         return len(self._is_root)
 
     def resolve(self, units: Units) -> Units:
-        """The same in terms of units that stand for themselves."""
+        """Replaces units by the ones that they stand for."""
         while not self._is_root[units].all():
             units = self._stands_for[units].reshape(len(units), -1)
             units = units[:, units.any(axis=0)]
@@ -70,8 +70,8 @@ class UnitTable:
         """Which positions of an axis are kept; None for all.
 
         Args:
-            units: of the axis.
-            removed: a boolean for each unit.
+            units: the units of the axis.
+            removed: for each unit, whether it is removed.
         """
         if units is None:
             return None
@@ -79,15 +79,15 @@ class UnitTable:
         return None if kept.all() else kept
 
     def freeze(self, units: AxisUnits, reason: str) -> None:
-        """Says that these are never removed."""
+        """Makes sure that units are never removed."""
         if units is not None:
             roots = np.unique(self.resolve(units))
             self._bind(roots, np.zeros((len(roots), 1), np.int32), reason)
 
     def join(self, a: AxisUnits, b: AxisUnits, reason: str) -> None:
-        """Says that positions of two axes are removed together.
+        """Makes sure that positions of two axes are removed together.
 
-        `reason` is given where this freezes units.
+        `reason` is recorded for units that this freezes.
         """
         if a is None or b is None:
             self.freeze(b if a is None else a, reason)
@@ -112,14 +112,14 @@ class UnitTable:
                 return
 
     def _join_column(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
-        """Joins the units of columns; not all of them if a unit is there twice."""
+        """Joins the units of two columns; for a repeated unit, only the first pair."""
         larger, smaller = np.maximum(a, b), np.minimum(a, b)
         larger, smaller = larger[a != b], smaller[a != b]
         larger, first = np.unique(larger, return_index=True)
         self._bind(larger, smaller[first, None], reason)
 
     def _join_position(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
-        """Joins the units of a position, of different numbers of units."""
+        """Joins two positions that have different numbers of units."""
         a, b = (self.resolve(units[None])[0] for units in (a, b))
         few, many = sorted((np.setdiff1d(a, b), np.setdiff1d(b, a)), key=len)
         few, many = few[few > 0], many[many > 0]
@@ -152,7 +152,7 @@ class UnitTable:
             self._reason[frozen] = self._reasons.index(reason)
 
     def why_frozen(self, units: AxisUnits) -> list[str]:
-        """The reasons why some of these units, as they were made, are frozen."""
+        """The reasons why some of these units (not resolved ones) are frozen."""
         found, todo = set(), np.zeros(0, np.int32) if units is None else units
         while todo.size:
             todo = np.unique(todo)
@@ -161,7 +161,7 @@ class UnitTable:
         return [self._reasons[i] for i in sorted(found - {0})]
 
     def merge(self, axes: Sequence[AxisUnits], sizes: Sequence[int]) -> AxisUnits:
-        """The units of one axis that holds several, the last one changing fastest."""
+        """The units of several axes merged into one, in row-major order."""
         if len(axes) == 1:
             return axes[0]
         if all(units is None for units in axes):
@@ -184,10 +184,10 @@ class UnitTable:
     def split(
         self, units: AxisUnits, sizes: Sequence[int], reason: str
     ) -> list[AxisUnits]:
-        """The units of several axes that one is reshaped into.
+        """The units of several axes that one axis is reshaped into.
 
-        Units that lie along one of these alone are units of that axis. Others come to
-        stand for one of each axis that they extend along.
+        Units that vary along only one of these become units of that axis. Other units
+        then stand for a unit of each axis that they vary along.
         """
         if len(sizes) == 1 or units is None:
             return [units] * len(sizes)
@@ -201,7 +201,7 @@ class UnitTable:
                     for axis in range(len(sizes))
                     if (grid != grid.take([0], axis)).any()
                 ]
-                if len(along) > 1:  # say so, and look again
+                if len(along) > 1:  # replace them, and try again
                     parts = [
                         self.new(n) if axis in along else None
                         for axis, n in enumerate(sizes)
@@ -219,7 +219,7 @@ class UnitTable:
 
 
 def _matching_column(a: Units, b: Units) -> int | None:
-    """The column of the wider that repeats units as the only one of the other does."""
+    """The column of the wider units that repeats as the only column of the other."""
     narrow, wide = sorted((a, b), key=lambda units: units.shape[1])
     if narrow.shape[1] != 1:
         return None
@@ -231,7 +231,7 @@ def _matching_column(a: Units, b: Units) -> int | None:
 
 
 def _is_simple(a: Units, b: Units) -> bool:
-    """Whether the positions of `a` have one unit each, a different one, not in `b`."""
+    """Whether each position of `a` has one unit, which is unique and not in `b`."""
     return (
         a.shape[1] == 1
         and bool(a.all())

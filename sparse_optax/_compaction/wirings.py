@@ -1,4 +1,4 @@
-"""The wirings of primitives whose axes stay as they are, or are summed over."""
+"""Wirings of primitives that keep whole axes or sum over them."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -13,7 +13,7 @@ from sparse_optax._compaction.program import Step
 
 
 def elementwise(step: Step) -> Wiring:
-    """Axes of the same place are the same; those of size 1 are broadcast."""
+    """Axes at the same place are the same; axes of size 1 are broadcast."""
     shape = step.outs[0].shape
     ins = []
     for value in step.ins:
@@ -59,7 +59,7 @@ def without(axes: Any) -> Callable[[Step], Wiring]:
 
 
 def dot_general(step: Step) -> Wiring:
-    """Axes that are summed over or are of a batch are those of both factors."""
+    """The two factors share the axes that are summed over and the batch axes."""
     (left_sum, right_sum), (left_batch, right_batch) = step.params["dimension_numbers"]
     left = [("left", i) for i in range(len(step.ins[0].shape))]
     right = [("right", i) for i in range(len(step.ins[1].shape))]
@@ -90,7 +90,7 @@ def window(step: Step) -> Wiring:
 
 
 def along(name: str) -> Callable[[Step], Wiring]:
-    """The wiring of a primitive that keeps shapes, and mixes along an axis."""
+    """The wiring of a primitive that keeps shapes and mixes positions of one axis."""
 
     def wire(step):
         rank = len(step.ins[0].shape)
@@ -123,7 +123,7 @@ def broadcast_in_dim(step: Step) -> Wiring:
 
 
 def stack(step: Step) -> Wiring:
-    """A new axis that is frozen."""
+    """The new axis is frozen."""
     symbols = tuple(range(len(step.ins[0].shape)))
     axis = step.params["axis"]
     out = (*symbols[:axis], FROZEN, *symbols[axis:])
@@ -131,7 +131,7 @@ def stack(step: Step) -> Wiring:
 
 
 def unstack(step: Step) -> Wiring:
-    """Each result has all axes but the one that is taken apart."""
+    """Each result has all axes except the one that is unstacked."""
     symbols = tuple(range(len(step.outs[0].shape)))
     axis = step.params["axis"]
     own = (*symbols[:axis], FROZEN, *symbols[axis:])
@@ -145,12 +145,12 @@ _NEVER_FILL = "CLIP", "PROMISE_IN_BOUNDS"  # modes of a gather
 
 
 def _never_fills(step: Step) -> bool:
-    """Whether a gather reads its argument, wherever an index is."""
+    """Whether a gather reads its argument even where an index is out of bounds."""
     return getattr(step.params["mode"], "name", "") in _NEVER_FILL
 
 
 def fills_with_zeros_or_nan(step: Step) -> bool:
-    """Whether what a gather makes of zeros is zero, or not a number in all features."""
+    """Whether a gather of zeros returns zeros, or NaN in all features."""
     value = step.params["fill_value"]
     if value is None:  # the default
         fills_with_nan = jnp.issubdtype(step.outs[0].dtype, jnp.inexact)
@@ -160,7 +160,7 @@ def fills_with_zeros_or_nan(step: Step) -> bool:
 
 
 def gather(step: Step) -> Wiring:
-    """Axes of the argument that are taken whole, and those of the indices."""
+    """Keeps the axes of the argument that are taken whole, and those of the indices."""
     numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
     never_fills = _never_fills(step)
     x, indices = step.ins
@@ -169,7 +169,7 @@ def gather(step: Step) -> Wiring:
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     windows = [axis for axis in range(len(x.shape)) if axis not in gone]
     for axis, to in zip(windows, numbers.offset_dims, strict=True):
-        # A start of the whole axis is 0, unless what is out of bounds is filled.
+        # The start of a whole axis is 0, unless positions out of bounds are filled.
         is_free = axis not in numbers.start_index_map or never_fills
         if sizes[axis] == x.shape[axis] and is_free:
             ins[axis] = outs[to] = ("window", axis)
@@ -182,7 +182,7 @@ def gather(step: Step) -> Wiring:
 
 
 def scatter(step: Step) -> Wiring:
-    """Axes of the argument that are written to as a whole."""
+    """Keeps the axes of the argument that are written to as a whole."""
     numbers = step.params["dimension_numbers"]
     x, indices, updates = step.ins
     of_x: list[Hashable] = [FROZEN] * len(x.shape)
@@ -198,7 +198,7 @@ def scatter(step: Step) -> Wiring:
 
 
 def dynamic_slice(step: Step) -> Wiring:
-    """Axes that are taken whole."""
+    """Keeps the axes that are taken whole."""
     shape, new = step.ins[0].shape, step.outs[0].shape
     symbols = tuple(
         i if n == m else FROZEN for i, (n, m) in enumerate(zip(shape, new, strict=True))
@@ -207,7 +207,7 @@ def dynamic_slice(step: Step) -> Wiring:
 
 
 def dynamic_update_slice(step: Step) -> Wiring:
-    """Axes that are written to as a whole."""
+    """Keeps the axes that are written to as a whole."""
     x, update, *starts = step.ins
     symbols = tuple(
         i if n == m else FROZEN
