@@ -1,4 +1,4 @@
-"""Sparse networks by shrinking and pruning irrelevant weights, for Optax."""
+"""Sparse networks with Optax: shrink irrelevant weights, then prune them."""
 
 from sparse_optax._amounts import cubic_sparsity as cubic_sparsity
 from sparse_optax._bcoo import from_bcoo as from_bcoo, to_bcoo as to_bcoo

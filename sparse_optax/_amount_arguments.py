@@ -1,4 +1,4 @@
-"""The arguments `fraction`, `sparsity` and `count`: the one given, and its checks."""
+"""Reads and checks the arguments `fraction`, `sparsity` and `count`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,16 @@ from sparse_optax._prune_state import Distribution, PruneState
 def the_amount(
     structure: Any, *, schedule: bool = True, **given: Value
 ) -> tuple[Any, Value]:
-    """The one amount that is given, and its kind; without one, both are None.
+    """The kind and the value of the one amount that is given, or None for both.
 
     Args:
-        structure: that limits it.
-        schedule: whether it may be a schedule.
-        **given: amounts by name, None for what is not given.
+        structure: the structure, which limits the amount.
+        schedule: whether the amount may be a schedule.
+        **given: amounts by name; None if not given.
 
     Raises:
-        TypeError: if it is of the wrong type.
-        ValueError: if several are given, or if it is out of range.
+        TypeError: if the amount is of the wrong type.
+        ValueError: if several are given, or if the amount is out of range.
     """
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
@@ -39,7 +39,7 @@ def the_amount(
 
 
 def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
-    """Raises at a pruning step without an amount, unless the structure says enough."""
+    """Raises if a pruning step has no amount and the structure does not imply one."""
     if kind is None and _layers.highest_sparsity(structure) == 1:
         raise ValueError(
             "a pruning step needs fraction, count or sparsity: the structure "
@@ -49,7 +49,7 @@ def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
 
 
 def check_distribution(distribution: Distribution, value: Value) -> None:
-    """Raises a `ValueError` where ERK is asked for, and amounts for each leaf too."""
+    """Raises a `ValueError` if ERK is combined with an amount for each leaf."""
     if distribution == "erk" and isinstance(value, Mapping):
         raise ValueError(
             "distribution='erk' takes one amount; got a dict, which says it for each "
@@ -60,7 +60,7 @@ def check_distribution(distribution: Distribution, value: Value) -> None:
 def amount_at(
     kind: Kind | None, value: Value, step: jax.Array, state: PruneState
 ) -> jax.Array | None:
-    """The amount at a step, as `_pruning_step` takes it."""
+    """The amount at a step, in the form that `_pruning_step` takes."""
     if kind is None:
         return None
     named, num_layers = None, {}
@@ -71,7 +71,7 @@ def amount_at(
 
 
 def check_amount_fits(kind: Kind | None, value: Value, state: PruneState) -> None:
-    """Raises unless a dict has an amount for each leaf, which its structure allows."""
+    """Raises unless a dict gives each leaf an amount that its structure allows."""
     if kind is None or not isinstance(value, Mapping):
         return
     rules = _prunable.resolve(state.rules, state.masks)

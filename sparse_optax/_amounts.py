@@ -1,8 +1,8 @@
 """Amounts and distributions: how many units of each layer a pruning step removes.
 
-An amount is a fraction of the units that are kept, a sparsity of all, or a number of
-units. A distribution spreads it over the layers: "global" ranks all units together,
-"uniform" takes the amount of each layer, and "erk" gives each layer the density of a
+An amount is a fraction of the remaining units, a sparsity over all units, or a number
+of units. A distribution spreads it over the layers: "global" ranks all units together,
+"uniform" applies the amount to each layer, and "erk" gives each layer the density of a
 random sparse graph.
 
 Source of ERK: Evci et al, `Rigging the Lottery <https://arxiv.org/abs/1911.11134>`_,
@@ -27,16 +27,16 @@ from sparse_optax._prune_state import Distribution
 Kind = Literal["fraction", "sparsity", "count"]
 _DTYPES = {"fraction": jnp.float32, "sparsity": jnp.float32, "count": jnp.int32}
 
-# A number or a schedule, or such by regular expressions of the names of leaves.
+# A number, a schedule, or a dict of them by regular expressions of leaf names.
 Value = Any
 
 
 class Target(NamedTuple):
-    """What the layers are to lose.
+    """How much a pruning step removes.
 
     Attributes:
-        most: how many units of each layer may be removed, or are if `by_layer`.
-        total: of all layers, what was asked for, those removed before included.
+        most: how many units of each layer may be removed, or are removed if `by_layer`.
+        total: how many units to remove in all, including those removed before.
     """
 
     most: jax.Array  # int64, an element for each layer.
@@ -44,7 +44,7 @@ class Target(NamedTuple):
 
 
 def check_amount(name: str, value: Value, *, schedule: bool = True) -> None:
-    """Raises unless `value` is an amount, or a dict of such."""
+    """Raises unless `value` is an amount, or a dict of amounts."""
     _leaves.check_patterns(name, value)
     named = value if isinstance(value, Mapping) else {None: value}
     for key, number in named.items():
@@ -59,7 +59,7 @@ def check_amount(name: str, value: Value, *, schedule: bool = True) -> None:
 
 
 def check_distribution(distribution: Any) -> None:
-    """Raises unless there is such a distribution."""
+    """Raises unless `distribution` is a known distribution."""
     *others, last = map(repr, get_args(Distribution))
     if repr(distribution) not in (*others, last):
         raise ValueError(
@@ -77,14 +77,14 @@ def value_at(
     """The amount at a step: a number, or one for each layer where a dict was given.
 
     Args:
-        kind: of the amount.
-        value: that is a number, a schedule, or a dict.
-        step: what schedules are functions of.
+        kind: the kind of amount.
+        value: a number, a schedule, or a dict of them.
+        step: the argument of schedules.
         named: a tree with the names that patterns match.
-        num_layers: how many layers each array of units has, 0 for one.
+        num_layers: how many layers are stacked in each array of units, 0 if none are.
 
     Raises:
-        ValueError: if a schedule returns no scalar, or as `by_leaf`.
+        ValueError: if a schedule does not return a scalar, or as for `by_leaf`.
     """
     if not isinstance(value, Mapping):
         return _scalar(kind, value, step)
@@ -104,10 +104,10 @@ def value_at(
 def by_leaf(
     kind: Kind, value: Mapping[str, Any], named: Any, leaves: Iterable[str]
 ) -> dict[str, Any]:
-    """What a dict says for each leaf, by the first pattern that matches its name.
+    """The value of each leaf in a dict: the first pattern that matches its name wins.
 
     Raises:
-        ValueError: if a pattern matches no leaf, or a leaf no pattern.
+        ValueError: if a pattern matches no leaf, or a leaf matches no pattern.
     """
     indices = _leaves.match_patterns(kind, value, named)
     names = [name for name, _ in _trees.named_leaves(named)]
@@ -128,7 +128,7 @@ def _scalar(kind: Kind, value: Any, step: jax.Array) -> jax.Array:
     is_array = isinstance(value, jax.Array) and not value.weak_type
     if isinstance(value, Tracer) or (is_array and value.dtype == dtype):
         return jnp.asarray(value, dtype)
-    return dtype.type(value)  # of one type, or each kind of number would compile anew
+    return dtype.type(value)  # one dtype, as each type of number compiles separately
 
 
 def target_of(
@@ -141,17 +141,17 @@ def target_of(
     shapes: Sequence[tuple[int, ...]] | None,
     round_to: int = 1,
 ) -> Target:
-    """What the layers are to lose, those units included that they have lost.
+    """How many units to remove from the layers, including those removed before.
 
     Args:
-        kind: of the amount; None for all that may be removed.
-        value: a number, or one for each layer, which the distribution does not change.
-        distribution: of the amount over the layers.
+        kind: the kind of amount; None removes all that may be removed.
+        value: a number; or one for each layer, then the distribution is not used.
+        distribution: how the amount is spread over the layers.
         removed: how many units of each layer are removed, `int64`.
         sizes: how many units each layer has.
         caps: how many units of each layer may be removed.
-        shapes: of the weights of each layer, for "erk".
-        round_to: each layer keeps a multiple of so many units.
+        shapes: the shape of each layer, for "erk".
+        round_to: each layer keeps a multiple of this many units.
     """
     most = jnp.maximum(_rounded(caps, sizes, round_to), removed)
     if kind is None:
@@ -169,13 +169,13 @@ def target_of(
 
 
 def _rounded(removed: Any, sizes: np.ndarray, multiple: int) -> Any:
-    """Not more units of each layer, so that a multiple is kept, or all of them."""
-    missing = (removed - sizes) % multiple  # to the multiple, of what is kept
+    """Rounds down what each layer loses, so that it keeps a multiple, or all units."""
+    missing = (removed - sizes) % multiple  # how many more to keep
     return jnp.maximum(removed - missing, 0)
 
 
 def _after(kind: Kind, value: Any, removed: jax.Array, size: Any) -> jax.Array:
-    """How many units are to be removed after a pruning step."""
+    """How many units are removed in all after a pruning step."""
     if kind == "fraction":
         return removed + _counts.fraction_of(value, size - removed)
     if kind == "sparsity":
@@ -184,19 +184,19 @@ def _after(kind: Kind, value: Any, removed: jax.Array, size: Any) -> jax.Array:
 
 
 def _erk(removed: jax.Array, sizes: np.ndarray, shapes: Any) -> jax.Array:
-    """How many units of each layer to remove, for so many in all.
+    """How many units to remove from each layer, for `removed` units in all.
 
-    The density of a layer is in proportion to sum(shape) / prod(shape), but 1 where
-    that would be more; and then that of the others is less.
+    The density of a layer is proportional to sum(shape) / prod(shape), but at most 1;
+    where it is 1, the other layers are sparser to compensate.
     """
     raw = [sum(shape) / max(math.prod(shape), 1) if shape else 1.0 for shape in shapes]
     raw = np.array(raw)
     order = np.argsort(-raw, kind="stable")
-    # With the m layers of the largest raw densities dense, for every m.
+    # For every m: the m layers of the largest raw density are dense.
     raw_sorted, sizes_sorted = raw[order], sizes[order].astype(np.float64)
     dense = np.cumsum(sizes_sorted) - sizes_sorted
     rest = np.cumsum((raw_sorted * sizes_sorted)[::-1])[::-1]
-    # Behind the barrier, or XLA would multiply by the inverse of a constant.
+    # Without the barrier, XLA would multiply by the inverse of a constant.
     rest = lax.optimization_barrier(jnp.asarray(rest))
     kept = (jnp.int64(sizes.sum()) - removed).astype(jnp.float64)
     scale = (kept - dense) / rest
@@ -209,22 +209,22 @@ def _erk(removed: jax.Array, sizes: np.ndarray, shapes: Any) -> jax.Array:
 
 
 def cubic_sparsity(init: float, target: float, begin: int, end: int) -> optax.Schedule:
-    r"""A sparsity that rises quickly at first, and slowly towards the end.
+    r"""A sparsity schedule that rises quickly at first and slowly towards the end.
 
     .. math:: s(t) = s_e + (s_0 - s_e) \left(1 - \frac{t - b}{e - b}\right)^3
 
     Args:
         init: the sparsity s_0 up to update `begin`, in [0, 1].
         target: the sparsity s_e from update `end` on, in [0, 1].
-        begin: an update, at least 0.
-        end: an update after that.
+        begin: the update b after which the sparsity rises, at least 0.
+        end: the update e that reaches `target`, after `begin`.
 
     Returns:
         An optax schedule, for `prune_to_sparsity`.
 
     Raises:
         TypeError: if a number is of the wrong type.
-        ValueError: if one is out of range.
+        ValueError: if a number is out of range.
 
     Examples:
         >>> import sparse_optax

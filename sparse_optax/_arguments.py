@@ -1,8 +1,8 @@
-"""Arguments of public functions: their types, checks where they are given, values.
+"""Checks of the arguments of public functions, and their values.
 
-Only what is known can be refused: a traced number has no value yet, and under
+Only known values can be checked: a traced number has no value yet, and under
 `optax.inject_hyperparams` every number of a transformation becomes an array, traced or
-not. Those are clamped where used.
+not. Such numbers are clamped where they are used.
 """
 
 import math
@@ -27,7 +27,7 @@ def check_number(
     finite: bool = True,
     schedule: bool = True,
 ) -> None:
-    """Raises unless `value` is a number in range, an array or (if may be) a schedule.
+    """Raises unless `value` is a number in range, an array or an allowed schedule.
 
     The range is [low, high], or (low, high] with `open_low`.
     """
@@ -75,7 +75,7 @@ def check_callable(name: str, value: Any) -> None:
 
 
 def check_key(name: str, value: Any) -> None:
-    """Raises unless `value` is a key of `jax.random`, new or of the old kind."""
+    """Raises unless `value` is a key of `jax.random`, typed or raw."""
     dtype = getattr(value, "dtype", np.dtype(object))
     if not (dtype == np.uint32 or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
         raise TypeError(f"{name} must be a key of jax.random; got {value!r}.")
@@ -92,7 +92,7 @@ def check_params(params: Any) -> None:
 
 
 def check_state(state: Any, kind: type) -> None:
-    """Raises if `update` was called with a state of another class than `init` makes."""
+    """Raises unless `update` was called with a state of the class from `init`."""
     if not isinstance(state, kind):
         raise TypeError(
             f"state must be the {kind.__name__} that init returns; got a "
@@ -102,7 +102,7 @@ def check_state(state: Any, kind: type) -> None:
 
 
 def as_flag(prune: Any) -> bool | jax.Array:
-    """The extra argument `prune`: a Python boolean where known, else a traced one."""
+    """The extra argument `prune`: a Python boolean if known, else a traced one."""
     if prune is None:
         return False
     if isinstance(prune, bool):

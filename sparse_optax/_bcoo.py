@@ -1,4 +1,4 @@
-"""Weights as `jax.experimental.sparse` has them, for products that skip the zeros."""
+"""Converts weights to sparse arrays and back, for products that skip the zeros."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from sparse_optax._trees import PyTree
 
 
 def to_bcoo(params: PyTree, mask: Mask | None = "matrices") -> PyTree:
-    """Turns matrices into those of `jax.experimental.sparse`, without their zeros.
+    """Converts matrices to `jax.experimental.sparse.BCOO`, without their zeros.
 
-    A model whose layers expect arrays runs on them as `sparsify(fn, use_tracer=True)`,
-    of `jax.experimental.sparse`, where `fn(params, x)` is for
+    Run a model with layers that expect arrays as `sparsify(fn, use_tracer=True)`, from
+    `jax.experimental.sparse`, where `fn(params, x)` is, for
 
     - flax linen, `model.apply`;
     - flax nnx, with `graph, params = nnx.split(model)`:
@@ -24,22 +24,22 @@ def to_bcoo(params: PyTree, mask: Mask | None = "matrices") -> PyTree:
     - equinox, with `params, rest = eqx.partition(model, eqx.is_inexact_array)`:
       `lambda params, x: eqx.combine(params, rest)(x)`.
 
-    JAX has no convolution by sparse kernels: leave these out by `mask`.
+    JAX has no convolutions with sparse kernels: leave those out with `mask`.
 
     Args:
-        params: a tree of concrete arrays (not inside `jit`, where nobody knows how many
-            are zero).
-        mask: which leaves, as in `prune_by_magnitude`. Scalars stay as they are.
+        params: a tree of concrete arrays (not inside `jit`, where the number of zeros
+            is unknown).
+        mask: the leaves to convert, as in `prune_by_magnitude`, except scalars.
 
     Returns:
-        The tree with `BCOO` in place of these leaves: no batch or dense axes, indices
-        sorted and unique, `int32`, numbers of the dtypes that JAX has for them. Zeros
-        of either sign are left out. `x @ kernel` multiplies by one of two axes.
+        The tree with these leaves as `BCOO`, without batch or dense axes, with sorted
+        and unique `int32` indices and values of JAX's dtypes. Zeros of either sign are
+        left out. `x @ kernel` needs a kernel of two axes.
 
     Raises:
-        TypeError: if `mask` holds something else than booleans or names a leaf that is
-            not an array of weights, if a leaf that it selects is traced, or if any is a
-            `BCOO` already.
+        TypeError: if `mask` contains leaves that are not booleans, or names a leaf that
+            is not an array of weights, if a selected leaf is traced, or if any leaf is
+            already a `BCOO`.
         ValueError: if `mask` does not fit or selects nothing.
 
     Examples:
@@ -66,7 +66,7 @@ def to_bcoo(params: PyTree, mask: Mask | None = "matrices") -> PyTree:
             raise TypeError(f"params at {name} is traced: its zeros are not known yet.")
         array = np.asarray(jnp.asarray(leaf))
         indices = np.argwhere(nonzero(array)).astype(np.int32)
-        # Not `jnp.asarray`, which would compile anew for every number of zeros.
+        # Not `jnp.asarray`, which would compile again for every number of zeros.
         data, indices = jax.device_put((array[tuple(indices.T)], indices))
         return BCOO(
             (data, indices),
@@ -82,14 +82,14 @@ def to_bcoo(params: PyTree, mask: Mask | None = "matrices") -> PyTree:
 
 
 def from_bcoo(params: PyTree) -> PyTree:
-    """Turns matrices of `jax.experimental.sparse` into arrays again.
+    """Converts `BCOO` matrices back to arrays.
 
     Args:
-        params: a tree with any number of `BCOO` in it.
+        params: a tree that may contain `BCOO` leaves.
 
     Returns:
         The tree with arrays in their place: the same numbers, except that a backend may
-        make zeros of those too small to be normal. Usable inside `jit`.
+        flush subnormal numbers to zero. Works inside `jit`.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Minimum kept and maximum sparsity: caps on what a leaf may lose.
+"""`min_kept` and `max_sparsity`: caps on how much of a leaf may be removed.
 
-One ranking of a whole network may empty its small layers. A cap is given as a number of
-units or as a sparsity, for all leaves or for some, and holds for each layer of a leaf.
+Ranking a whole network together may empty its small layers. A cap is a number of units
+or a sparsity, for all leaves or for some, and applies to each layer of a leaf.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Caps = Any
 
 
 def check_caps(min_kept: Caps | None, max_sparsity: Caps | None) -> None:
-    """Raises unless these are numbers, or hold numbers, in range."""
+    """Raises unless these are numbers in range, or contain only such numbers."""
     for name, caps in (("min_kept", min_kept), ("max_sparsity", max_sparsity)):
         _leaves.check_patterns(name, caps)
         for path, value in jax.tree_util.tree_leaves_with_path(caps):
@@ -41,12 +41,12 @@ def most_removed(
     params: PyTree,
     sizes: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """How many units of each layer may be removed, by the names of leaves.
+    """How many units of each layer may be removed, by leaf name.
 
     Args:
-        min_kept: a number of units, of which a layer may have less.
-        max_sparsity: of a layer; where both are given, what keeps more counts.
-        params: the weights, or what has their shapes, without boxes.
+        min_kept: the least number of units to keep; smaller layers keep all.
+        max_sparsity: of a layer; the cap that keeps more units wins.
+        params: the weights, or anything with their shapes, without boxes.
         sizes: how many units the layers of each leaf have.
 
     Raises:
@@ -56,7 +56,7 @@ def most_removed(
     sparsest = _by_name("max_sparsity", max_sparsity, params, default=1)
 
     def most(name, size):
-        # In the arithmetic of a pruning step to that sparsity, exactly.
+        # Exactly the arithmetic of a pruning step to that sparsity.
         share = Fraction(float(np.float32(sparsest(name))))
         return min(round(share * size), max(size - int(fewest(name)), 0))
 
@@ -85,5 +85,5 @@ def _by_name(name: str, caps: Caps | None, params: PyTree, default: float) -> An
                 f"{name} does not fit the tree of params, nor is it a dict of patterns "
                 f"of names such as {names[:3]}."
             ) from error
-    # A tree that leaves some leaves out has nothing there, which nothing asks for.
+    # Leaves that a tree leaves out are never looked up.
     return dict(_trees.named_leaves(tree)).__getitem__

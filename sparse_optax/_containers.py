@@ -1,7 +1,7 @@
-"""Containers of a tree as JSON, from which they are made again.
+"""Writes the containers of a tree as JSON, and rebuilds them from it.
 
-A node is `[kind, about, children]`, an array `{}`, all else is itself. Only the
-classes below and nnx's types of variables can be made; other nodes are only named.
+A node is `[kind, about, children]`, an array `{}`, and anything else itself. Only the
+classes below and nnx's variable types can be rebuilt; other nodes are only named.
 """
 
 import importlib
@@ -30,12 +30,12 @@ _MODULES = {
 
 
 def to_json(node: PyTree, has_arrays: bool = True) -> Json:
-    """The tree as JSON; without arrays, these are nodes that cannot be made."""
+    """The tree as JSON; without `has_arrays`, arrays cannot be rebuilt."""
     kind, name = type(node), type(node).__name__
     unknown = [f"{kind.__module__}.{name}", None, []]
     if node is None or kind in SCALARS:
         return node
-    if kind is PartitionSpec:  # a leaf of JAX, in the metadata of variables
+    if kind is PartitionSpec:  # a leaf for JAX, in the metadata of variables
         return ["PartitionSpec", None, [to_json(x, False) for x in node]]
     if jax.tree_util.all_leaves([node]):
         return {} if has_arrays and not callable(node) else unknown
@@ -54,11 +54,11 @@ def to_json(node: PyTree, has_arrays: bool = True) -> Json:
 
 
 def from_json(data: Json, arrays: Iterator[Any]) -> PyTree:
-    """The tree again, with the arrays in their order.
+    """Rebuilds the tree, with the arrays in their order.
 
     Raises:
-        ValueError: if there is a node that cannot be made.
-        ImportError: if there is a container of flax, and no flax.
+        ValueError: if a node cannot be rebuilt.
+        ImportError: if the tree has flax containers and flax is not installed.
     """
     if not isinstance(data, list):
         return next(arrays) if data == {} else data
@@ -77,7 +77,7 @@ def from_json(data: Json, arrays: Iterator[Any]) -> PyTree:
 
 
 def _variable_types() -> dict[str, Any]:
-    """nnx's own types of variables, and those that are registered with it by a name."""
+    """nnx's own variable types, and those registered with it under a name."""
     from flax import nnx
 
     registered = nnx.variablelib.VariableTypeCache.items()

@@ -1,10 +1,10 @@
-"""Exact counts beyond 2^31, and an exact fraction of one.
+"""Exact counts beyond 2^31, and exact fractions of them.
 
-How many weights are kept decides how many are removed, so counts may not be off by
-one. `float32` cannot hold 2^24 + 1 and `int32` overflows at 2^31, both less than
-networks have weights. So counts are `int64`: functions of this file that take or return
-an `int64` are called inside `with exact_numbers()`. What a state keeps has types that
-JAX has without that: a `Count` of two words.
+The number of kept weights decides how many are removed, so counts must be exact.
+`float32` cannot represent 2^24 + 1 and `int32` overflows at 2^31, and networks can have
+more weights than that. So counts are `int64`: call functions of this file that take or
+return an `int64` inside `with exact_numbers()`. States use types that JAX has without
+it: a `Count` of two words.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _WORD = 1 << 32
 
 @contextlib.contextmanager
 def exact_numbers() -> Iterator[None]:
-    """In which there are `int64` and `float64`, whatever the user has set.
+    """Enables `int64` and `float64` in a block, whatever the user has set.
 
-    Their promotion is the standard one, also where the user's is strict.
+    Dtypes are promoted in the standard way, even if the user's setting is strict.
     """
     with (
         jax.enable_x64(True),
@@ -48,7 +48,7 @@ def to_words(n: jax.Array) -> Count:
 
 
 def as_word(n: jax.Array) -> jax.Array:
-    """An `int64` as `uint32`: 2^32 - 1 for all numbers above."""
+    """An `int64` as `uint32`, at most 2^32 - 1."""
     return jnp.minimum(n, _WORD - 1).astype(jnp.uint32)
 
 
@@ -58,8 +58,8 @@ def less(a: Count, b: Count) -> jax.Array:
 
 
 def ratio(a: jax.Array, b: int) -> jax.Array:
-    """The `float32` nearest to `a / b`, which is 0 if both are; for reporting only."""
-    # Behind the barrier, or XLA would multiply by the inverse of a constant.
+    """The `float32` nearest to `a / b`, or 0 if both are 0; for reporting only."""
+    # Without the barrier, XLA would multiply by the inverse of a constant.
     divisor = lax.optimization_barrier(jnp.float64(max(b, 1)))
     return (a.astype(jnp.float64) / divisor).astype(jnp.float32)
 
@@ -71,31 +71,31 @@ def count_true_in(leaves: Iterable[jax.Array]) -> jax.Array:
 
 
 def count_with_complement(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """How many elements of one array are true along the axes, as `count_true`."""
-    # A constant XLA would count while it compiles, but for the first barrier. The
-    # second keeps the count that nobody wants.
+    """How many elements of one array are true along the axes, as in `count_true`."""
+    # Without the first barrier, XLA would count a constant at compile time. The second
+    # prevents dead-code elimination of the unused count.
     x = lax.optimization_barrier(x)
     return lax.optimization_barrier(count_true([x, ~x], axes))[0]
 
 
 def count_true(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
-    """How many elements are true along the axes, of several arrays of one shape.
+    """Counts the true elements along the axes, of several arrays of one shape.
 
-    One pass over all of them.
+    It makes one pass over all of them.
 
     Args:
-        arrays: boolean, at least two: of a pass with one count alone XLA makes windows
-            on CPU, and that takes 15 times as long.
-        axes: the last ones.
+        arrays: boolean, at least two: for a single count, XLA on CPU uses windows,
+            which take 15 times as long.
+        axes: the last axes of the arrays.
 
     Returns:
-        For each array, the counts without these axes: `uint32`, or `int64` where they
-        may be larger.
+        For each array, the counts without these axes: `uint32`, or `int64` if they may
+        be too large for that.
     """
     shape = [arrays[0].shape[axis] for axis in axes]
     dtype = jnp.uint32 if math.prod(shape) < _WORD else jnp.int64
-    # By rows, which XLA shares out between the cores of a CPU, unless they are so short
-    # that their counts would take memory.
+    # Count by rows, which XLA distributes over the cores of a CPU, unless rows are so
+    # short that their counts would take much memory.
     num_outer = 1 if math.prod(shape[1:]) >= _LONG else 0
     if _may_be_sharded(arrays[0]):
         num_outer = 0
@@ -103,8 +103,8 @@ def count_true(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Arr
         num_outer += 1
     inner, outer = axes[num_outer:], axes[:num_outer]
     if _may_be_sharded(arrays[0]):
-        # Sums one by one: of these, devices exchange a number; of several at once, all
-        # that each of them has counted.
+        # Separate sums: devices then exchange single numbers. For several sums in one
+        # reduction, they would exchange everything that each has counted.
         words = [jnp.sum(x, axis=tuple(inner), dtype=jnp.uint32) for x in arrays]
     else:
         words = _sum([x.astype(jnp.uint32) for x in arrays], inner)
@@ -126,15 +126,15 @@ def _sum(arrays: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
 
 
 def _may_be_sharded(x: jax.Array) -> bool:
-    """Whether devices might each have a part of it, as its type or the context says."""
+    """Whether `x` may be sharded over devices, judging by its type and the context."""
     return not (jax.typeof(x).sharding.mesh.empty and get_abstract_mesh().empty)
 
 
 def fraction_of(fraction: jax.typing.ArrayLike, n: Any) -> jax.Array:
     """`float32(fraction) * n`, rounded half to even, with no other rounding.
 
-    `fraction` is clamped to [0, 1] (NaN to 0): Python numbers out of range are refused
-    earlier, where they are given, and traced values cannot be. `n` is below 2^38.
+    `fraction` is clamped to [0, 1] (NaN to 0): Python numbers out of range raise
+    earlier, where they are given, but traced values cannot. `n` is below 2^38.
     """
     fraction = jnp.asarray(fraction, jnp.float32)
     fraction = jnp.where(fraction > 0, jnp.minimum(fraction, 1), 0)

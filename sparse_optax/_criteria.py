@@ -1,9 +1,9 @@
-"""Criteria: what makes a weight worth keeping.
+"""Criteria: scores that decide which weights are kept.
 
-A criterion is a function `(params, grads) -> scores`: a tree like `params` of floating
-arrays, larger for weights that are kept. A pruning step removes the lowest. `params`
-and `grads` have the leaves that may be pruned, and `optax.MaskedNode()` elsewhere;
-`grads` is None where a pruning step is not given gradients.
+A criterion is a function `(params, grads) -> scores`. The scores are a tree of floating
+arrays like `params`, and a pruning step removes the weights of the lowest scores.
+`params` and `grads` have the prunable leaves, and `optax.MaskedNode()` elsewhere;
+`grads` is None if a pruning step is not given gradients.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def magnitude(params: optax.Params, grads: optax.Updates | None = None) -> Score
 
 
 def saliency(params: optax.Params, grads: optax.Updates | None) -> Scores:
-    """How much the loss would change to first order without a weight, `|w * g|`.
+    """The change of the loss, to first order, if a weight is removed: `|w * g|`.
 
     Args:
         params: the weights.
@@ -71,16 +71,16 @@ def saliency(params: optax.Params, grads: optax.Updates | None) -> Scores:
 
 
 def random(key: jax.Array) -> Criterion:
-    """Random scores, the same at every pruning step: so later masks nest in earlier.
+    """Random scores, the same at every pruning step, so that masks are nested.
 
     Args:
         key: a key of `jax.random`.
 
     Returns:
-        A criterion of `float32` scores in [0, 1), the same for every sharding.
+        A criterion with `float32` scores in [0, 1), the same for every sharding.
 
     Raises:
-        TypeError: if `key` is not one.
+        TypeError: if `key` is not a key of `jax.random`.
 
     Examples:
         >>> import jax
@@ -106,7 +106,7 @@ def random(key: jax.Array) -> Criterion:
 
 
 def relevance(scale: float | jax.Array = 1.0) -> Criterion:
-    r"""Magnitude weighed by relevance: what irrelevant weights have left is worth less.
+    r"""Magnitude times relevance: irrelevant weights have low scores.
 
     .. math:: |w_i| \, (1 - \exp(-|g_i| / \alpha))
 
@@ -114,11 +114,11 @@ def relevance(scale: float | jax.Array = 1.0) -> Criterion:
         scale: alpha > 0, in the units of the gradient, as in `add_relevance_decay`.
 
     Returns:
-        A criterion of `float32` scores, which needs gradients.
+        A criterion with `float32` scores. It needs gradients.
 
     Raises:
         TypeError: if `scale` is not a number.
-        ValueError: if `scale` is not above 0; by the criterion, if `grads` is None.
+        ValueError: if `scale` is not above 0; from the criterion, if `grads` is None.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -129,8 +129,8 @@ def relevance(scale: float | jax.Array = 1.0) -> Criterion:
 
     References:
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
-        <https://arxiv.org/abs/2204.04977>`_, 2022, for the irrelevance; as a criterion
-        it is this library's.
+        <https://arxiv.org/abs/2204.04977>`_, 2022, for the irrelevance. Its use as a
+        criterion is not from the paper.
     """
     _arguments.check_number("scale", scale, open_low=True, finite=False, schedule=False)
 
@@ -146,16 +146,16 @@ def relevance(scale: float | jax.Array = 1.0) -> Criterion:
 
 
 def per_leaf(criterion: Criterion) -> Criterion:
-    """Divides the scores of each leaf by their norm, so that unlike leaves compare.
+    """Divides the scores of each leaf by their norm, to make leaves comparable.
 
     Use it with the distribution "global" where layers have weights of different sizes.
 
     Args:
-        criterion: any.
+        criterion: any criterion.
 
     Returns:
-        A criterion of `float32` scores. The norm is that of what is finite, and leaves
-        of zeros keep them.
+        A criterion with `float32` scores. The norm ignores scores that are not finite,
+        and a leaf of zeros stays zero.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -183,6 +183,6 @@ def _check_grads(name: str, grads: Any) -> None:
 
 
 def _wide(*xs: jax.Array) -> list[jax.Array]:
-    """In `float32`, or `float64` if one of them is."""
+    """Converts arrays to `float32`, or to `float64` if one of them is."""
     dtype = _trees.common_dtype(jnp.float32, *xs)
     return [jnp.asarray(x, dtype) for x in xs]

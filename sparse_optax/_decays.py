@@ -1,6 +1,6 @@
 """Decays that shrink weights before they are removed: l1 and LOBSTER.
 
-As `add_relevance_decay`, they begin anew at every pruning step.
+Like `add_relevance_decay`, they restart their schedules at every pruning step.
 """
 
 from collections.abc import Callable
@@ -34,14 +34,14 @@ def add_l1_decay(
 
     .. math:: u_i = g_i + \gamma \, \mathrm{sign}(w_i)
 
-    Put it first in a chain, where updates are the gradient; or, decoupled, between an
-    optimizer without learning rate and `optax.scale_by_learning_rate`.
+    Put it first in a chain, where updates are the gradient. For decoupled decay, put it
+    between an optimizer without learning rate and `optax.scale_by_learning_rate`.
 
     Args:
         strength: gamma >= 0, or an optax schedule of the number of updates since the
             last pruning step, as in `add_relevance_decay`.
         structure: groups of units (see `channel_groups`), for the group lasso in place
-            of l1: :math:`\gamma \sum_{u \ni i} w_i / \lVert w_u \rVert`, the sum over
+            of l1: :math:`\gamma \sum_{u \ni i} w_i / \lVert w_u \rVert`, summed over
             the units of a weight.
         mask: which leaves decay, as in `prune_by_magnitude`; or which groups, as in
             `ChannelGroups`.
@@ -101,8 +101,8 @@ def add_lobster_decay(
     .. math:: u_i' = u_i - \lambda \max(0, 1 - |g_i|) \, w_i
 
     Put it after the optimizer and its learning rate, before the pruning transformation.
-    Updates are no gradients there: `update` takes those as `grad`. The paper also
-    chooses the threshold of pruning, by the validation loss; that is not part of this.
+    Updates are no longer gradients there, so `update` takes the gradients as `grad`.
+    The paper also chooses a pruning threshold by the validation loss; this does not.
 
     Args:
         strength: lambda >= 0, or an optax schedule of the number of updates since the
@@ -111,9 +111,9 @@ def add_lobster_decay(
 
     Returns:
         A transformation with the state `StepsSincePruning`. `update` needs params and
-        the extra argument `grad`, a tree like them: g, or `|g|` however measured. A
-        weight does not decay where that is NaN. Under `optax.MultiSteps` it is the
-        gradient of the last mini-batch.
+        the extra argument `grad`, a tree like params: g, or any estimate of `|g|`. A
+        weight does not decay where `grad` is NaN. Under `optax.MultiSteps`, `grad` is
+        the gradient of the last mini-batch.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -149,9 +149,9 @@ def _add_decay(
     needs_grad: str | None = None,
     of_params: Callable[[optax.Params], optax.Params] = lambda params: params,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds `decay(strength, w, x)` to updates, with a strength that begins anew.
+    """Adds `decay(strength, w, x)` to updates, with a strength that restarts.
 
-    Here x is the gradient where that is needed, else a leaf of `of_params(params)`.
+    Here x is the gradient if `needs_grad`, else a leaf of `of_params(params)`.
     """
     _arguments.check_number("strength", strength)
     _leaves.check_mask(mask)

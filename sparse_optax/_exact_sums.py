@@ -1,8 +1,8 @@
-"""Sums of scores that do not depend on the order in which they are made.
+"""Sums of scores that do not depend on the order of addition.
 
-Devices and compilers add floating numbers in different orders, which rounds
-differently; and scores that differ in the last bit may prune other units. So scores are
-added as integers, in steps of a power of two that fits the largest of them.
+Devices and compilers add floating-point numbers in different orders, which changes the
+rounding, and scores that differ in the last bit may prune other units. So scores are
+added as integers: as multiples of a power of two that fits the largest score.
 """
 
 import math
@@ -15,9 +15,9 @@ from sparse_optax import _counts
 
 
 def sum_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """The sum along the axes, which stay with length 1, as `float64` under x64.
+    """The sum along the axes, as `float64` under x64; the axes remain, with length 1.
 
-    Its error is below 2^-38 of the largest number, for each of up to 2^24 numbers.
+    The error is below 2^-38 of the largest number, for each of up to 2^24 numbers.
     """
     axes = tuple(axes)
     num = max(1, math.prod(x.shape[axis] for axis in axes))
@@ -34,9 +34,9 @@ def sum_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
 
 
 def mean_of_kept(scores: jax.Array, kept: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """The mean score of what is kept, along the axes, as `float32`; 0 where nothing is.
+    """The mean of kept scores along the axes, as `float32`; 0 where nothing is kept.
 
-    The axes stay, with length 1.
+    The axes remain, with length 1.
     """
     with _counts.exact_numbers():
         total = sum_along(jnp.where(kept, scores, 0), axes)

@@ -1,9 +1,9 @@
-"""exp(-x), in a form that costs nothing beside the rest of an update.
+"""exp(-x), in a form that XLA fuses into an update at no extra cost.
 
-An update touches every weight once, and is as fast as memory is. XLA makes one loop of
-it on every backend, but on CPU not of what holds an `exp`: it takes that for expensive,
-computes it in a loop of its own, and everything that depends on it is written to memory
-and read back. Products, sums and shifts it does merge, and they are all it takes.
+An update touches every weight once, and is limited by memory bandwidth. XLA fuses it
+into one loop, except on CPU if it has an `exp`: that counts as expensive and gets a
+loop of its own, so everything that depends on it is written to memory and read back.
+Products, sums and shifts are fused, and they suffice.
 """
 
 import functools
@@ -17,7 +17,7 @@ _LOG_2 = math.log(2)
 _DEGREE = 6  # of the polynomial: the error is below 2e-7, that of float32 about 1e-7
 
 
-@jax.jit  # so that outside of jit too it is one loop
+@jax.jit  # one loop outside of jit too
 def exp_of_minus(x: jax.Array) -> jax.Array:
     """exp(-x) for `float32` x >= 0, to an absolute error below 1e-6."""
     return lax.platform_dependent(x, cpu=_by_polynomial, default=lambda x: jnp.exp(-x))
@@ -30,5 +30,5 @@ def _by_polynomial(x: jax.Array) -> jax.Array:
     r = x - n * _LOG_2
     taylor = [(-1) ** k / math.factorial(k) for k in range(_DEGREE, -1, -1)]
     exp_of_minus_r = functools.reduce(lambda p, term: p * r + term, taylor)
-    exponent = 127 - n.astype(jnp.int32)  # as it is stored in a float32
+    exponent = 127 - n.astype(jnp.int32)  # as stored in a float32
     return lax.bitcast_convert_type(exponent << 23, jnp.float32) * exp_of_minus_r

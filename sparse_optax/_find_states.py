@@ -1,7 +1,7 @@
-"""Finding the masks inside an optimizer state, however it is wrapped.
+"""Finds the masks inside an optimizer state, however it is wrapped.
 
-A state is a tree, and the states of this package are nodes of it, wherever `chain`,
-`masked`, `multi_transform`, `MultiSteps`, `nnx.Optimizer` and others have put them.
+An optimizer state is a tree, and the states of this package are nodes of it, wherever
+`chain`, `masked`, `multi_transform`, `MultiSteps`, `nnx.Optimizer` and others put them.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,12 @@ def get_masks(opt_state: optax.OptState) -> optax.Params:
         opt_state: the state of an optimizer with a pruning transformation in it.
 
     Returns:
-        A tree like the params, without flax's boxes, of booleans: True for the weights
-        that are kept, with `optax.MaskedNode()` for leaves that are never pruned.
-        Where several transformations prune the same leaf, a weight is kept if all of
-        them keep it.
+        A tree of booleans like the params, without flax's boxes: True for kept weights,
+        and `optax.MaskedNode()` for leaves that are never pruned. Where several
+        transformations prune the same leaf, a weight is kept if all of them keep it.
 
     Raises:
-        ValueError: if `opt_state` has no masks, or those of several networks.
+        ValueError: if `opt_state` has no masks, or masks of several networks.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -50,9 +49,9 @@ def get_masks(opt_state: optax.OptState) -> optax.Params:
 
 
 def masks_of_networks(opt_state: optax.OptState) -> list[optax.Params]:
-    """The masks of each network that is pruned by the optimizers in a training state.
+    """The masks of each network that the optimizers in a training state prune.
 
-    Masks of one tree are taken for those of one network.
+    Masks of one tree are assumed to belong to one network.
     """
 
     def both(_, a, b):
@@ -76,7 +75,7 @@ def masks_of_networks(opt_state: optax.OptState) -> list[optax.Params]:
 
 
 def prune_states(opt_state: optax.OptState) -> list[PruneState]:
-    """The states of all pruning transformations, or an error if there is none."""
+    """The states of all pruning transformations; raises if there are none."""
     found = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, PruneState))
     states = [_trees.unbox(state) for state in found if isinstance(state, PruneState)]
     if states:

@@ -1,4 +1,4 @@
-"""Checks that trees belong together, with errors that say what to pass instead."""
+"""Checks that trees fit together, with errors that say what to pass instead."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ _NNX = "for an nnx module, pass nnx.state(model, nnx.Param)"
 
 
 def check_tree(tree: PyTree, argument: str) -> None:
-    """Raises if `tree` holds something else than parameters, or what is like them."""
+    """Raises unless `tree` contains only parameters, or arrays like them."""
     modules = _trees.find_class("flax.nnx", "Module")
     found = jax.tree.leaves(
         tree, is_leaf=lambda x: isinstance(x, (*modules, PruneState))
@@ -33,7 +33,7 @@ def check_tree(tree: PyTree, argument: str) -> None:
 
 
 def check_arrays(tree: PyTree, argument: str) -> None:
-    """Raises where a leaf of `tree` is no array."""
+    """Raises if a leaf of `tree` is not an array."""
     for name, leaf in _trees.named_leaves(tree):
         if not (_trees.is_array(leaf) or _trees.is_leaf(leaf)):
             raise TypeError(
@@ -43,7 +43,7 @@ def check_arrays(tree: PyTree, argument: str) -> None:
 
 
 def check_concrete(tree: PyTree, function: str, instead: str) -> None:
-    """Raises where a leaf of `tree` has no values: traced, or a shape alone."""
+    """Raises if a leaf of `tree` has no values: it is traced, or only a shape."""
     without_values = Tracer | jax.ShapeDtypeStruct
     if any(isinstance(leaf, without_values) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
@@ -53,7 +53,7 @@ def check_concrete(tree: PyTree, function: str, instead: str) -> None:
 
 
 def check_masks_fit(masks: PyTree, tree: PyTree, argument: str) -> None:
-    """Raises where `masks` cannot be those of `tree`, or its leaves are no weights."""
+    """Raises if `masks` do not fit `tree`, or if a leaf with a mask is not a weight."""
     check_boolean(masks)
     check_fits(masks, tree, argument, like="the masks")
 
@@ -73,7 +73,7 @@ def check_masks_fit(masks: PyTree, tree: PyTree, argument: str) -> None:
 
 
 def check_boolean(masks: PyTree) -> None:
-    """Raises where a leaf of `masks` is not boolean."""
+    """Raises if a leaf of `masks` is not boolean."""
     for name, mask in _trees.named_leaves(_trees.unbox(masks)):
         if not _trees.is_masked(mask) and getattr(mask, "dtype", None) != np.bool_:
             raise TypeError(
@@ -83,7 +83,7 @@ def check_boolean(masks: PyTree) -> None:
 
 
 def check_fits(reference: PyTree, tree: PyTree, argument: str, like: str) -> None:
-    """Raises where `tree` has not the leaves of `reference`, or other shapes.
+    """Raises unless `tree` has the leaves of `reference`, with the same shapes.
 
     Nothing is broadcast: shape (1, 4) does not fit shape (4, 4).
     """

@@ -1,4 +1,4 @@
-"""An optimizer that never sees a pruned weight, around any pruning transformation."""
+"""Hides pruned weights from an optimizer, with any pruning transformation."""
 
 from typing import Any, NamedTuple
 
@@ -29,33 +29,32 @@ def hide_pruned(
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes, and hides pruned weights from an optimizer.
 
-    A pruning step comes first. Then the optimizer makes its update for the network that
-    is left: it gets zeros for the weights and gradients of pruned weights, and its
-    moments of them are zero. In the chain of `optimizer` and `pruning` they would be
-    inert there, but not gone: whatever looks at norms (clipping, lamb, muon, adafactor)
-    would see a network that is not there. State that is not shaped like its weight is
-    not cleared: the memory of `lbfgs`, the factored moments of `adafactor` and `sm3`,
-    the subspace of `galore`. `adabelief`, `adamax` and `acprop` add an epsilon to
-    moments in every update, also to those of pruned weights.
+    A pruning step comes first. Then the optimizer updates only the remaining network:
+    pruned weights, their gradients and their moments are zero. In a plain chain of
+    `optimizer` and `pruning`, the optimizer still sees pruned weights and their
+    gradients, and includes them in norms (clipping, lamb, muon, adafactor). State that
+    is not shaped like its weight is not cleared: the memory of `lbfgs`, the factored
+    moments of `adafactor` and `sm3`, the subspace of `galore`. `adabelief`, `adamax`
+    and `acprop` add an epsilon to all moments in every update, pruned or not.
 
     Args:
-        optimizer: any optax optimizer, learning rate included. What skips or discards
-            steps, such as `optax.MultiSteps`, belongs around the whole, not in here.
+        optimizer: any optax optimizer, including its learning rate. Put wrappers that
+            skip or discard steps, such as `optax.MultiSteps`, around the whole instead.
         pruning: any pruning transformation: `prune_by`, `prune_to_sparsity`, or one of
-            them in wrappers such as `optax.masked`. It gets the gradients.
+            them in wrappers such as `optax.masked`. It receives the gradients.
 
     Returns:
         A transformation with the state `HidePrunedState`. `update` needs params, and
-        returns updates in their dtypes. It passes the extra argument `prune` to
-        `pruning` alone, and all others to `optimizer` too (so line searches and
-        `optax.lbfgs` work inside). At a pruning step of any kind it restarts what
-        counts updates since the last one in `optimizer` (`StepsSincePruning`).
+        returns updates in their dtypes. It passes the extra argument `prune` only to
+        `pruning`, and all others to both (so line searches and `optax.lbfgs` work
+        inside). At a pruning step of any kind it restarts the counters of updates in
+        `optimizer` (`StepsSincePruning`).
 
     Raises:
-        TypeError: if an argument is no optax transformation.
-        ValueError: by `init`, if `pruning` does not prune or has an optimizer inside,
-            or if `optimizer` holds something that prunes by the argument `prune`; by
-            `update`, as `pruning`.
+        TypeError: if an argument is not an optax transformation.
+        ValueError: from `init`, if `pruning` does not prune or contains an optimizer,
+            or if `optimizer` contains a transformation that prunes on the argument
+            `prune`; from `update`, as for `pruning`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -97,7 +96,7 @@ def hide_pruned(
         _arguments.check_params(params)
         _arguments.check_state(state, HidePrunedState)
         before = _find_states.num_prunes(state.pruning)
-        # Its updates are of no use yet: what counts are the masks in the state.
+        # Its updates are discarded: only the masks in its state are needed here.
         with_grad = {"grad": updates, **extra_args}
         _, pruning_state = pruning.update(
             updates, state.pruning, params, prune=prune, **with_grad
@@ -121,9 +120,9 @@ def update_hidden(
     masks: optax.Params,
     **extra_args: Any,
 ) -> tuple[optax.Updates, optax.OptState]:
-    """An optimizer's update of the network that is left, and of pruned weights to 0."""
-    # Here alone, in the pass that updates them: if new moments were masked too, XLA
-    # would write out both.
+    """An optimizer's update of the remaining network; sets pruned weights to 0."""
+    # Clear moments only here, in the pass that updates them: if the new moments were
+    # masked too, XLA would write both to memory.
     opt_state = clear_pruned(opt_state, masks)
     hidden, weights = hide(updates, masks), hide(params, masks)
     if "grad" in extra_args:
@@ -148,7 +147,7 @@ def hide(tree: Any, masks: optax.Params) -> Any:
 
 
 def _check_nothing_waits_for_prune(opt_state: optax.OptState) -> None:
-    """Raises if an optimizer holds a transformation that `prune` would drive."""
+    """Raises if an optimizer contains a transformation that waits for `prune`."""
 
     def is_pruning(node):
         return isinstance(node, PruneState)
@@ -163,7 +162,7 @@ def _check_nothing_waits_for_prune(opt_state: optax.OptState) -> None:
 
 
 def _check_hides_nothing(pruning_state: optax.OptState) -> None:
-    """Raises if `pruning` is an optimizer with pruning around it."""
+    """Raises if `pruning` contains an optimizer."""
 
     def is_hiding(node):
         return isinstance(node, HidePrunedState)
@@ -176,22 +175,21 @@ def _check_hides_nothing(pruning_state: optax.OptState) -> None:
 
 
 def clear_pruned(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
-    """Zeroes what an optimizer's state remembers of pruned weights."""
+    """Zeroes the moments of pruned weights in an optimizer's state."""
     boxed, opt_state = opt_state, _trees.unbox(opt_state)
     of_memory = memory_masks(opt_state, masks)
     return _trees.rebox(_trees.map_masks(_keep, of_memory, opt_state), like=boxed)
 
 
 def memory_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.Params:
-    """For what a state without boxes remembers of weights, the masks of these.
+    """The masks of the moments, or similar arrays, in a state without boxes.
 
-    These are the floating arrays, of the shape of their weight, in any part of the
-    state that has the tree of the params, as moments have. Elsewhere there is
-    `optax.MaskedNode()`.
+    Such arrays are floating, have the shape of their weight, and are in a part of the
+    state that has the tree of the params. Elsewhere there is `optax.MaskedNode()`.
     """
     masks = _trees.unbox(masks)
     if not jax.tree.leaves(masks) or getattr(masks, "shape", None) == ():
-        # A lone scalar cannot be told from a hyperparameter.
+        # A single scalar cannot be distinguished from a hyperparameter.
         return jax.tree.map(lambda _: optax.MaskedNode(), opt_state)
 
     def is_like_params(node):
@@ -219,6 +217,6 @@ def _is_floating(x):
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
 
 
-@jax.jit  # so that outside of jit too it is compiled
+@jax.jit  # compile it outside of jit too
 def _keep(mask, x):
     return jnp.where(mask, x, jnp.zeros_like(x))

@@ -1,6 +1,6 @@
 """The iterative algorithm: train, evaluate, prune whenever the metric allows it.
 
-`pruning_loop` is the algorithm, a pure pair of functions; `iterative_pruning` runs it
+`pruning_loop` is the algorithm as a pair of pure functions; `iterative_pruning` runs it
 and reports.
 """
 
@@ -30,22 +30,22 @@ from sparse_optax._pruning_loop import (
 class PruningRound(Generic[TrainState]):
     """What one round of `iterative_pruning` did, as Python numbers.
 
-    Sparsities are those of the prunable weights, from exact counts.
+    Sparsities are over the prunable weights, from exact counts.
 
     Attributes:
-        index: from 0, fine-tuning included.
+        index: of the round, from 0, including rounds of fine-tuning.
         phase: "prune" or "finetune".
-        metric: of this round's network, before it was pruned.
-        sparsity: of the same.
+        metric: the metric of this round's network, before it was pruned.
+        sparsity: the sparsity of that network.
         pruned: whether weights were removed after the evaluation.
         num_prunes: pruning steps so far, over all pruning transformations.
         shortfall: pruning budget left unused because of `min_kept`, `max_sparsity` or
             the structure.
-        revived: pruned weights that the last pruning step found not to be zero.
+        revived: pruned weights that were not zero at the last pruning step.
         best_metric: the metric of the best network; minus infinity until one has met
             the bound.
         best_sparsity: the sparsity of the best network.
-        state: to checkpoint, or to take `best` from.
+        state: the state to checkpoint, or to take `best` from.
     """
 
     index: int
@@ -76,47 +76,47 @@ def iterative_pruning(
 ) -> Iterator[PruningRound[TrainState]]:
     """Trains, and prunes whenever a validation metric is above a bound.
 
-    Every round trains some steps and evaluates. If the metric is above the bound, the
-    network is the best so far, and is pruned; if not, it goes on training, and recovers
-    or does not. Afterwards the best network may be fine-tuned with its masks as they
-    are: then the best is the one of highest metric.
+    Every round trains for some steps and evaluates. If the metric is above the bound,
+    the network is the best so far and is pruned. Otherwise it trains on, and may
+    recover. At the end the best network may be fine-tuned with fixed masks; from then
+    on, the network with the highest metric is the best.
 
     Args:
-        state: where to start: a training state, best that of a trained dense network.
-            It may be any tree, such as `(params, opt_state)` or a linen `TrainState`,
-            that holds the state of an optimizer with a pruning transformation. Or the
-            `state` of an earlier `PruningRound`, from a checkpoint perhaps, to resume.
-        train: makes the training steps of one round. It should be jitted, and may
-            donate its argument; it need not be pure, and may read from an iterator.
-        evaluate: measures the validation metric, a scalar, larger is better. What it
-            changes in the state that it is given, such as `model.eval()`, is forgotten.
-        prune: removes weights for good, as `sparse_optax.prune` does; or makes one
+        state: a training state to start from, ideally of a trained dense network: any
+            tree, such as `(params, opt_state)` or a linen `TrainState`, with the state
+            of an optimizer that has a pruning transformation. To resume, the `state` of
+            an earlier `PruningRound`, for example from a checkpoint.
+        train: runs the training steps of one round. It should be jitted, and may donate
+            its argument; it need not be pure, and may read from an iterator.
+        evaluate: returns the validation metric, a scalar; larger is better. Any changes
+            to the state that it is given, as by `model.eval()`, are discarded.
+        prune: removes weights for good, as `sparse_optax.prune` does, or runs one
             training step with `prune=True`.
         bound: the minimum acceptable validation metric, exclusive.
-        max_rounds: the budget, at least 1, fine-tuning not included.
-        patience: stop after so many rounds in which no weight was removed.
+        max_rounds: the most rounds to run, at least 1, not counting fine-tuning.
+        patience: stop after this many rounds in a row that removed no weight.
         start_finetuning: changes the best network's state before the first round of
-            fine-tuning: to begin a schedule of the learning rate anew, for example.
-        finetune: like `train`, with the strength of the decay 0. The state is the same
-            for an optimizer that differs in strength alone.
-        finetune_rounds: how many rounds of it.
+            fine-tuning, for example to restart a learning rate schedule.
+        finetune: like `train`, but with a decay of strength 0. Optimizers that differ
+            only in the strength have the same state.
+        finetune_rounds: the number of fine-tuning rounds.
 
     Yields:
         A `PruningRound` after each round: to log, plot, checkpoint, or `break`. The
-        result is the `state.best` of the last one; a state that has had all its rounds
-        yields none. What moves zeros after the last pruning step is not noticed here:
-        `check_sparsity` finds it.
+        result is the `state.best` of the last round; a state that has used up its
+        rounds yields none. `check_sparsity` finds pruned weights that became nonzero
+        after the last pruning step.
 
     Warns:
-        UserWarning: once for each leaf that has no weight left.
+        UserWarning: once for each layer that has no weight left.
 
     Raises:
         TypeError: if an argument is of the wrong type, or if `state` is traced.
-        ValueError: if a number is out of range, if there are no masks in `state`, if
-            only one of `finetune` and `finetune_rounds` is given, if `bound` is not met
-            by the best network of the `state` to resume from, or as in
-            `pruning_loop`; in a round, if the weights given to the last pruning step
-            had been pruned before and were not zero, naming their leaves.
+        ValueError: if a number is out of range, if `state` has no masks, if only one of
+            `finetune` and `finetune_rounds` is given, if the best network of the
+            `state` to resume from does not meet `bound`, or as in `pruning_loop`; in a
+            round, if the last pruning step was given pruned weights that were not zero,
+            naming their leaves.
 
     Examples:
         >>> import jax
@@ -158,8 +158,8 @@ def iterative_pruning(
 
     References:
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
-        <https://arxiv.org/abs/2204.04977>`_, 2022, the pruning algorithm. There the
-        number of rounds without a pruning step could not stop a run.
+        <https://arxiv.org/abs/2204.04977>`_, 2022, for the pruning algorithm. In the
+        paper, the number of rounds without a pruning step cannot stop a run.
     """
     _arguments.check_integer("max_rounds", max_rounds, low=1)
     _arguments.check_integer("finetune_rounds", finetune_rounds, low=0)
@@ -242,16 +242,16 @@ def _report(state: IterativePruningState) -> PruningRound:
 
 
 def _revived(state) -> dict[str, int]:
-    """How many weights of each leaf were not zero though pruned."""
+    """How many pruned weights of each leaf were not zero."""
     masks = _trees.named_leaves(state.masks)
     names = [name for name, mask in masks if not _trees.is_masked(mask)]
-    # The last axis is that of leaves; a vmapped state has others before it.
+    # The last axis is over leaves; a vmapped state has other axes before it.
     counts = np.asarray(state.revived).reshape(-1, max(len(names), 1)).sum(axis=0)
     return dict(zip(names, counts.tolist(), strict=False))
 
 
 def _check_zeros(state: IterativePruningState) -> None:
-    """Raises if the last pruning step was given weights that its masks call pruned."""
+    """Raises if the last pruning step was given pruned weights that were not zero."""
     found = [
         f"{count} at {name}"
         for prune_state in prune_states(state.current)
@@ -269,12 +269,12 @@ def _check_zeros(state: IterativePruningState) -> None:
 
 
 def _empty_layers(state: IterativePruningState) -> set[str]:
-    """The names of prunable layers of which no weight is kept."""
+    """The names of prunable layers that have no weight left."""
     found: dict[str, jax.Array] = {}
     for prune_state in prune_states(state.current):
         masks = _trees.unbox(prune_state.masks)
         stacked = _layers.stacked_axes(prune_state.rules.stacked.value, masks)
-        num_vmapped = prune_state.num_prunes.ndim  # whose axes come first
+        num_vmapped = prune_state.num_prunes.ndim  # vmapped axes come first
         for name, mask in _trees.named_leaves(masks):
             if _trees.is_masked(mask) or not mask.size:
                 continue

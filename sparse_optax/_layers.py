@@ -1,7 +1,7 @@
 """The layers of leaves: which structure each leaf has, and where layers are stacked.
 
-Under `nn.scan`, `nnx.vmap` and their kin one leaf holds the weights of many layers,
-along an axis. Structures, distributions and caps see each of them as a leaf of its own.
+Under `nn.scan`, `nnx.vmap` and the like, one leaf holds the weights of many layers,
+along an axis. Structures, distributions and caps treat each layer as a separate leaf.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ from sparse_optax import _leaves, _trees
 from sparse_optax._selection import Units
 from sparse_optax._structures import Arrays, LeafStructure, Shape, Structure
 
-# A structure, or structures of one leaf by regular expressions of names.
+# A structure, or a dict of leaf structures by regular expressions of names.
 StructureArgument = Structure | LeafStructure | Mapping[str, LeafStructure]
 
 
 @dataclasses.dataclass(frozen=True)
 class ByLeaf:
-    """A structure whose units lie in one leaf each.
+    """A structure in which each unit lies within one leaf.
 
     Attributes:
-        structures: of the prunable leaves, by name.
-        axes: of stacked layers, by the names of the leaves that have one.
+        structures: the structure of each prunable leaf, by name.
+        axes: the axis of stacked layers, by the names of the leaves that have one.
     """
 
     structures: tuple[tuple[str, LeafStructure], ...]
@@ -89,7 +89,7 @@ def is_unstructured(structure: Structure) -> bool:
 
 
 def highest_sparsity(structure: StructureArgument) -> float | Fraction:
-    """The highest that a structure allows, of the leaves that may lose the most."""
+    """The highest sparsity that a structure allows for any leaf."""
     is_dict = isinstance(structure, Mapping)
     structures: list[Any] = list(structure.values()) if is_dict else [structure]
     return max((getattr(x, "max_sparsity", 1) for x in structures), default=1)
@@ -101,12 +101,12 @@ def resolve(
     params: Any,
     shapes: Mapping[str, Shape],
 ) -> Structure:
-    """The structure of these params, whose prunable leaves have these shapes.
+    """The structure of these params, given the shapes of their prunable leaves.
 
     Raises:
         TypeError: if `structure` or `stacked` is of the wrong type.
-        ValueError: if it does not fit a leaf, naming that, or if a pattern matches no
-            leaf, or a prunable leaf no pattern.
+        ValueError: if it does not fit a leaf, which is named, if a pattern matches no
+            leaf, or if a prunable leaf matches no pattern.
     """
     check_structure(structure, stacked)
     axes = stacked_axes(stacked, params)
@@ -138,7 +138,7 @@ def stacked_axes(stacked: Mapping[str, int] | None, params: Any) -> dict[str, in
 
 
 def check_structure(structure: Any, stacked: Any) -> None:
-    """Raises unless these can be right for some params."""
+    """Raises if these cannot be valid for any params."""
     _leaves.check_patterns("structure", structure)
     is_dict = isinstance(structure, Mapping)
     for value in structure.values() if is_dict else [structure]:

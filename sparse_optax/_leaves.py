@@ -1,4 +1,4 @@
-"""Which leaves take part: the argument `mask`, and selecting leaves by name."""
+"""Selects leaves: the argument `mask`, and patterns of leaf names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from sparse_optax import _fit, _trees
 from sparse_optax._trees import PyTree
 
 # "matrices", None, a tree of booleans or a prefix of one, a function from params to
-# such a tree, or booleans by regular expression.
+# such a tree, or a dict from regular expressions to booleans.
 Mask = PyTree | Callable[[PyTree], PyTree]
 
 MATRICES = "matrices"
 
-# Names of vectors, which a stack of layers turns into matrices.
+# Names of vectors, which become matrices in a stack of layers.
 _VECTORS = ("bias", "scale", "offset", "beta", "gamma")
 _UNDER_INJECT = " Under optax.inject_hyperparams list 'mask' in static_args."
 
@@ -25,11 +25,11 @@ _UNDER_INJECT = " Under optax.inject_hyperparams list 'mask' in static_args."
 def matrices_only(params: PyTree) -> PyTree:
     """Selects matrices and kernels, and leaves out biases, norms and scalars.
 
-    What `mask="matrices"`, the default of every function with a `mask`, stands for. It
-    selects the weights of two or more axes, unless their last name is that of a vector:
-    `bias`, `scale`, `offset`, `beta`, `gamma`, `b` beside a `w`, or `weight` beside a
-    `bias` of the same shape. Under `nn.scan`, `nnx.vmap` or `eqx.filter_vmap` the
-    vectors of a stack of layers have two axes. Embeddings are matrices.
+    `mask="matrices"`, the default of every function with a `mask`, means this function.
+    It selects weights with two or more axes, unless their last name is that of a
+    vector: `bias`, `scale`, `offset`, `beta`, `gamma`, `b` next to a `w`, or `weight`
+    next to a `bias` of the same shape. Vectors of layers stacked by `nn.scan`,
+    `nnx.vmap` or `eqx.filter_vmap` have two axes. Embeddings are matrices.
 
     Args:
         params: a tree of arrays: plain containers, flax linen or flax nnx state.
@@ -57,7 +57,7 @@ def is_matrix(name: str, leaf: Any, leaves: Mapping[str, Any]) -> bool:
     """Whether a leaf is a matrix or a kernel: by its shape, its name, and its siblings.
 
     Args:
-        name: of the leaf.
+        name: the name of the leaf.
         leaf: an array.
         leaves: all leaves of the tree by their names.
     """
@@ -77,7 +77,7 @@ def is_matrix(name: str, leaf: Any, leaves: Mapping[str, Any]) -> bool:
 
 
 def _flags(f: Callable[[str, Any], bool], tree: PyTree) -> PyTree:
-    """`f` of the name and the leaf, for each of them; a sparse array is one leaf."""
+    """Maps `f(name, leaf)` over the leaves of a tree; a sparse array is one leaf."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: f(_trees.leaf_name(path), leaf),
         tree,
@@ -86,7 +86,7 @@ def _flags(f: Callable[[str, Any], bool], tree: PyTree) -> PyTree:
 
 
 def check_mask(mask: Mask | None) -> None:
-    """Raises if `mask` is a string or a dict that cannot be right for any params."""
+    """Raises if `mask` is a string or a dict that cannot be valid for any params."""
     if isinstance(mask, str) and mask != MATRICES:
         raise ValueError(
             f"mask must be {MATRICES!r}, None (every floating leaf), a tree of "
@@ -97,27 +97,27 @@ def check_mask(mask: Mask | None) -> None:
 
 
 def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
-    """Python booleans for the leaves of `params`: True for those that take part.
+    """A tree of Python booleans like `params`: True for selected leaves.
 
-    A sparse array, which never does, is one leaf.
+    A sparse array is one leaf, and is never selected.
 
     Args:
         mask: `"matrices"`; None, for every weight; a tree of booleans, a prefix of one,
             or a function from params (without flax's boxes) to one; or a dict from
-            regular expressions to booleans, where the first match wins and leaves that
-            nothing matches take no part.
-        params: the weights, or what has their shapes.
+            regular expressions to booleans, where the first match wins and leaves
+            without a match are not selected.
+        params: the weights, or anything with their shapes.
 
     Returns:
-        The tree; `params` itself if that has no leaves.
+        The tree; `params` itself if it has no leaves.
 
     Raises:
-        TypeError: if a leaf of the mask is not a boolean, if it names a leaf that is
-            not an array of weights, or if `params` has leaves that are no arrays.
+        TypeError: if a leaf of the mask is not a boolean, if the mask names a leaf that
+            is not an array of weights, or if `params` has leaves that are not arrays.
         ValueError: if the tree does not fit, or if no leaf is selected.
     """
     check_mask(mask)
-    if not jax.tree.leaves(params):  # empty, or a stand-in for some params to come
+    if not jax.tree.leaves(params):  # empty, or a placeholder for params
         return params
     _fit.check_tree(params, "params")
     weights = _trees.unbox(params)
@@ -150,18 +150,18 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
 
 
 def _selected_by(mask: Mask, weights: PyTree) -> PyTree:
-    """The booleans of a tree, a function or patterns, for leaves of all kinds."""
+    """The selection by a tree, a function or patterns, for leaves of all kinds."""
     tree = mask
     if _is_function(mask):
         tree = mask(weights)
     check_patterns("mask", tree)
-    patterns = as_patterns(tree)  # in the order that they are given in
+    patterns = as_patterns(tree)  # in the given order
     tree = jax.tree.map(
         _as_one_leaf, _trees.unbox(tree), is_leaf=_trees.is_sparse_array
     )
     for name, leaf in _trees.named_leaves(tree):
-        # A lone True, which selects what None does, comes of a function that
-        # optax.inject_hyperparams took for a schedule.
+        # A single True, which would select what None selects, is the result of a
+        # function that optax.inject_hyperparams mistook for a schedule.
         lone = leaf is True and not jax.tree_util.all_leaves([weights])
         if not (_is_boolean(leaf) or _trees.is_masked(leaf)) or (lone and tree is leaf):
             raise TypeError(
@@ -190,7 +190,7 @@ def _selected_by(mask: Mask, weights: PyTree) -> PyTree:
 
 
 def _as_one_leaf(x: Any) -> Any:
-    """The flag of a sparse array, of which a function of the user's made several."""
+    """The flag of a sparse array, if the user's function made several flags for it."""
     flags = jax.tree.leaves(x)
     is_sparse = _trees.is_sparse_array(x) and all(map(_is_boolean, flags))
     return any(flags) if is_sparse else x
@@ -201,9 +201,9 @@ def _broadcast(flag: Any, below: PyTree) -> PyTree:
 
 
 def _is_function(mask: Mask) -> bool:
-    """Whether `mask` is to be called: as optax decides it, by its leaves.
+    """Whether `mask` is to be called; its leaves decide that, as in optax.
 
-    A module of booleans may have a `__call__` as well.
+    A module of booleans may also have a `__call__`.
     """
     leaves = jax.tree.leaves(mask)
     return callable(mask) and bool(leaves) and all(map(callable, leaves))
@@ -238,7 +238,7 @@ def _no_weight(name: str, leaf: Any) -> TypeError:
 
 
 def _is_boolean(x: Any) -> bool:
-    """Whether `x` is a boolean that is known while tracing."""
+    """Whether `x` is a boolean with a known value, also during tracing."""
     if isinstance(x, np.ndarray | jax.Array) and not isinstance(x, Tracer):
         return x.shape == () and x.dtype == np.bool_
     return isinstance(x, bool | np.bool_)
@@ -255,7 +255,7 @@ def as_patterns(value: Any) -> dict[str, Any] | None:
 
 
 def check_patterns(argument: str, value: Any) -> None:
-    """Raises if `value` is a dict by names one of which is no regular expression."""
+    """Raises if `value` is a dict with a key that is not a regular expression."""
     for pattern in as_patterns(value) or ():
         try:
             re.compile(pattern)
@@ -270,11 +270,11 @@ def match_patterns(
 ) -> PyTree:
     """For each leaf, the index of the first pattern that matches its name, or -1.
 
-    A pattern has to match the whole name, or the whole name of something the leaf is
-    in: `layer` and `layer/kernel` both match the leaf `layer/kernel`.
+    A pattern must match the full name of the leaf, or of a subtree around it: `layer`
+    and `layer/kernel` both match the leaf `layer/kernel`.
 
     Raises:
-        ValueError: if a pattern is the first to match no leaf.
+        ValueError: if a pattern is not the first to match any leaf.
     """
     unused = set(patterns)
 
@@ -282,13 +282,13 @@ def match_patterns(
         parts = _trees.leaf_name(path).split("/")
         names = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
         for index, pattern in enumerate(patterns):
-            # A name itself counts as well: it may have characters of patterns in it.
+            # An exact name matches too, as it may contain special characters.
             if pattern in names or any(re.fullmatch(pattern, x) for x in names):
                 unused.discard(pattern)
                 return index
         return -1
 
-    # Leaves that other transformations prune are there as well, if only by name.
+    # Match the names of leaves that other transformations prune, too.
     found = jax.tree_util.tree_map_with_path(find, params, is_leaf=_trees.is_leaf)
     if unused and jax.tree.leaves(params):
         names = [name for name, _ in _trees.named_leaves(params)]

@@ -1,4 +1,4 @@
-"""Using masks: setting pruned weights to zero, and counting zeros."""
+"""Applies masks to weights, and counts zeros."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ def apply_masks(params: optax.Params, masks: optax.Params) -> optax.Params:
     """Sets pruned weights to zero.
 
     Args:
-        params: the weights, or anything floating shaped like them.
+        params: the weights, or floating arrays of the same shapes.
         masks: as returned by `get_masks`.
 
     Returns:
-        `params` with zeros, of their dtypes, where `masks` is False.
+        `params`, in their dtypes, with zeros where `masks` is False.
 
     Raises:
-        TypeError: if masks are not boolean, or are of leaves that are no weights.
+        TypeError: if masks are not boolean, or if a leaf with a mask is not a weight.
         ValueError: if masks do not fit params.
 
     Examples:
@@ -38,29 +38,29 @@ def apply_masks(params: optax.Params, masks: optax.Params) -> optax.Params:
 
 
 def zero_pruned(tree: PyTree, masks: PyTree) -> PyTree:
-    """Zeros where a mask is False; by `where`, as a product would keep NaNs."""
+    """Zeroes weights where a mask is False, even NaNs, which a product would keep."""
     return _trees.map_masks(
         lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), masks, tree
     )
 
 
 def sparsity(tree: PyTree) -> jax.Array:
-    """The fraction of zeros over all weights of a tree, or of False over its masks.
+    """The fraction of zeros in a tree of weights, or of False in a tree of masks.
 
-    Of masks, it is the share of the *prunable* weights that are pruned, which is also
-    the `sparsity` of a `PruningRound`. Of params, it is the share of *all* weights that
+    For masks, this is the share of the *prunable* weights that are pruned, like the
+    `sparsity` of a `PruningRound`. For params, it is the share of *all* weights that
     are zero, whether pruned or not.
 
     Args:
-        tree: weights; or, where there is none, masks. Other leaves (complex numbers,
+        tree: weights; or masks, if there are no weights. Other leaves (complex numbers,
             integers, random keys, sparse arrays) are not counted.
 
     Returns:
-        A scalar in [0, 1], the nearest `float32`, with and without `jit`; 0 for a tree
+        A scalar in [0, 1], the nearest `float32`, with or without `jit`; 0 for a tree
         without elements. `sparsity_report` has the exact counts.
 
     Raises:
-        TypeError: if a leaf is no array.
+        TypeError: if a leaf is not an array.
         ValueError: if there are leaves, but none that can be counted.
 
     Examples:
@@ -82,7 +82,7 @@ def sparsity(tree: PyTree) -> jax.Array:
     return _sparsity(list(map(jnp.asarray, countable)))
 
 
-@jax.jit  # so that outside of jit too it is compiled once
+@jax.jit  # compile it once, outside of jit too
 def _sparsity(leaves: list[jax.Array]) -> jax.Array:
     with _counts.exact_numbers():
         zeros = _counts.count_true_in(map(is_zero, leaves))
@@ -93,12 +93,12 @@ def is_zero(x: jax.Array) -> jax.Array:
     """Where an array of weights, or a mask, is exactly zero, of either sign."""
     if x.dtype == jnp.bool_:
         return ~x
-    # By bits: a comparison may take numbers too small to be normal for zeros.
+    # Compare bits: a comparison of floats may treat subnormal numbers as zeros.
     unsigned = jnp.dtype(f"uint{jnp.finfo(x.dtype).bits}")
     return lax.bitcast_convert_type(x, unsigned) << unsigned.type(1) == 0
 
 
 def nonzero(array: np.ndarray) -> np.ndarray:
     """Where an array of weights, in NumPy, is not exactly zero."""
-    # By bits: a comparison may take numbers too small to be normal for zeros.
+    # Compare bits: a comparison of floats may treat subnormal numbers as zeros.
     return array.view(f"uint{8 * array.itemsize}") << 1 != 0

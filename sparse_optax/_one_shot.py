@@ -34,12 +34,12 @@ def one_shot(
 
     Args:
         params: the weights.
-        sparsity: of the prunable units, in [0, 1]; or a dict from regular expressions
-            of names to such.
-        count: in its place, the number of units to remove.
-        criterion: what ranks the units, of the weights alone; by default `magnitude`.
-        scores: in its place, a tree like `params` of scores: `saliency(params, grads)`
-            at initialisation is SNIP.
+        sparsity: the sparsity of the prunable units, in [0, 1]; or a dict from regular
+            expressions of names to sparsities.
+        count: the number of units to remove, instead of `sparsity`.
+        criterion: how to rank units, from weights alone; by default `magnitude`.
+        scores: a tree of scores like `params`, instead of `criterion`:
+            `saliency(params, grads)` at initialisation is SNIP.
         structure: as in `prune_by`.
         distribution: as in `prune_by`.
         stacked: as in `prune_by`.
@@ -48,12 +48,12 @@ def one_shot(
         mask: as in `prune_by`.
 
     Returns:
-        `(params, masks)`: the pruned weights, and the masks as `get_masks` returns
-        them: for `set_masks`, `save_sparse`, `straight_through`. Usable inside `jit`.
+        `(params, masks)`: the pruned weights, and masks like those from `get_masks`,
+        for `set_masks`, `save_sparse` and `straight_through`. Works inside `jit`.
 
     Raises:
-        TypeError: as `prune_by` and `prune`.
-        ValueError: as `prune_by` and `prune`.
+        TypeError: as for `prune_by` and `prune`.
+        ValueError: as for `prune_by` and `prune`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -83,22 +83,21 @@ def one_shot(
 
 
 def straight_through(params: optax.Params, masks: optax.Params) -> optax.Params:
-    """Masked weights in the forward pass, the gradient of all in the backward pass.
+    """Masks weights in the forward pass, but passes gradients to all of them.
 
-    Use it inside the loss, with masks made there by `one_shot`: pruned weights go on
-    being trained, and may come back. No pruning transformation is in the chain then.
+    Use it inside the loss, with masks made there by `one_shot`: pruned weights continue
+    to train, and may come back. The chain then has no pruning transformation.
 
     Args:
         params: the weights.
         masks: as returned by `one_shot` or `get_masks`.
 
     Returns:
-        `apply_masks(params, masks)`, through which gradients flow as if nothing had
-        been masked.
+        `apply_masks(params, masks)`, with gradients as if nothing were masked.
 
     Raises:
-        TypeError: as `apply_masks`.
-        ValueError: as `apply_masks`.
+        TypeError: as for `apply_masks`.
+        ValueError: as for `apply_masks`.
 
     Examples:
         >>> import jax

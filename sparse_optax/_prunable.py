@@ -25,7 +25,7 @@ _ANEW = "Begin with tx.init(params), and set_masks(state, masks) keeps the masks
 
 
 class Prunable(NamedTuple):
-    """The arguments that say what is pruned, and how far at the most."""
+    """The arguments that say what is pruned, and how much at most."""
 
     mask: Mask | None
     structure: StructureArgument
@@ -36,14 +36,14 @@ class Prunable(NamedTuple):
     by_magnitude: bool
 
     def check_arguments(self) -> None:
-        """Raises unless these can be right for some params."""
+        """Raises if these cannot be valid for any params."""
         _leaves.check_mask(self.mask)
         _layers.check_structure(self.structure, self.stacked)
         _amounts.check_distribution(self.distribution)
         _caps.check_caps(self.min_kept, self.max_sparsity)
 
     def init(self, params: optax.Params) -> PruneState:
-        """The state before any pruning step: all kept where weights may be pruned."""
+        """The state before any pruning step: all prunable weights are kept."""
         register_with_flax()
         masks = params
         if jax.tree.leaves(params):
@@ -74,7 +74,7 @@ class Prunable(NamedTuple):
         )
 
     def check(self, state: Any, params: Any, *, counts_updates: bool) -> PruneState:
-        """The state, or an error if it is that of other params or arguments."""
+        """The state; raises if it belongs to other params or other arguments."""
         _arguments.check_params(params)
         _arguments.check_state(state, PruneState)
         _fit.check_masks_fit(state.masks, params, "params")
@@ -101,7 +101,7 @@ class Prunable(NamedTuple):
         try:
             selected = _leaves.select_leaves(self.mask, params)
         except jax.errors.ConcretizationTypeError:
-            return  # a function that looks at the values of weights, as init may
+            return  # a function that reads the values of weights, which init allows
 
         def check(path, mask, flag):
             if _trees.is_masked(mask) == flag:
@@ -117,18 +117,18 @@ class Prunable(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What rules are for the leaves that have masks.
+    """The rules, applied to the leaves that have masks.
 
     Attributes:
-        structure: with the names of the leaves.
-        num_layers: of each array of units, in order, how many layers are stacked along
-            its first axis; 0 if it is one layer.
+        structure: the structure, with the names of the leaves.
+        num_layers: for each array of units, in order, how many layers are stacked along
+            its first axis; 0 if it is a single layer.
         sizes: how many units each layer has.
         most_removed: how many units of each layer may be removed.
-        round_to: a multiple of so many is kept.
-        shapes: of the weights of each layer; None if units extend over several leaves.
-        named: a tree with the names that patterns match: of leaves, or of units if
-            these extend over several leaves.
+        round_to: each layer keeps a multiple of this many units.
+        shapes: the shape of each layer; None if units span several leaves.
+        named: a tree with the names that patterns match: names of leaves, or of units
+            if units span several leaves.
     """
 
     structure: Structure
@@ -196,7 +196,7 @@ def _count_units(structure: Structure, shapes: Mapping[str, Shape]) -> dict[str,
 
     def kept(scores, masks):
         units = structure.to_units(scores, masks)
-        names.extend(units)  # in their own order, and not in that of a tree
+        names.extend(units)  # in their own order, not sorted as in a tree
         return [unit.kept for unit in units.values()]
 
     found = jax.eval_shape(kept, scores, masks)
@@ -225,7 +225,7 @@ def check_names_differ(masks: optax.Params) -> None:
 
 
 def with_leaves(masks: optax.Params, leaves: Mapping[str, jax.Array]) -> optax.Params:
-    """The masks with these arrays, by name, in place of their leaves."""
+    """The masks, with these arrays in place of their leaves, by name."""
     names = list(prunable_leaves(masks, masks))
     if missing := [name for name in names if name not in leaves]:
         raise ValueError(f"structure has no masks for {missing} in to_masks.")

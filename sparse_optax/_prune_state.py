@@ -17,13 +17,13 @@ Distribution = Literal["global", "uniform", "erk"]
 class PruningRules:
     """How a pruning transformation prunes: a static part of its state.
 
-    They are the arguments of the transformation, and compare by value.
+    These are the arguments of the transformation. They compare by value.
 
     Attributes:
-        structure: what is removed as a whole.
+        structure: which weights are removed together.
         distribution: how an amount is spread over the layers.
         stacked: the axes of stacked layers.
-        min_kept: how many units of each layer are kept at the least.
+        min_kept: the least number of units to keep in each layer.
         max_sparsity: the share of each layer that may be removed.
         by_magnitude: whether units are ranked by the criterion `magnitude`.
     """
@@ -37,7 +37,7 @@ class PruningRules:
 
 
 class Frozen(NamedTuple):
-    """A tree of Python values, or a dict in its order: hashable, and equal by value."""
+    """A tree of Python values, or an ordered dict: hashable, and compared by value."""
 
     leaves: tuple[Any, ...]
     structure: Any
@@ -61,23 +61,22 @@ def _number(x: Any) -> Any:
 
 
 class PruneState(NamedTuple):
-    """State of pruning transformations, and part of that of `sparse_training`.
+    """State of pruning transformations, and part of the state of `sparse_training`.
 
     Attributes:
-        masks: booleans shaped and sharded like the params, True for the weights that
-            are kept; `optax.MaskedNode()` for leaves that are never pruned.
-        num_prunes: how many times weights were pruned, the first masks and the mask
-            updates of `sparse_training` included.
-        revived: of each prunable leaf, in the order of the leaves of `masks`, how many
-            weights the last pruning step was given that `masks` call pruned and that
-            are not zero; 2^32 - 1 for all numbers above. It is not 0 where something
-            after the pruning transformation moves weights that were pruned.
-        shortfall: how many units the last pruning step was asked to remove and could
-            not, because of `min_kept`, `max_sparsity` or the structure; 2^32 - 1 for
-            all numbers above.
-        rules: static: equal for equal transformations, and no array.
-        num_updates: how many updates were made. Only `prune_to_sparsity` and
-            `sparse_training` are driven by them, and count them.
+        masks: booleans shaped and sharded like the params, True for kept weights;
+            `optax.MaskedNode()` for leaves that are never pruned.
+        num_prunes: the number of pruning steps, including the first masks and the mask
+            updates of `sparse_training`.
+        revived: for each prunable leaf, in the order of the leaves of `masks`, how many
+            pruned weights the last pruning step found not to be zero, up to 2^32 - 1.
+            It is not 0 if something after the pruning transformation changes pruned
+            weights.
+        shortfall: how many units the last pruning step was asked to remove but could
+            not, due to `min_kept`, `max_sparsity` or the structure, up to 2^32 - 1.
+        rules: static, not an array: equal for equal transformations.
+        num_updates: the number of updates so far. Only `prune_to_sparsity` and
+            `sparse_training` depend on it and count it.
     """
 
     masks: optax.Params  # bool
@@ -89,9 +88,9 @@ class PruneState(NamedTuple):
 
 
 def register_with_flax() -> None:
-    """Lets `flax.serialization` save states: rules are not saved, and stay as they are.
+    """Lets `flax.serialization` save states; rules are not saved, and stay unchanged.
 
-    It asks for every node that is no tuple, dict or dataclass of its own.
+    It needs this for every node that is not a tuple, dict or flax dataclass.
     """
     serialization = sys.modules.get("flax.serialization")
     if serialization is not None:

@@ -1,8 +1,8 @@
 """Transformations that prune: masks in the optimizer state, and zeros that stay zero.
 
 A pruning transformation is the last of a chain. In a pruning step (`_pruning_step`) it
-first removes the lowest of the weights that it is given. It then turns the update of
-every pruned weight into -w, so that `optax.apply_updates` makes it exactly zero in any
+first removes the weights of the lowest scores. It then replaces the update of every
+pruned weight by -w, so that `optax.apply_updates` makes the weight exactly zero in any
 dtype.
 """
 
@@ -49,72 +49,72 @@ def prune_by(
     max_sparsity: Caps | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the weights of the lowest scores for good, whenever you ask for it.
+    r"""Removes the weights with the lowest scores for good, whenever `prune=True`.
 
-    `update(updates, state, params, prune=True)` ranks the weights that it is given and
-    removes, of the n units still kept, the k lowest,
+    `update(updates, state, params, prune=True)` ranks the given weights and removes the
+    k lowest of the n remaining units,
 
     .. math:: k = \mathrm{round}(\mathrm{fraction} \cdot n)
         \quad\text{(half to even, exactly)}
 
-    The step is then made for the weights that are left, and every update leaves pruned
+    The update then applies to the remaining weights, and every update keeps pruned
     weights exactly zero. It must be the last transformation of a chain: a later one may
-    move them again (see `check_sparsity`).
+    change them (see `check_sparsity`).
 
-    `prune` may be a Python boolean or a traced one. With False or none, nothing of the
-    selection is compiled, and an update reads one byte of mask for each weight.
+    `prune` may be a Python boolean or a traced one. With False, or without it, the
+    selection is not compiled, and an update reads one byte of mask per weight.
 
     Args:
         criterion: `magnitude`, `saliency`, `random(key)`, `relevance(scale)`,
-            `per_leaf(criterion)`, or any function `(params, grads) -> scores`: from the
-            prunable leaves (and `optax.MaskedNode()` elsewhere) to a tree of floating
-            scores, larger for what is kept. NaN counts as largest.
-        fraction: of the remaining units, in [0, 1], or an optax schedule of the number
-            of pruning steps so far, which is clamped to that. Used as a `float32`. A
-            dict from regular expressions of names to such gives each leaf its own (the
-            first match wins).
-        count: how many units to remove, in place of `fraction`; given like that, and
-            rounded where a schedule gives it. Without either, a pruning step removes
-            all that the structure allows (`NM` only); others get their amount from
+            `per_leaf(criterion)`, or any function `(params, grads) -> scores` from the
+            prunable leaves (with `optax.MaskedNode()` elsewhere) to a tree of floating
+            scores. The lowest are removed; NaN counts as largest.
+        fraction: the fraction of the remaining units to remove, in [0, 1], or an optax
+            schedule of the number of pruning steps so far, clamped to [0, 1]. Used as a
+            `float32`. A dict from regular expressions of names to fractions gives each
+            leaf its own (the first match wins).
+        count: how many units to remove, instead of `fraction`; given in the same ways,
+            and rounded if from a schedule. Without either, a pruning step removes all
+            that the structure allows (`NM` only); for others, give the amount to
             `sparse_optax.prune`.
-        structure: what is removed as a whole: `Unstructured()`, `NM(2, 4)`,
-            `Block((4, 4))`, `Channel()`; or a dict from regular expressions to such.
+        structure: which weights are removed together: `Unstructured()`, `NM(2, 4)`,
+            `Block((4, 4))`, `Channel()`; or a dict from regular expressions to these.
         distribution: "global" ranks the units of all leaves together; "uniform" removes
-            the amount of each leaf; "erk" removes as much in all, and of each leaf as
-            much as its Erdos-Renyi kernel density says. A dict of amounts says it for
-            each leaf, whatever the distribution.
+            the amount from each leaf; "erk" removes the same total, and spreads it by
+            the Erdos-Renyi kernel density of each leaf. A dict of amounts sets the
+            amount of each leaf, instead of a distribution.
         stacked: a dict from regular expressions of names to the axis along which a leaf
-            holds the weights of several layers, as under `nn.scan`. Each layer counts
-            as a leaf: for structures, distributions and `min_kept`.
+            stacks the weights of several layers, as under `nn.scan`. Each layer counts
+            as a leaf for structures, distributions and `min_kept`.
         min_kept: the least number of units to keep of each leaf. Smaller leaves are
             left intact. A number for every leaf; a dict from regular expressions to
             numbers, where the first match wins, and a pattern matches the name of a
-            leaf (such as `"layer/kernel"`) or of a part of the tree that it is in; or a
-            tree of numbers, or a prefix of one. By default a leaf may lose all units.
-        max_sparsity: in [0, 1], the same as a sparsity: round(max_sparsity * N) of the
-            N units of a leaf may be removed. Given like `min_kept`. Where both are
-            given, the one that keeps more counts.
+            leaf (such as `"layer/kernel"`) or of a subtree that contains it; or a tree
+            of numbers, or a prefix of one. By default, a leaf may lose all.
+        max_sparsity: the highest sparsity of a leaf, in [0, 1]: round(max_sparsity * N)
+            of its N units may be removed. Given like `min_kept`. If both are given, the
+            one that keeps more units wins.
         mask: which leaves may be pruned. `"matrices"` (see `matrices_only`) leaves out
-            biases and norms, whose zeros are often initial values. None is every
+            biases and norms, whose zeros are often initial values. None selects every
             floating leaf, as in the paper. A dict from regular expressions to booleans
             selects by name: the first match wins, and leaves without a match are left
             out. Or a tree of booleans, a prefix of one, or a function from params to
             one. Only arrays of real floating numbers of 16 bits or more can be pruned:
-            other leaves are left out, and naming one raises.
+            other leaves are left out, and naming one raises an error.
 
     Returns:
         A transformation with the state `PruneState`. `update` needs params, returns the
-        updates of prunable leaves in the dtypes of their weights (all others as they
-        are), and takes the extra arguments `prune` and `grad`: the gradients, for
+        updates of prunable leaves in the dtypes of their weights (and others
+        unchanged), and takes the extra arguments `prune` and `grad`: the gradients, for
         criteria that need them. `hide_pruned` passes those.
 
     Raises:
         TypeError: if an argument is of the wrong type, or if `mask` names a leaf that
             cannot be pruned.
-        ValueError: if one is out of range, or if `mask` or `structure` does not fit or
-            selects nothing; by `update`, if it gets no params, if a pruning step may be
-            made without an amount or gradients that it needs, or if the state is that
-            of other params or arguments.
+        ValueError: if a number is out of range, or if `mask` or `structure` does not
+            fit or selects nothing; from `update`, if it gets no params, if a pruning
+            step lacks the amount or gradients that it needs, or if the state belongs to
+            other params or arguments.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -194,11 +194,11 @@ def prune_by_magnitude(
         mask: as in `prune_by`.
 
     Returns:
-        A transformation with the state `PruneState`, as `prune_by` does.
+        A transformation with the state `PruneState`, like `prune_by`.
 
     Raises:
-        TypeError: as `prune_by`.
-        ValueError: as `prune_by`.
+        TypeError: as for `prune_by`.
+        ValueError: as for `prune_by`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -241,25 +241,25 @@ def prune_to_sparsity(
     max_sparsity: Caps | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the lowest weights to reach a sparsity given by the step count.
+    r"""Removes the lowest weights to reach a sparsity scheduled over updates.
 
-    As `prune_by`, but driven by the number of updates alone: for gradual pruning, and
-    for loops that pass no extra argument, such as linen's `TrainState`. At every
+    Like `prune_by`, but driven only by the number of updates: for gradual pruning, and
+    for loops that pass no extra arguments, as with linen's `TrainState`. At every
     `every`-th update it prunes until, of the N prunable units,
 
     .. math:: \mathrm{round}(\mathrm{sparsity}(t) \cdot N)
         \quad\text{(half to even, exactly)}
 
-    are pruned, with t = 1 at the first update. A schedule that ends after T updates has
-    its last value at update T; where `every` does not divide T, at the first pruning
-    step after it. Weights are never revived: where the schedule falls or stays, or
-    `min_kept` allows no more, nothing is done and no pruning step is counted.
+    are pruned, with t = 1 at the first update. A schedule that ends after T updates
+    reaches its last value at update T or, if `every` does not divide T, at the first
+    pruning step after it. Weights are never revived: if the schedule falls or stays, or
+    `min_kept` allows no more, nothing is removed and no pruning step is counted.
 
     Args:
         sparsity: in [0, 1], an optax schedule of the number of updates, including this
-            one, which is clamped to that; or a number, for one pruning step at the
-            `every`-th update. A dict from regular expressions of names to such gives
-            each leaf its own.
+            one, clamped to [0, 1]; or a number, for one pruning step at the `every`-th
+            update. A dict from regular expressions of names to these gives each leaf
+            its own.
         every: the number of updates between two pruning steps, at least 1.
         criterion: as in `prune_by`; by default `magnitude`.
         structure: as in `prune_by`.
@@ -272,7 +272,7 @@ def prune_to_sparsity(
     Returns:
         A transformation with the state `PruneState`. `update` needs params. It ignores
         the extra argument `prune`. In a plain chain, earlier transformations do not
-        notice its pruning steps: schedules that restart at one need `hide_pruned`.
+        notice its pruning steps: schedules that restart need `hide_pruned`.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -385,7 +385,7 @@ def make_zero(updates: Any, masks: optax.Params, params: optax.Params) -> Any:
     boxed, updates = updates, _trees.unbox(updates)
     masks, params = _trees.unbox(masks), _trees.unbox(params)
 
-    # By `where` and not by a product: a NaN or infinite update may not pass.
+    # Use `where`, not a product: NaN and infinite updates must not pass.
     updates = _trees.map_masks(
         lambda m, u, p: jnp.where(m, jnp.asarray(u, jnp.result_type(p)), -p),
         masks,

@@ -1,7 +1,7 @@
 """The iterative algorithm as a pure function of a state: train, evaluate, prune.
 
-It knows nothing of models, data or frameworks, only of a training state: any tree that
-holds the state of an optimizer with a pruning transformation.
+It depends on no model, data or framework, only on a training state: any tree that
+contains the state of an optimizer with a pruning transformation.
 """
 
 import functools
@@ -26,21 +26,20 @@ NO_METRIC = float(jnp.finfo(jnp.float32).min)  # finite, for `jax.debug_infs`
 class IterativePruningState(NamedTuple, Generic[TrainState]):
     """All that `iterative_pruning` needs to resume: a tree to checkpoint.
 
-    Until a network has met the bound, `best` is the one that was given, and
-    `best_metric` the lowest finite `float32`. Sparsities and counts are those of the
-    prunable weights.
+    Until a network meets the bound, `best` is the initial network, and `best_metric` is
+    the lowest finite `float32`. Sparsities and counts are over the prunable weights.
 
     Attributes:
         current: the network in training.
         best: the sparsest network that met the bound, as it was evaluated.
-        metric: of the last evaluation.
-        sparsity: at the last evaluation.
+        metric: the metric at the last evaluation.
+        sparsity: the sparsity at the last evaluation.
         kept: weights kept at the last evaluation.
         best_metric: the metric of `best`.
         best_sparsity: the sparsity of `best`.
         best_kept: weights kept in `best`.
         pruned: whether the last round pruned.
-        num_rounds: how many rounds there were.
+        num_rounds: the number of rounds so far.
         rounds_since_prune: rounds since the last pruning step, or since fine-tuning
             began.
         finetuning: whether the rounds fine-tune.
@@ -61,11 +60,11 @@ class IterativePruningState(NamedTuple, Generic[TrainState]):
 
     @classmethod
     def start(cls, train_state: TrainState) -> "IterativePruningState[TrainState]":
-        """The state before the first round, which is `init` of `pruning_loop`.
+        """The state before the first round, also the `init` of `pruning_loop`.
 
         Raises:
-            TypeError: if there is something else than arrays in `train_state`.
-            ValueError: if there are no masks in `train_state`.
+            TypeError: if `train_state` has leaves that are not arrays.
+            ValueError: if `train_state` has no masks.
         """
         _fit.check_arrays(train_state, "state")
         kept, sparsity = count_kept(train_state)
@@ -87,10 +86,10 @@ class IterativePruningState(NamedTuple, Generic[TrainState]):
     def start_finetuning(
         self, change: Callable[[TrainState], TrainState] | None = None
     ) -> "IterativePruningState[TrainState]":
-        """The state from which rounds without `prune` fine-tune the best network.
+        """The state for fine-tuning the best network, in rounds without `prune`.
 
         Args:
-            change: of the best network, as `start_finetuning` of `iterative_pruning`.
+            change: changes it, like `start_finetuning` of `iterative_pruning`.
         """
         current = _copy(self.best)
         if change is not None:
@@ -106,8 +105,8 @@ class PruningLoop(NamedTuple, Generic[TrainState]):
     """The pair of pure functions returned by `pruning_loop`.
 
     Attributes:
-        init: from a training state to the state before the first round.
-        step: from one state to the next.
+        init: maps a training state to the state before the first round.
+        step: maps one state to the next.
     """
 
     init: Callable[[TrainState], IterativePruningState[TrainState]]
@@ -126,36 +125,36 @@ def pruning_loop(
 ) -> PruningLoop[TrainState]:
     """The iterative algorithm as two pure functions over one state.
 
-    `step` makes one round: it trains and evaluates, and if the metric is above the
-    bound, it keeps the network as the best, where that is less sparse or worse, and
-    prunes it. It is as pure as `train` and `evaluate` are: with pure ones it can be
-    scanned, vmapped and jitted. Masks of one tree are taken for masks of one network:
-    where several transformations prune a leaf, a weight counts once.
+    `step` runs one round: it trains and evaluates. If the metric is above the bound, it
+    stores the network as the best if it is sparser or better, and prunes it. `step` is
+    as pure as `train` and `evaluate`: with pure ones it can be scanned, vmapped and
+    jitted. Masks of one tree are assumed to belong to one network: where several
+    transformations prune a leaf, a weight counts once.
 
     Args:
-        train: makes some training steps.
-        evaluate: measures a validation metric, a scalar, larger is better. What it
-            changes in the state that it is given is forgotten.
-        prune: removes weights for good, as `sparse_optax.prune` does; or None, never
-            to prune. It is traced where `step` is.
-        bound: the metric must be above it. May be traced. A best network of an earlier,
-            lower bound that is not above this one gives way to the first that is.
-        patience: after so many rounds without a pruning step, `step` changes nothing
-            any more: the training still runs, its result is discarded, and it may not
-            donate. By default never.
+        train: runs some training steps.
+        evaluate: returns a validation metric, a scalar; larger is better. Any changes
+            to the state that it is given are discarded.
+        prune: removes weights for good, as `sparse_optax.prune` does; or None, to never
+            prune. It is traced if `step` is.
+        bound: the metric must be above it. May be traced. A best network from an
+            earlier, lower bound that does not meet this one is replaced by the first
+            that does.
+        patience: after this many rounds without a pruning step, `step` changes nothing:
+            training still runs, but its result is discarded, and it must not donate.
 
     Returns:
-        `PruningLoop(init, step)`, functions from a training state to an
-        `IterativePruningState`, and from such a state to the next.
+        `PruningLoop(init, step)`: `init` maps a training state to an
+        `IterativePruningState`, and `step` maps such a state to the next.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if a number is out of range; by `init`, if there are no masks in the
-            training state; by `step`, if `evaluate` returns no scalar, or `train` or
-            `prune` a state of another tree, or with arrays of other shapes or dtypes.
+        ValueError: if a number is out of range; from `init`, if the training state has
+            no masks; from `step`, if `evaluate` does not return a scalar, or if `train`
+            or `prune` returns another tree, or arrays of other shapes or dtypes.
 
     Examples:
-        As `iterative_pruning`; but in place of its loop, all rounds in one program::
+        As for `iterative_pruning`, but with all rounds in one program, not a loop::
 
             def step(state, _):
                 state = loop.step(state)
@@ -189,8 +188,8 @@ def pruning_loop(
         current = trained
         if prune is not None:
             current = _prune_if(metric > bound, prune, trained)  # and may donate it
-        # Read back and not taken for granted: a wrapper may have discarded the pruning
-        # step, or there was too little left to remove a single weight.
+        # Read back, not assumed: a wrapper may have discarded the pruning step, or too
+        # few weights may be left to remove even one.
         counted = num_prunes(current) > num_before
         pruned = counted & _counts.less(count_kept(current)[0], kept)
         since = jnp.asarray(optax.safe_increment(state.rounds_since_prune))
@@ -242,9 +241,9 @@ def _prune_if(met, prune, train_state):
 
 
 def _call(name, fn, train_state):
-    """The state that a function of the user returns, or an error if it is another kind.
+    """The state that a user's function returns; raises if it has another structure.
 
-    The function may change its argument in place: that is not `train_state` itself.
+    The function may change its argument in place, as that is not `train_state` itself.
     """
     returned = fn(_rebuild(train_state))
     _fit.check_arrays(returned, f"what {name} returned")
@@ -277,7 +276,7 @@ def _copy(train_state):
 
 
 def _choose(condition, a, b):
-    # Compiled for arrays alone: a state may hold functions that are new in each run.
+    # Compiled for arrays alone: a state may contain functions that are new in each run.
     leaves = _choose_leaves(condition, jax.tree.leaves(a), jax.tree.leaves(b))
     return jax.tree.unflatten(jax.tree.structure(a), leaves)
 

@@ -1,4 +1,4 @@
-"""A pruning step: from masks and scores to the masks without the lowest units."""
+"""A pruning step: removes the units with the lowest scores from masks."""
 
 import functools
 from collections.abc import Mapping
@@ -28,14 +28,14 @@ def remove_units(
     kind: Kind | None,
     value: jax.Array | None,
 ) -> PruneState:
-    """The state after a pruning step: with the lowest of the kept units removed.
+    """The state after a pruning step, with the lowest of the kept units removed.
 
     Args:
-        state: before.
-        params: the weights, of which those that are pruned already should be zero.
+        state: the state before.
+        params: the weights; pruned ones should already be zero.
         scores: a tree like `params`; None for the magnitudes of `params`.
-        kind: of the amount; None for all that the structure allows to be removed.
-        value: of the amount: a number, or one for each layer.
+        kind: the kind of amount; None removes all that the structure allows.
+        value: the amount: a number, or one for each layer.
     """
     step = functools.partial(_remove_units, kind=kind)
     return let_compiler_shard(step, like=state)(state, params, scores, value)
@@ -45,12 +45,12 @@ def _remove_units(state, params, scores, value, kind):
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
         return state._replace(num_prunes=optax.safe_increment(state.num_prunes))
-    # Which weights are removed is no differentiable function of them.
+    # The choice of removed weights is not differentiable.
     params, scores = lax.stop_gradient((params, scores))
     weights = _prunable.prunable_leaves(state.masks, params)
     rules = _prunable.resolve(state.rules, state.masks)
     structure, layers = rules.structure, tuple(rules.num_layers.values())
-    # The magnitudes of weights are made anew in every pass, and take no memory.
+    # The magnitudes of weights are recomputed in every pass, and take no memory.
     by_magnitude = scores is None and _layers.is_unstructured(structure)
     if scores is not None:
         ranked = _prunable.prunable_leaves(state.masks, scores)
@@ -93,9 +93,9 @@ def _remove_units(state, params, scores, value, kind):
 def is_needed(
     state: PruneState, kind: Kind, value: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Whether a pruning step to this amount would remove something; else its shortfall.
+    """Whether a pruning step to this amount would remove anything, and its shortfall.
 
-    Where the structure allows no more, that is found by the pruning step alone.
+    Where the structure allows no more, only the pruning step itself can find that.
     """
     like = jnp.zeros([], bool), state.shortfall
     check = functools.partial(_is_needed, kind=kind)
@@ -120,7 +120,7 @@ def _is_needed(state, value, kind):
 def _target_of(
     rules: Resolved, state: PruneState, removed: jax.Array, kind: Any, value: Any
 ) -> Target:
-    """What the layers are to lose: `int64`."""
+    """How much to remove from the layers, in `int64`."""
     return _amounts.target_of(
         kind,
         value,
@@ -154,7 +154,7 @@ def _count_false(kept, num_layers):
 
 @jax.jit
 def count_pruned(mask, weight):
-    """How many weights a mask calls pruned, and how many of them are not zero."""
+    """How many weights are pruned by a mask, and how many of these are not zero."""
     mask = lax.optimization_barrier(mask)  # a constant would be counted by the compiler
     revived = ~mask & ~is_zero(jnp.asarray(weight))
     return _counts.count_true([~mask, revived], range(mask.ndim))

@@ -1,10 +1,10 @@
 """Relevance of weights, and the decay that shrinks the irrelevant ones.
 
-A weight is relevant when the loss reacts to it: with g = dL/dw, its irrelevance is
-I = exp(-|g| / scale), 1 for a gradient of zero and near 0 for a large one. Adding the
+A weight is relevant if the loss reacts to it: with g = dL/dw, its irrelevance is
+`I = exp(-|g| / scale)`, 1 for a gradient of zero and near 0 for a large one. Adding the
 penalty R = strength * sum_i I_i w_i^2 with I held constant shrinks the irrelevant
-weights and leaves the relevant ones to the classic update. The gradient of R is known
-in closed form, so one backward pass is enough.
+weights and leaves the relevant ones to the usual update. The gradient of R is known in
+closed form, so one backward pass is enough.
 
 Source: Bonetta, Ribero and Cancelliere, `Regularization-based Pruning of Irrelevant
 Weights in Deep Neural Architectures <https://arxiv.org/abs/2204.04977>`_, 2022. There,
@@ -39,13 +39,13 @@ def irrelevance(grads: optax.Updates, scale: float | jax.Array = 1.0) -> optax.U
         scale: alpha > 0, in the units of the gradient.
 
     Returns:
-        A tree like `grads` of `float32` in [0, 1], 1 being irrelevant, to an absolute
-        error below 1e-6; gradients too small to be normal numbers may count as zeros.
-        It is NaN where the gradient is. Leaves that are not arrays of real floating
-        numbers of 16 bits or more become `optax.MaskedNode()`.
+        A tree like `grads` of `float32` in [0, 1], where 1 is irrelevant, with an
+        absolute error below 1e-6; subnormal gradients may count as zeros. It is NaN
+        where the gradient is NaN. Leaves that are not arrays of real floating numbers
+        of 16 bits or more become `optax.MaskedNode()`.
 
     Raises:
-        TypeError: if `scale` is not a number, or if a leaf of `grads` is no array.
+        TypeError: if `scale` is not a number, or if a leaf of `grads` is not an array.
         ValueError: if `scale` is not above 0.
 
     Examples:
@@ -79,12 +79,12 @@ def is_relevant(
     scale: float | jax.Array = 1.0,
     threshold: float | jax.Array = 0.5,
 ) -> optax.Updates:
-    """Which weights are relevant: those of irrelevance below `threshold`.
+    """Which weights are relevant: their irrelevance is below `threshold`.
 
     Args:
         grads: the gradient of the unregularised loss.
         scale: alpha > 0, in the units of the gradient.
-        threshold: in [0, 1]; 0.5 calls a weight relevant from `|g|` = 0.69 scale on.
+        threshold: in [0, 1]; at 0.5, weights are relevant if `|g|` > 0.69 * scale.
 
     Returns:
         A tree like `grads` of booleans, True for relevant weights. False where the
@@ -132,7 +132,7 @@ def relevance_penalty(
 
     Raises:
         TypeError: if `strength` or `scale` is not a number.
-        ValueError: if one is out of range, or if `grads` or `mask` does not fit.
+        ValueError: if a number is out of range, or if `grads` or `mask` does not fit.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -169,32 +169,32 @@ def add_relevance_decay(
 
     .. math:: u_i = g_i + 2 \gamma \exp(-|g_i| / \alpha) \, w_i
 
-    It must be the first of a chain, where updates are still the raw gradient. As scale
-    grows it becomes `optax.add_decayed_weights(2 * strength)`; as scale approaches 0
-    only weights with a gradient of exactly zero decay.
+    It must be the first transformation of a chain, where updates are still the raw
+    gradient. As scale grows, it becomes `optax.add_decayed_weights(2 * strength)`; as
+    scale approaches 0, only weights with a gradient of exactly zero decay.
 
     Args:
         strength: gamma >= 0, or an optax schedule of the number of updates since the
-            last pruning step: 0 at the first update after `init` and after
+            last pruning step. It is 0 at the first update after `init` or
             `sparse_optax.prune`, and at an update with `prune=True`. Inside
-            `hide_pruned` it is 0 at every pruning step, gradual ones included. The
+            `hide_pruned` it is 0 at every pruning step, including gradual ones. The
             paper's linear decay over N updates is
             `optax.linear_schedule(strength, 0.0, N)`.
-        scale: alpha > 0, in the units of the gradient, or such a schedule.
+        scale: alpha > 0, in the units of the gradient, or a schedule like `strength`.
         irrelevance_fn: takes `|g|` (`float32`, of the shape of the leaf) and the scale,
             and returns the irrelevance I instead of `exp(-|g| / scale)`.
         structure: groups of units (see `channel_groups`), to shrink whole units, which
-            is beyond the paper: the irrelevance of a unit u is that of the mean size of
-            its gradients, and a weight decays by the sum over its units,
-            :math:`2 \gamma \sum_{u \ni i} \exp(-\mathrm{mean}_{j \in u} |g_j| /
-            \alpha) \, w_i`.
+            is not in the paper: the irrelevance of a unit u is computed from the mean
+            size of its gradients, and a weight decays by the sum over its units,
+            :math:`2 \gamma \sum_{u \ni i} \exp(-\mathrm{mean}_{j \in u} |g_j| / \alpha)
+            \, w_i`.
         mask: which leaves decay, as in `prune_by_magnitude`; or which groups, as in
             `ChannelGroups`.
 
     Returns:
         A transformation with the state `StepsSincePruning`. `update` needs params.
-        Relevance is computed in `float32`, and the decay in `float32` too (`float64`
-        for such weights); the updates have the dtype that `optax.add_decayed_weights`
+        Relevance is computed in `float32`, and so is the decay (in `float64` for
+        `float64` weights); the updates have the dtype that `optax.add_decayed_weights`
         would give them.
 
     Raises:
@@ -203,9 +203,9 @@ def add_relevance_decay(
             nothing, if `irrelevance_fn` returns another shape, or if `update` gets no
             params.
 
-    Under `optax.inject_hyperparams` a schedule is evaluated by the wrapper, which
-    counts all updates and not those since the last pruning step. List what is not a
-    number in its `static_args` ("irrelevance_fn", "mask", and schedules that should
+    Under `optax.inject_hyperparams`, the wrapper evaluates schedules, and counts all
+    updates rather than those since the last pruning step. List arguments that are not
+    numbers in its `static_args` ("irrelevance_fn", "mask", and schedules that should
     restart).
 
     Examples:
@@ -242,8 +242,8 @@ def relevance_shrinkage(
 ) -> tuple[Callable[..., Any], Callable[..., tuple[PyTree, StepsSincePruning]]]:
     """`init` and `update` of the decay alone, which is 2 * strength * I * w.
 
-    `update` returns it in place of the updates, with `optax.MaskedNode()` for leaves
-    that do not decay.
+    `update` returns the decay instead of the updates, with `optax.MaskedNode()` for
+    leaves that do not decay.
     """
     _arguments.check_number("strength", strength)
     _arguments.check_number("scale", scale, open_low=True, finite=False)
@@ -270,7 +270,7 @@ def relevance_shrinkage(
 
         def irrelevance_now(g):
             held = _irrelevance_of(g, scale_now, irrelevance_of)
-            # Where the gradient is not finite, there is no telling: leave the weight.
+            # Relevance is unknown where the gradient is not finite: do not decay there.
             return jnp.where(jnp.isfinite(g), held, 0)
 
         def of_units(total, num):
@@ -295,7 +295,7 @@ def relevance_shrinkage(
 
 
 def add_shrinkage(updates: PyTree, shrinkage: PyTree, params: PyTree) -> PyTree:
-    """`updates + shrinkage`, of the dtype that the updates and params have together."""
+    """`updates + shrinkage`, in the common dtype of the updates and params."""
 
     def add(s, u, w):
         wide, dtype = _trees.common_dtype(u, s), _trees.common_dtype(u, w)
@@ -306,7 +306,7 @@ def add_shrinkage(updates: PyTree, shrinkage: PyTree, params: PyTree) -> PyTree:
 
 def exponential(abs_grad: jax.Array, scale: jax.Array) -> jax.Array:
     """exp(-|g| / scale), the paper's irrelevance."""
-    # A scale that a schedule lets run to 0 would make 0 / 0 of a gradient of zero.
+    # If a schedule takes the scale to 0, a gradient of zero would give 0 / 0.
     return exp_of_minus(abs_grad / jnp.maximum(scale, jnp.finfo(jnp.float32).tiny))
 
 

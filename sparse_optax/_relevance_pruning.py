@@ -1,4 +1,4 @@
-"""The whole method around any optimizer, which never sees a pruned weight."""
+"""The complete method of relevance decay and pruning, around any optimizer."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,26 +32,26 @@ def relevance_pruning(
 
     It is `hide_pruned(chain(add_relevance_decay(strength, scale), optimizer),
     prune_by_magnitude(fraction))`: pruned weights are hidden from the optimizer. For
-    other criteria, structures and schedules write that out.
+    other criteria, structures or schedules, write out that expression.
 
     Args:
-        optimizer: any optax optimizer, learning rate included. What skips or discards
-            steps, such as `optax.MultiSteps`, belongs around the whole, not in here.
-        strength: gamma >= 0, or an optax schedule of the updates since the last pruning
-            step.
-        scale: alpha > 0, in the units of the gradient, or such a schedule.
-        fraction: of the remaining weights that a pruning step removes, in [0, 1], or an
-            optax schedule of the number of pruning steps so far.
+        optimizer: any optax optimizer, including its learning rate. Put wrappers that
+            skip or discard steps, such as `optax.MultiSteps`, around the whole instead.
+        strength: gamma >= 0, or an optax schedule of the number of updates since the
+            last pruning step.
+        scale: alpha > 0, in the units of the gradient, or a schedule like `strength`.
+        fraction: the fraction of the remaining weights that a pruning step removes, in
+            [0, 1], or an optax schedule of the number of pruning steps so far.
         irrelevance_fn: the irrelevance I, as in `add_relevance_decay`.
         min_kept: as in `prune_by_magnitude`.
         max_sparsity: as in `prune_by_magnitude`.
-        decoupled: take the decay 2 * strength * I * w from the finished update, as
-            `optax.adamw` does, instead of adding it to the gradient. `strength` then
-            stands for learning rate times gamma.
+        decoupled: subtract the decay 2 * strength * I * w from the final update, as
+            `optax.adamw` does, instead of adding it to the gradient. `strength` is then
+            the learning rate times gamma.
         mask: which leaves decay and may be pruned, as in `prune_by_magnitude`.
 
     Returns:
-        A transformation with the state `HidePrunedState`, as `hide_pruned` does.
+        A transformation with the state `HidePrunedState`, like `hide_pruned`.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -77,7 +77,7 @@ def relevance_pruning(
     References:
         Bonetta et al, `Regularization-based Pruning of Irrelevant Weights
         <https://arxiv.org/abs/2204.04977>`_, 2022. Hiding pruned weights and
-        `decoupled` go beyond it.
+        `decoupled` are not in the paper.
     """
     if not isinstance(decoupled, bool):
         raise TypeError(f"decoupled must be a boolean; got {decoupled!r}.")
@@ -103,7 +103,7 @@ class DecoupledState(NamedTuple):
 
 
 def _decoupled(optimizer, strength, scale, irrelevance_fn, mask):
-    """An optimizer whose finished updates also decay irrelevant weights."""
+    """An optimizer with a decoupled decay of irrelevant weights."""
     optimizer = optax.with_extra_args_support(optimizer)
     init_decay, shrinkage_fn = _relevance.relevance_shrinkage(
         strength, scale, irrelevance_fn, mask

@@ -14,15 +14,15 @@ from sparse_optax._layers import StructureArgument
 from sparse_optax._masks import nonzero
 from sparse_optax._structures import Unstructured
 
-_MANY = 40  # leaves; beyond, a table shows blocks of them
-_EXTREMES = 10  # leaves that are shown as the most and the least sparse of many
-_FACTORS = ("scale", "gamma")  # vectors without which nothing passes
+_MANY = 40  # leaves; a longer table shows blocks of them
+_EXTREMES = 10  # how many of the most and least sparse leaves such a table shows
+_FACTORS = ("scale", "gamma")  # vectors that block a layer if they are zero
 
 Row = tuple[str, "LeafSparsity"]
 
 
 class LeafSparsity(NamedTuple):
-    """How much of some weights is kept.
+    """How many weights of a leaf, or of a group of leaves, are kept.
 
     Attributes:
         kept: how many weights are kept.
@@ -34,25 +34,25 @@ class LeafSparsity(NamedTuple):
 
     @property
     def sparsity(self) -> float:
-        """The fraction that is not kept, in [0, 1]; 0 of no weights."""
+        """The fraction that is not kept, in [0, 1]; 0 if there are no weights."""
         return (self.size - self.kept) / self.size if self.size else 0.0
 
     @property
     def compression(self) -> float:
-        """How many times fewer weights are kept: size / kept, infinite if none is."""
+        """The compression factor, size / kept; infinite if no weight is kept."""
         return self.size / self.kept if self.kept else float("inf")
 
 
 class SparsityReport(NamedTuple):
-    """What is kept of each leaf and in total; `str` makes it a table.
+    """How much of each leaf and in total is kept; `str` formats it as a table.
 
     Attributes:
-        leaves: exact counts by the name of the leaf, or of each of its layers.
-        units: the same of the units of a structure, where one was given.
-        prunable: of all leaves that have masks, or of all where no masks were given.
-        total: of all weights, prunable or not.
-        not_counted: what the other leaves are, by name: they are no weights.
-        warnings: of layers without a weight left, one sentence each.
+        leaves: exact counts, by the name of each leaf, or of each of its layers.
+        units: the same for the units of the structure, if one was given.
+        prunable: over leaves that have masks, or all leaves if no masks were given.
+        total: over all weights, prunable or not.
+        not_counted: descriptions of the leaves that are not weights, by name.
+        warnings: one sentence for each layer that has no weight left.
     """
 
     leaves: dict[str, LeafSparsity]
@@ -95,24 +95,24 @@ def sparsity_report(
     structure: StructureArgument | None = None,
     stacked: Mapping[str, int] | None = None,
 ) -> SparsityReport:
-    """How much of each leaf, and in total, is kept; and which layers are dead.
+    """Reports how much of each leaf and in total is kept, and which layers are dead.
 
-    With masks, a weight is kept if its mask is True, and weights without masks are
-    kept. Without masks, a weight is kept if it is not zero. Beyond 40 leaves, the table
-    shows blocks of leaves, and the ten most and the ten least sparse leaves.
+    With masks, a weight is kept if its mask is True or if it has no mask. Without
+    masks, a weight is kept if it is not zero. Beyond 40 leaves, the table shows blocks
+    of leaves, and the ten most and the ten least sparse leaves.
 
-    A warning names each matrix, and each vector named `scale` or `gamma`, without a
-    weight left. Which units nothing reads any more is found by `compact`.
+    A warning names each matrix, and each vector named `scale` or `gamma`, that has no
+    weight left. `compact` finds unused units.
 
     Args:
         params: the weights.
         masks: as returned by `get_masks`, concrete (not inside `jit`); or None.
-        structure: as in `prune_by`, to count its units too: those are kept of which a
-            weight is kept.
-        stacked: as in `prune_by`, to show each layer of a leaf, as `layers/kernel[0]`.
+        structure: as in `prune_by`, to count units too: a unit is kept if any of its
+            weights is.
+        stacked: as in `prune_by`, to show each layer of a leaf: `layers/kernel[0]`.
 
     Returns:
-        A `SparsityReport` of exact counts, and of warnings.
+        A `SparsityReport` of exact counts and warnings.
 
     Raises:
         TypeError: if masks are not boolean, or if an array is traced.
@@ -234,7 +234,7 @@ def _sum(leaves: list[LeafSparsity]) -> LeafSparsity:
 
 
 def _blocks(leaves: dict[str, LeafSparsity]) -> list[Row]:
-    """Sums over the leaves whose names begin alike: as many blocks as fit a table."""
+    """Sums over leaves with a common name prefix: as many blocks as fit a table."""
 
     def at_depth(depth: int) -> dict[str, list[LeafSparsity]]:
         blocks: dict[str, list[LeafSparsity]] = {}

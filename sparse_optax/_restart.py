@@ -1,8 +1,8 @@
-"""What restarts at a pruning step.
+"""Counters of updates that restart at a pruning step.
 
-Schedules of many methods count updates since the last pruning step. Their
-transformations keep the number in a `StepsSincePruning`, wherever in their state: and a
-pruning step sets it to 0, whatever the transformation.
+Many methods have schedules of the number of updates since the last pruning step. Their
+transformations keep this number in a `StepsSincePruning`, anywhere in their state, and
+a pruning step sets it to 0, in any transformation.
 """
 
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 
 class StepsSincePruning(NamedTuple):
-    """A part of the state of any transformation that begins anew at a pruning step.
+    """A counter in the state of any transformation that restarts at a pruning step.
 
-    `sparse_optax.prune` and `hide_pruned` set it to 0. In a plain chain the
+    `sparse_optax.prune` and `hide_pruned` set it to 0. In a plain chain, the
     transformation does so itself, in an update with `prune=True`.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Scores of the leaves that may be pruned, from a criterion or given."""
+"""Scores of the prunable leaves, from a criterion or given directly."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sparse_optax._criteria import Criterion, Scores
 
 
 def check_criterion(criterion: Any) -> None:
-    """Raises a `TypeError` unless it is a hashable function, and no maker of one."""
+    """Raises a `TypeError` unless this is a hashable function, and not a factory."""
     for factory in (_criteria.random, _criteria.relevance, _criteria.per_leaf):
         if criterion is factory:
             name = factory.__name__
@@ -38,7 +38,7 @@ def scores_of(
     if grads is not None:
         _fit.check_masks_fit(masks, grads, "grad")
         grads = only_prunable(masks, grads)
-    # Which weights are removed is no differentiable function of them.
+    # The choice of removed weights is not differentiable.
     given = lax.stop_gradient((only_prunable(masks, params), grads))
     scores = criterion(*given)
     check_scores(masks, scores)
@@ -46,7 +46,7 @@ def scores_of(
 
 
 def check_scores(masks: optax.Params, scores: Scores) -> None:
-    """Raises unless these are floating arrays like those that have masks."""
+    """Raises unless these are floating arrays with the shapes of the masks."""
     _fit.check_masks_fit(masks, scores, "scores")
 
 

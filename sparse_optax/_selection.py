@@ -1,17 +1,16 @@
-"""Removing exactly the k lowest scores of a tree, without sorting it.
+"""Removes exactly the k lowest scores of a tree, without sorting.
 
-The bits of a float, read as an integer, order as the float does. So the bound below
-which the k lowest are is found digit by digit from the top, each time counting the
-scores below every value that the digit may take; and where equal scores are cut, the
-position up to which they are removed is found in the same way. To count is to sum: that
-gathers nothing, so it works the same on arrays spread over devices, whatever their
-sharding, and is one pass over the scores on every backend.
+The bits of a float, read as an integer, sort in the same order as the float. So the
+upper bound of the k lowest scores is found digit by digit from the top: each pass
+counts the scores below every value that the digit may take. If the bound falls among
+equal scores, the last position to remove is found in the same way. Counting is a sum
+and needs no gather, so it works for any sharding over devices, and is one pass over the
+scores on every backend.
 
-All of it is one loop, in which everything but the counting is done for all layers at
-once: hundreds of leaves compile in seconds.
+All of this is one loop. Everything except the counting is done for all layers at once,
+so hundreds of leaves compile in seconds.
 
-This file is the only one that knows how units are chosen; everything else says how
-many.
+Only this file decides which units are removed; all others decide how many.
 """
 
 import functools
@@ -26,7 +25,7 @@ from jax import lax
 from sparse_optax import _counts
 
 _DIGIT = 2  # bits: a longer one takes fewer passes, each of twice as many counts
-_CHOICES = np.arange(1, 2**_DIGIT)[:, None]  # of a digit, beside 0
+_CHOICES = np.arange(1, 2**_DIGIT)[:, None]  # of a digit, besides 0
 
 
 class Units(NamedTuple):
@@ -34,9 +33,9 @@ class Units(NamedTuple):
 
     Attributes:
         scores: floating; lower ones are removed first.
-        kept: of the same shape, False for what is removed already.
-        removable: of the same shape, of the kept ones those that may be removed; all if
-            None.
+        kept: of the same shape, False for units that are already removed.
+        removable: of the same shape, True for kept units that may be removed; None if
+            all may be.
     """
 
     scores: jax.Array
@@ -48,9 +47,9 @@ class Removal(NamedTuple):
     """What `remove_lowest` returns.
 
     Attributes:
-        kept: of each leaf, which units are kept now.
-        total: how many are removed, `int64`, but for those that a layer had above its
-            `most` before; less where `k` is less than were removed before.
+        kept: for each leaf, which units are kept now.
+        total: how many units are removed, `int64`, except those beyond the `most` of a
+            layer; less if more than `k` were removed before.
     """
 
     kept: list[jax.Array]
@@ -69,31 +68,30 @@ def remove_lowest(
 ) -> Removal:
     """Removes units in the order of their scores, until `k` are removed.
 
-    Removed before counts as lowest. Among equal scores the earlier is removed first: by
-    position in the list, then by row-major index. Zeros of either sign are equal,
-    infinities are larger than any number, and NaNs larger still and equal to one
-    another.
+    Units removed before count as lowest. Among equal scores, the earlier unit is
+    removed first: by position in the list, then by row-major index. Zeros of either
+    sign are equal, infinities are larger than any number, and NaNs are larger still and
+    equal to each other.
 
     Args:
         leaves: the units, of any shapes and dtypes.
-        most: how many units of each layer may be removed, `int64`. Of a layer that has
-            lost so many none is removed any more, and higher ones of others are removed
-            instead.
-        k: how many are to be removed, those removed before included, `int64`.
+        most: how many units of each layer may be removed, `int64`. Once a layer has
+            lost this many, higher units of other layers are removed instead.
+        k: how many units to remove, including those removed before, `int64`.
         layers: for each leaf, the number of stacked layers along its first axis; 0 if
-            it is one layer, without such an axis.
-        by_magnitude: the absolute values of the scores are what counts.
-        by_layer: remove of each layer as many as `most` says, whatever `k` is.
+            it is a single layer, without such an axis.
+        by_magnitude: rank units by the absolute values of the scores.
+        by_layer: remove units until each layer has lost `most`, whatever `k` is.
 
     Returns:
-        A `Removal`; fewer are removed where there are not enough.
+        A `Removal`; fewer units are removed if there are not enough.
     """
     keys = _Keys.of(leaves, by_magnitude)
     layer_counts = [n or 1 for n in layers]
     sizes = [x.kept.size // n for x, n in zip(leaves, layer_counts, strict=True)]
     sizes = np.repeat(np.array(sizes, np.int64), layer_counts)
     starts, ends = np.cumsum(sizes) - sizes, np.cumsum(layer_counts)
-    # Of each leaf, its first column in the halves of what `limits_of` returns.
+    # For each leaf, its first column in both halves of the result of `limits_of`.
     columns = np.stack([ends - layer_counts, ends - layer_counts + len(sizes)], axis=1)
     columns = columns.astype(np.uint32)
     num_key_digits = -(-keys.num_bits // _DIGIT)
@@ -104,7 +102,7 @@ def remove_lowest(
         return jnp.int64(1) << (_DIGIT * (last - i))
 
     def limits_of(i, alone, bound, place):
-        """What pass `i` compares with: where by key; and where by position."""
+        """What pass `i` compares with, if by key and if by position."""
 
         def before(place):  # in a leaf
             return jnp.maximum(place - jnp.where(alone, 0, starts), 0)
@@ -117,7 +115,7 @@ def remove_lowest(
 
     def add_digit(carry):
         i, is_done, alone, bound, place, most, count, limits = carry
-        # Keys are made anew for every digit: behind the barrier, or XLA would make
+        # Keys are recomputed for every digit. Without the barrier, XLA would compute
         # them once before the loop, and they would take as much memory as the scores.
         now, limits = lax.optimization_barrier((leaves, limits))
         by_place = i >= num_key_digits
@@ -137,8 +135,8 @@ def remove_lowest(
         is_exact = jnp.where(alone, jnp.all(count == most), together == k)
         i = i + 1
         is_done = (i == num_digits) | ((i == num_key_digits) & is_exact)
-        # Where more of a layer than may be removed are below the bound, each layer gets
-        # a bound of its own.
+        # If more units of a layer are below the bound than may be removed, each layer
+        # gets a bound of its own.
         again = is_done & jnp.any(count > most)
         most = jnp.where(again, jnp.minimum(count, most), most)
         i, is_done, alone = jnp.where(again, 0, i), is_done & ~again, alone | again
@@ -148,12 +146,12 @@ def remove_lowest(
         return i, is_done, alone, bound, place, most, count, limits
 
     def is_unfinished(carry):
-        # Of the number of the pass too, or XLA would try to foresee the last one, which
-        # takes long to compile.
+        # Depends on the number of the pass too. Otherwise XLA tries to predict the last
+        # pass, which is slow to compile.
         i, is_done, *_ = carry
         return ~is_done & (i < num_digits)
 
-    # Varying between devices where the units do, from the first pass on.
+    # These vary between devices if the units do, from the first pass on.
     zero = 0 * jnp.sum(most) + 0 * k
     zeros = 0 * most + zero
     no = zero == 1
@@ -171,11 +169,11 @@ def remove_lowest(
 
 
 class _Keys(NamedTuple):
-    """How scores become integers: the same for all leaves, so that they compare."""
+    """Maps scores to integers, in the same way for all leaves, so that they compare."""
 
     float: Any  # dtype, to which all scores convert without loss
     dtype: Any  # of keys and of positions
-    num_zeros: int  # bits that the significands of narrower floats end in
+    num_zeros: int  # zero bits at the end of the significands of narrower floats
     by_magnitude: bool
 
     @classmethod
@@ -193,7 +191,7 @@ class _Keys(NamedTuple):
         return jnp.finfo(self.float).bits - self.num_zeros
 
     @property
-    def lowest(self) -> int:  # of what is removed already
+    def lowest(self) -> int:  # of units that are already removed
         return -(1 << (self.num_bits - 1))
 
     def __call__(self, leaf: Units) -> jax.Array:
@@ -211,7 +209,7 @@ class _Keys(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("keys", "num_layers"))
 def _count(leaf, limits, column, by_place, keys, num_layers):
-    """How many units each choice removes, of each layer."""
+    """How many units of each layer each choice of the digit removes."""
     *tried, bound, _ = _limits_of_leaf(leaf, limits, column, by_place, num_layers)
     ranks = jnp.where(by_place, _places(leaf, bound, keys, num_layers), keys(leaf))
     if leaf.removable is not None:
@@ -224,7 +222,7 @@ def _count(leaf, limits, column, by_place, keys, num_layers):
 
 @functools.partial(jax.jit, static_argnames=("keys", "num_layers"))
 def _kept(leaf, limits, column, by_place, keys, num_layers):
-    """What is kept in the end."""
+    """The units that are kept in the end."""
     *_, bound, before = _limits_of_leaf(leaf, limits, column, by_place, num_layers)
     removed = _places(leaf, bound, keys, num_layers) < before
     if leaf.removable is not None:
@@ -234,8 +232,8 @@ def _kept(leaf, limits, column, by_place, keys, num_layers):
 
 def _limits_of_leaf(leaf, limits, column, by_place, num_layers):
     """The limits of a leaf: numbers, or vectors along its first axis."""
-    # Looked up where only the loop knows, so that the column is no part of the program:
-    # XLA compiles one for all leaves of one shape.
+    # Look up the column at run time, so that it is not a constant of the program: XLA
+    # compiles one program for all leaves of one shape.
     start = lax.dynamic_index_in_dim(
         column, by_place.astype(jnp.uint32), keepdims=False
     )
@@ -246,7 +244,7 @@ def _limits_of_leaf(leaf, limits, column, by_place, num_layers):
 
 
 def _places(leaf, bound, keys, num_layers):
-    """The positions of what is equal to the bound; -1 for what is below it."""
+    """The positions of units equal to the bound; -1 for units below it."""
     key = keys(leaf)
     place = jnp.zeros_like(key)
     for axis in range(1 if num_layers else 0, key.ndim):

@@ -1,8 +1,8 @@
-"""The code of an array in a sparse file: positions and values of what is not zero.
+"""The code of an array in a sparse file: positions and values of nonzero elements.
 
-Positions are packed bits, or the steps from one to the next in the narrowest unsigned
+Positions are packed bits, or the steps from each to the next, as the narrowest unsigned
 integers: first the low bytes of all steps, then the next bytes. zlib compresses each of
-these planes by itself, since high bytes repeat and low bytes do not.
+these planes separately, since high bytes repeat and low bytes do not.
 """
 
 import zlib
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def encode(array: np.ndarray) -> tuple[str, bytes]:
-    """Returns the type of the positions, and the code.
+    """Returns how the positions are stored, and the code.
 
     Only elements whose bits are all zero count as zeros, so -0.0 and NaNs are kept.
     """

@@ -33,24 +33,24 @@ _LAST = "~sha256"  # the container sorts arrays of bytes by name
 def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
     """Writes a tree of arrays to a file that takes next to no space for zeros.
 
-    If n of N elements are not zero, at random positions, they take n times the size of
+    If n of N elements are nonzero, at random positions, they take n times the size of
     one element and about N H(n / N) / 8 bytes, where H is the binary entropy. They take
     less if values or positions compress. The file of one array is at most 512 bytes
-    larger than that of `np.savez_compressed(file, values, np.packbits(mask))`. All bits
-    are kept, those of negative zeros and of NaNs too.
+    larger than the file from `np.savez_compressed(file, values, np.packbits(mask))`.
+    All bits are kept, including those of negative zeros and NaNs.
 
     Args:
-        path: The file; `~` is the home folder. A file of this name is replaced once the
+        path: The file; `~` is the home folder. An existing file is replaced once the
             new one is complete. Its mode is kept.
-        tree: Any tree that JAX knows. Its leaves are JAX and NumPy arrays, random keys,
-            strings, Python's booleans, integers and floats, and functions, which are
-            not stored. NumPy scalars become arrays, weakly typed arrays become strong.
+        tree: Any pytree of JAX and NumPy arrays, random keys, strings, Python booleans,
+            integers and floats, and functions, which are not stored. NumPy scalars
+            become arrays; weakly typed arrays become strongly typed.
 
     Raises:
         TypeError: If `tree` has any other leaf.
         ValueError: If an array is deleted, or partly on devices of other processes.
         OSError: If the file cannot be written.
-        ImportError: Without safetensors: `pip install 'sparse-optax[files]'`.
+        ImportError: If safetensors is missing: `pip install 'sparse-optax[files]'`.
 
     Examples:
         >>> import os, tempfile
@@ -92,7 +92,7 @@ def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # names the temporary file, or none
+    except OSError as error:  # it names the temporary file, or no file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(OSError):
@@ -102,25 +102,25 @@ def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
 def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyTree:
     """Reads a tree of arrays that `save_sparse` wrote.
 
-    Every byte is checked before anything is returned, and nothing in a file is run.
+    Every byte is checked before anything is returned, and no code in it is run.
 
     Args:
         path: The file; `~` is the home folder.
-        like: A tree with the same names of leaves, and arrays or
-            `jax.ShapeDtypeStruct` of the same shapes and dtypes. Not needed for trees
-            of dicts, `OrderedDict`, lists, tuples, `None`, `optax.MaskedNode`, flax's
-            `FrozenDict`, nnx's `State` and variables.
+        like: A tree with the same leaf names, and arrays or `jax.ShapeDtypeStruct` of
+            the same shapes and dtypes. Not needed for trees of dicts, `OrderedDict`,
+            lists, tuples, `None`, `optax.MaskedNode`, flax's `FrozenDict`, nnx's
+            `State` and variables.
 
     Returns:
         The tree, with the same shapes, dtypes and bits. JAX arrays are on the default
-        device, NumPy arrays stay NumPy arrays. Functions are those of `like`.
+        device; NumPy arrays stay NumPy arrays. Functions are those of `like`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is corrupted, incomplete, of another version or not
             written by `save_sparse`; if `like` is needed, or differs in a name, shape
             or dtype; or if JAX needs `jax_enable_x64` for a dtype.
-        ImportError: Without safetensors, or without flax if the file needs it.
+        ImportError: If safetensors is missing, or flax if the file needs it.
 
     Examples:
         >>> import os, tempfile

@@ -1,4 +1,4 @@
-"""Training that is sparse from the start: weights are dropped, and others grow."""
+"""Training that is sparse from the start: some weights are dropped, others grow."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -44,51 +44,51 @@ def sparse_training(
     stacked: Mapping[str, int] | None = None,
     mask: Mask | None = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains a network of constant sparsity: RigL, SET, or a static sparse network.
+    r"""Trains a network at constant sparsity: RigL, SET, or a static sparse network.
 
-    The first masks are random. At update t = `every`, 2 `every`, ... up to `until`,
-    each leaf with n of its N weights kept drops the k of the smallest magnitude,
+    The first masks are random. At updates t = `every`, 2 `every`, ... up to `until`,
+    each leaf with n of its N weights kept drops the k weights of smallest magnitude,
 
     .. math:: k = \min(\mathrm{round}(\mathrm{drop\_fraction}(t) \cdot n), N - n)
 
-    and grows as many of all that are inactive then: those of the largest gradients
-    (RigL), or random ones (SET). What was just dropped may grow again, as in the paper
-    and in jaxpruner, and keeps its value and moments. Others start at 0, with what the
-    optimizer's `init` gives them; state that is not shaped like its weight is left as
-    it is (`adafactor`, `sm3`, `galore`, `lbfgs`). Every update makes a step too, which
-    the papers skip in these. As `optax.adam` has corrected its bias long before, its
-    first step of a late weight is 0.1 / sqrt(0.001), about 3.2 learning rates.
+    and grows k of the weights that are then inactive: those with the largest gradients
+    (RigL), or random ones (SET). Weights that were just dropped may grow again, as in
+    the paper and in jaxpruner, and keep their values and moments. Others start at 0,
+    with the state that the optimizer's `init` gives; state that is not shaped like its
+    weight is unchanged (`adafactor`, `sm3`, `galore`, `lbfgs`). Mask updates also train
+    weights, unlike in the papers. `optax.adam` no longer corrects its bias then, so the
+    first step of a grown weight is 0.1 / sqrt(0.001), about 3.2 learning rates.
 
     Args:
-        optimizer: any optax optimizer, learning rate included. It never sees an
-            inactive weight, as in `hide_pruned`, and restarts at every mask update
-            (`StepsSincePruning`).
-        sparsity: of the prunable weights, in [0, 1].
-        key: a key of `jax.random`, of the first masks and of random growth.
+        optimizer: any optax optimizer, including its learning rate. It never sees
+            inactive weights, as in `hide_pruned`, and its `StepsSincePruning` counters
+            restart at every mask update.
+        sparsity: the sparsity of the prunable weights, in [0, 1].
+        key: a key of `jax.random`, for the first masks and for random growth.
         regrow: "gradient" as in RigL, "random" as in SET, or None to keep the masks.
-        drop_fraction: of the kept weights of a leaf, in [0, 1], or an optax schedule of
-            the number of updates, including this one; by default
+        drop_fraction: the fraction of a leaf's kept weights to drop, in [0, 1], or an
+            optax schedule of the number of updates, including this one; by default
             `optax.cosine_decay_schedule(0.3, until)`.
         every: the number of updates between two mask updates, at least 1.
         until: the last update that may be a mask update, at least `every`. RigL ends
             after three quarters of the training.
-        distribution: of the sparsity over the leaves, as in `prune_by`.
+        distribution: how to spread the sparsity over leaves, as in `prune_by`.
         stacked: leaves that hold the weights of several layers, as in `prune_by`.
         mask: which leaves are sparse, as in `prune_by`.
 
     Returns:
-        A transformation with the state `HidePrunedState`: `get_masks`, `set_masks`,
-        `prune` and others take it. `params = apply_masks(params, get_masks(state))`,
-        once before the first update, makes the weights sparse. `update` needs params,
-        and dense gradients: as they are of masked weights. It ranks the extra argument
-        `grad` where that is given, and the updates otherwise; NaN ranks lowest. It
-        ignores `prune`, and passes other extra arguments to `optimizer`.
+        A transformation with the state `HidePrunedState`, which `get_masks`,
+        `set_masks`, `prune` and others accept. Before the first update, make the
+        weights sparse: `params = apply_masks(params, get_masks(state))`. `update` needs
+        params, and dense gradients, as they are at masked weights. To grow weights it
+        ranks the extra argument `grad` if given, and otherwise the updates; NaN ranks
+        lowest. It ignores `prune`, and passes other extra arguments to `optimizer`.
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if one is out of range, if `every` or `until` is missing, or is
-            given (or `drop_fraction`) without `regrow`; by `init`, if `optimizer`
-            prunes by itself, or as `prune_by`; by `update`, as `prune_by`.
+        ValueError: if a number is out of range, if `every` or `until` is missing, or if
+            one of these or `drop_fraction` is given without `regrow`; from `init`, if
+            `optimizer` prunes, or as for `prune_by`; from `update`, as for `prune_by`.
 
     Examples:
         >>> import jax
@@ -131,7 +131,7 @@ def sparse_training(
         criterion = _criteria.random(jax.random.fold_in(key, step))
         return _scores.scores_of(criterion, masks, params, None)
 
-    @jax.jit  # so that outside of jit too it is compiled once
+    @jax.jit  # compile it once, outside of jit too
     def update_masks(state, params, grads):
         step = state.num_updates
 
@@ -180,7 +180,7 @@ def sparse_training(
 
 
 def _largest(params, grads):
-    """Scores whose lowest are the largest gradients, and whose highest is NaN."""
+    """Scores that are lowest for the largest gradients; NaN is highest."""
     del params
     return jax.tree.map(lambda g: -jnp.abs(g), grads)
 
@@ -188,7 +188,7 @@ def _largest(params, grads):
 def _drop_and_grow(
     state: PruneState, params: optax.Params, scores: Scores, fraction: jax.Array
 ) -> PruneState:
-    """The state after a mask update, in which the lowest scores grow."""
+    """The state after a mask update, which grows the weights with the lowest scores."""
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
         return state
@@ -210,8 +210,8 @@ def _drop_and_grow(
         num_kept = rules.sizes - removed
         num = jnp.minimum(_counts.fraction_of(fraction, num_kept), removed)
         new = remove(list(kept.values()), removed + num, by_magnitude=True)
-        # To grow is to remove from what is inactive, until as many as before are not
-        # in it: with the same order among ties, and exactly as many.
+        # Grow weights by removing them from the inactive ones, until as many are active
+        # as before: exactly as many, and with the same order among ties.
         inactive = [
             unit._replace(kept=~mask)
             for unit, mask in zip(to_grow.values(), new, strict=True)
@@ -231,8 +231,8 @@ def _drop_and_grow(
 
 
 def _begin_grown(optimizer, opt_state, params, before, after):
-    """Gives the state of weights that have grown what `init` gives it."""
-    # By `where` in the pass that updates it: a conditional would copy it every time.
+    """Resets the optimizer state of grown weights to what `init` gives."""
+    # Use `where`, in the pass that updates it: a conditional would copy it every time.
     before, after = _trees.unbox(before), _trees.unbox(after)
     grown = _trees.map_masks(lambda new, old: new & ~old, after, before)
     fresh = _trees.unbox(optimizer.init(_hide_pruned.hide(params, after)))

@@ -1,7 +1,7 @@
-"""Pruning outside a training step, and masks into a state.
+"""Prunes outside a training step, and puts masks into a state.
 
-All of it reaches through wrappers: a state is a tree, and the states of this package
-are nodes of it. They are replaced in place; nothing else of the tree changes.
+All of it works through wrappers: a state is a tree, and the states of this package are
+nodes of it. These nodes are replaced; the rest of the tree is unchanged.
 """
 
 import functools
@@ -46,41 +46,40 @@ def prune(
 ) -> tuple[optax.Params, optax.OptState]:
     """Prunes outside a training step: the lowest weights become zero for good.
 
-    Give one of `fraction`, `sparsity` and `count`, in place of the amount that the
-    transformation was made with. All else about it (structure, distribution, caps,
-    leaves) is in the state and holds here too. An update that follows is that of
-    `update(..., prune=True)`: what counts updates since the last pruning step restarts,
-    and `hide_pruned` clears its optimizer's moments of pruned weights.
+    Give one of `fraction`, `sparsity` and `count`, to override the amount of the
+    transformation. Its other settings (structure, distribution, caps, leaves) are in
+    the state and apply here too. As in `update(..., prune=True)`, counters of updates
+    since the last pruning step restart, and `hide_pruned` clears its optimizer's
+    moments of pruned weights.
 
-    Where a state holds several pruning transformations, as under
-    `optax.multi_transform`, each prunes its own weights by that amount.
+    If a state has several pruning transformations, as under `optax.multi_transform`,
+    each prunes its own weights by this amount.
 
     Args:
         params: the weights.
         opt_state: the state of an optimizer with a pruning transformation in it.
-        fraction: of the remaining prunable units of each transformation, in [0, 1]; or
-            a dict from regular expressions of names to such.
-        sparsity: of the prunable units of each transformation, in [0, 1], or such a
-            dict. One that is already reached removes nothing, and counts as a step.
+        fraction: the fraction of each transformation's remaining units to remove, in
+            [0, 1], or a dict from regular expressions of names to fractions.
+        sparsity: the sparsity of each transformation's units, in [0, 1], or such a
+            dict. If it is already reached, nothing is removed, but the step counts.
         count: the number of units to remove, or such a dict.
-        criterion: what ranks them, of the weights alone: `magnitude`, `random(key)`.
-            Needed where the transformation was made with another than `magnitude`.
-        scores: in place of it, a tree like `params` of scores computed before: of
-            `saliency(params, grads)`, or of statistics of activations.
+        criterion: how to rank units, from weights alone: `magnitude`, `random(key)`.
+            Needed if the transformation has a criterion other than `magnitude`.
+        scores: a tree of precomputed scores like `params`, instead of `criterion`: for
+            example `saliency(params, grads)`, or statistics of activations.
 
     Returns:
-        New `(params, opt_state)`, of the same structure. What was given is not donated;
-        `jax.jit(sparse_optax.prune, donate_argnums=(0, 1))` overwrites it, which is
-        faster where there are many weights. Compiled once for each tree of shapes,
-        whatever the numbers; usable inside `jit`.
+        New `(params, opt_state)`, of the same structure. The arguments are not donated;
+        `jax.jit(sparse_optax.prune, donate_argnums=(0, 1))` donates them, which is
+        faster for many weights. Compiled once per tree of shapes; works inside `jit`.
 
     Raises:
-        TypeError: if an argument is of the wrong type, or if `params` has something
-            else than weights where there are masks.
+        TypeError: if an argument is of the wrong type, or if a leaf of `params` with a
+            mask is not a weight.
         ValueError: if a number is out of range, if more than one amount is given or
             none where one is needed, if neither `criterion` nor `scores` is given where
-            one is needed, if both are, if `opt_state` has no masks, or if they or
-            `scores` are not those of `params`.
+            one is needed, if both are given, if `opt_state` has no masks, or if the
+            masks or `scores` do not fit `params`.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -141,12 +140,11 @@ def _drop(params, state, scores, kind, amount):
 def replace_pruning(
     opt_state: optax.OptState, new_pruning: Callable[[PruneState], PruneState]
 ) -> optax.OptState:
-    """Replaces the states of pruning transformations, which the function gets unboxed.
+    """Replaces each state of a pruning transformation by `new_pruning(unboxed state)`.
 
-    Where an optimizer is inside `hide_pruned`, its moments of pruned weights are
-    cleared.
+    Inside `hide_pruned`, the optimizer's moments of pruned weights are cleared.
     """
-    prune_states(opt_state)  # an error if there is none
+    prune_states(opt_state)  # raises if there are none
     kinds = PruneState, HidePrunedState
 
     def replace(node):
@@ -177,18 +175,18 @@ def masks_from_zeros(
         params: the weights.
         opt_state: the state of an optimizer with a pruning transformation in it.
         mask: the leaves in which zeros are pruned weights, as in `prune_by_magnitude`;
-            leaves that no transformation prunes are left out. By default those of
-            matrices alone, as biases often begin at zero.
+            leaves that no transformation prunes are left out. By default, only
+            matrices, since biases often start at zero.
 
     Returns:
-        The state with new masks. Weights pruned before stay so; no pruning step is
+        The state with new masks. Weights pruned before stay pruned; no pruning step is
         counted.
 
     Raises:
-        TypeError: if `mask` holds something else than booleans, or if `params` has
-            something else than weights where there are masks.
-        ValueError: if `opt_state` has no masks, if they are not those of `params`, or
-            if `mask` does not fit or selects nothing.
+        TypeError: if `mask` contains leaves that are not booleans, or if a leaf of
+            `params` with a mask is not a weight.
+        ValueError: if `opt_state` has no masks, if they do not fit `params`, or if
+            `mask` does not fit or selects nothing.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -220,25 +218,25 @@ def masks_from_zeros(
 
 
 def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
-    """Puts masks into a state, in place of those that are there.
+    """Replaces the masks in a state.
 
-    For masks of another optimizer or an earlier run: a rewound network (a lottery
-    ticket), a new head, another pruning transformation. Masks that are True everywhere
-    release all weights. The weights are not changed: `apply_masks` sets them to zero.
+    Use it for masks of another optimizer or run: a rewound network (a lottery ticket),
+    a new head, another pruning transformation. Masks that are True everywhere release
+    all weights. The weights are not changed; `apply_masks` sets them to zero.
 
     Args:
         opt_state: the state of an optimizer with a pruning transformation in it.
-        masks: a tree like the params of booleans, True for weights that are kept, as
-            returned by `get_masks`, `optax.MaskedNode()` for a leaf of which none is
-            pruned. They are copied to where the masks of the state are.
+        masks: a tree of booleans like the params, True for kept weights, as returned by
+            `get_masks`; `optax.MaskedNode()` for a leaf without pruned weights. They
+            are copied to the devices of the masks in the state.
 
     Returns:
-        The state with these masks; no pruning step is counted. An optimizer inside
-        `hide_pruned` forgets its moments of pruned weights.
+        The state with these masks; no pruning step is counted. Inside `hide_pruned`,
+        the optimizer's moments of pruned weights are cleared.
 
     Raises:
         TypeError: if a leaf of `masks` is not boolean.
-        ValueError: if `opt_state` has no masks, if `masks` are of another tree or other
+        ValueError: if `opt_state` has no masks, if `masks` have another tree or other
             shapes, or if they prune a leaf that no transformation prunes.
 
     Examples:
@@ -260,7 +258,7 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
     _fit.check_tree(masks, "masks")
     _fit.check_boolean(masks)
     wanted = _trees.unbox(masks)
-    unused: list[dict[str, Any]] = []  # masks that a transformation does not take
+    unused: list[dict[str, Any]] = []  # masks that a transformation does not use
 
     def put(state: PruneState) -> PruneState:
         unused.append({})
@@ -269,7 +267,7 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
             if _trees.is_masked(old):
                 unused[-1].update(_trees.named_leaves(new, path))
                 return old
-            if _trees.is_masked(new):  # for a leaf, or for all that is below
+            if _trees.is_masked(new):  # for a leaf, or for a subtree
                 return jax.tree.map(jnp.ones_like, old)
             _fit.check_shape(path, old, new, "masks", like="those in the state")
             return _copy_to(old, new)
@@ -294,7 +292,7 @@ def set_masks(opt_state: optax.OptState, masks: optax.Params) -> optax.OptState:
 
 
 def _copy_to(old, new):
-    """A copy of `new` that is placed like `old`, and may be donated as that may."""
+    """A copy of `new` that is placed like `old`, and can be donated like it."""
     new = jnp.array(new, copy=True)
     if isinstance(old, Tracer) or isinstance(new, Tracer):
         return new
@@ -302,24 +300,23 @@ def _copy_to(old, new):
 
 
 def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
-    """Raises if weights that the masks call pruned are not zero.
+    """Raises if pruned weights are not zero.
 
-    What comes after a pruning transformation, or wraps it and keeps weights of its own,
-    can bring pruned weights back without a word. Zeros are kept by `optax.chain` (the
-    pruning transformation last), `masked`, `multi_transform`, `MultiSteps`,
-    `apply_if_finite` and `inject_hyperparams`. They are lost by a transformation after
-    the pruning one, by `lookahead` (in its slow weights), by `contrib.mechanize`, by
-    `contrib.schedule_free` (inside the chain, in its evaluation weights), and by a
-    moving average of the params; `apply_masks` restores them. Call this on the weights
-    that will be used.
+    A transformation after the pruning one, or a wrapper that keeps its own weights, can
+    silently bring pruned weights back. Zeros survive `optax.chain` (with the pruning
+    transformation last), `masked`, `multi_transform`, `MultiSteps`, `apply_if_finite`
+    and `inject_hyperparams`. They do not survive a transformation after the pruning
+    one, `lookahead` (in its slow weights), `contrib.mechanize`, `contrib.schedule_free`
+    (inside the chain, in its evaluation weights), or a moving average of the params;
+    `apply_masks` restores them. Call this on the weights that will be used.
 
     Args:
         params: concrete weights (not inside `jit`).
         opt_state: the state of an optimizer with a pruning transformation in it.
 
     Raises:
-        TypeError: if a mask was cast to another dtype, naming its path; if `params` has
-            something else than weights where there are masks; or if an array is traced.
+        TypeError: if a mask was cast to another dtype, naming its path; if a leaf of
+            `params` with a mask is not a weight; or if an array is traced.
         ValueError: if `opt_state` has no masks, if they do not fit `params`, or if
             weights are not zero where they should be, naming their paths.
 

@@ -1,8 +1,8 @@
-"""Structures: what a pruning step removes as a whole.
+"""Structures: which weights a pruning step removes together.
 
 A structure maps the scores of weights to units, which are kept or removed as a whole,
-and what is kept of these back to masks of weights. `_selection` ranks units, whatever
-they are. Here are the structures whose units lie in one leaf each.
+and maps the kept units back to masks of weights. `_selection` ranks units of any kind.
+This file has the structures in which each unit lies within one leaf.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from sparse_optax import _arguments, _exact_sums
 from sparse_optax._selection import Units
 
 Shape = tuple[int, ...]
-Arrays = Mapping[str, jax.Array]  # those of the prunable leaves, by name
+Arrays = Mapping[str, jax.Array]  # arrays of the prunable leaves, by name
 
 
 class Structure(Protocol):
-    """What `prune_by(structure=...)` takes where units extend over several leaves.
+    """The type of `prune_by(structure=...)` for units that span several leaves.
 
-    It is hashable, and equal to another if its values are. Trees come as dicts from the
-    names of the prunable leaves to arrays.
+    It is hashable and compares by value. Trees are passed as dicts from the names of
+    the prunable leaves to arrays.
     """
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
-        """Raises a `ValueError` if leaves of these shapes cannot be structured so."""
+        """Raises a `ValueError` if this does not fit leaves of these shapes."""
         ...
 
     def to_units(self, scores: Arrays, masks: Arrays) -> Mapping[str, Units]:
@@ -40,18 +40,17 @@ class Structure(Protocol):
         ...
 
     def num_layers(self, shapes: Mapping[str, Shape]) -> Mapping[str, int]:
-        """Of each array of units, how many layers are stacked along its first axis.
+        """For each array of units, how many layers are stacked along its first axis.
 
-        0 if that is an axis like others.
+        0 if the first axis is not an axis of layers.
         """
         ...
 
 
 class LeafStructure:
-    """A structure of each leaf by itself; derive others from this class.
+    """A structure of each leaf by itself; the base class of such structures.
 
-    A subclass is a frozen dataclass. What is defined here is that every weight is a
-    unit of its own.
+    A subclass is a frozen dataclass. By default, every weight is its own unit.
     """
 
     def check(self, shape: Shape) -> None:
@@ -68,7 +67,7 @@ class LeafStructure:
 
     @property
     def max_sparsity(self) -> Fraction:
-        """The share of units that may be removed at the most."""
+        """The largest share of units that may be removed."""
         return Fraction(1)
 
 
@@ -79,25 +78,25 @@ class Unstructured(LeafStructure):
 
 @dataclasses.dataclass(frozen=True)
 class NM(LeafStructure):
-    """At most `n` weights that are not zero of every `m` consecutive ones.
+    """Keeps at most `n` of every `m` consecutive weights: N:M sparsity.
 
-    The units are weights. Of each group of `m`, those beyond its `n` best may be
-    removed, and amounts drop the lowest of them over all groups: so a gradual schedule
-    that ends at a sparsity of 1 - n/m ends at exactly N:M. Without an amount, all that
-    may be removed are.
+    The units are weights. In each group of `m`, all but the `n` best may be removed,
+    and an amount removes the lowest of these over all groups. So a gradual schedule
+    that ends at a sparsity of 1 - n/m ends at exactly N:M. Without an amount, all of
+    these are removed.
 
     Args:
-        n: how many of a group are kept at the least.
+        n: the least number of weights to keep in a group.
         m: the size of a group.
-        axis: along which groups are consecutive, the axis that a product with the
-            activations sums over: -2 of flax's kernels `(in, out)`; -1 of equinox's
-            weights `(out, in)`; of convolutions `(h, w, in, out)` also -2; of flax's
-            attention kernels 0 of `(features, heads, dim)`.
+        axis: the axis of the groups, which a product with the activations sums over: -2
+            for flax's kernels `(in, out)` and convolutions `(h, w, in, out)`, -1 for
+            equinox's weights `(out, in)`, 0 for flax's attention kernels
+            `(features, heads, dim)`.
 
     Raises:
         TypeError: if an argument is not an integer.
-        ValueError: if n is not in [1, m]; where it is used, if a leaf has no such axis,
-            or one with a length that `m` does not divide.
+        ValueError: if n is not in [1, m]; when used, if a leaf has no such axis, or if
+            `m` does not divide its length.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -133,11 +132,11 @@ class NM(LeafStructure):
         return Fraction(self.m - self.n, self.m)
 
     def check(self, shape: Shape) -> None:
-        """`m` divides the length of the axis."""
+        """Raises unless `m` divides the length of the axis."""
         _check_divides(self.m, shape, self.axis, f"NM({self.n}, {self.m})")
 
     def to_units(self, scores: jax.Array, mask: jax.Array) -> Units:
-        """The weights, and which are not among the best of their group."""
+        """The weights; those not among the best of their group may be removed."""
         axis = self.axis % scores.ndim
         length = scores.shape[axis] // self.m
         shape = (*scores.shape[:axis], length, self.m, *scores.shape[axis + 1 :])
@@ -149,7 +148,7 @@ class NM(LeafStructure):
             other, its_kept, its_nan = (
                 jax.lax.index_in_dim(x, i, axis + 1) for x in (grouped, kept, is_nan)
             )
-            # NaNs are the largest, and of equal scores later ones are better.
+            # NaNs are largest, and among equal scores, later ones are better.
             is_equal = (other == grouped) | (its_nan & is_nan)
             is_larger = (other > grouped) | (its_nan & ~is_nan)
             num_better += its_kept & (is_larger | (is_equal & (i > place)))
@@ -162,16 +161,16 @@ class Block(LeafStructure):
     """Blocks of weights.
 
     Args:
-        shape: of a block.
-        axes: those that it extends along, as many; by default the last ones. Along the
-            others it is one weight wide.
-        pool: what makes one score of those of a block, "mean" or "max".
+        shape: the shape of a block.
+        axes: the axes of `shape` in the leaf, as many; by default the last ones. Along
+            other axes, a block is one weight wide.
+        pool: how to combine the scores of a block, "mean" or "max".
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if a number is out of range, or if there is not one axis for each
-            number of the shape; where it is used, if a leaf has no such axis, or one
-            with a length that the block does not divide.
+        ValueError: if a number is out of range, or if `axes` and `shape` differ in
+            length; when used, if a leaf has no such axis, or if the block does not
+            divide its length.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -207,13 +206,13 @@ class Block(LeafStructure):
         _check_pool(self.pool)
 
     def check(self, shape: Shape) -> None:
-        """A block divides the length of each axis."""
+        """Raises unless blocks divide the length of each axis."""
         for length, axis in zip(self.shape, self.axes, strict=True):
             _check_divides(length, shape, axis, f"Block({self.shape})")
         _check_different(self.axes, shape)
 
     def to_units(self, scores: jax.Array, mask: jax.Array) -> Units:
-        """The blocks, in an array with an element for each."""
+        """The blocks, in an array with one element per block."""
         split, axes = self._split(scores.shape)
         return _pool(scores.reshape(split), mask.reshape(split), axes, self.pool)
 
@@ -223,7 +222,7 @@ class Block(LeafStructure):
         return (mask.reshape(split) & jnp.expand_dims(kept, axes)).reshape(mask.shape)
 
     def _split(self, shape: Shape) -> tuple[Shape, Shape]:
-        """The shape with an axis for each axis of a block after its own, and these."""
+        """The shape with each axis of blocks split in two, and the axes within them."""
         lengths = {
             axis % len(shape): length
             for length, axis in zip(self.shape, self.axes, strict=True)
@@ -240,15 +239,15 @@ class Block(LeafStructure):
 
 @dataclasses.dataclass(frozen=True)
 class Channel(LeafStructure):
-    """Whole slices: all weights of one index along an axis.
+    """Whole slices: all weights with the same index along an axis.
 
     Args:
-        axis: by default the last one, output channels or neurons of flax's kernels.
-        pool: what makes one score of those of a slice, "mean" or "max".
+        axis: by default the last one: output channels, or neurons, of flax's kernels.
+        pool: how to combine the scores of a slice, "mean" or "max".
 
     Raises:
         TypeError: if `axis` is not an integer.
-        ValueError: if `pool` is neither; where it is used, if a leaf has no such axis.
+        ValueError: if `pool` is neither; when used, if a leaf has no such axis.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -273,7 +272,7 @@ class Channel(LeafStructure):
         _check_pool(self.pool)
 
     def check(self, shape: Shape) -> None:
-        """There is such an axis."""
+        """Raises unless the leaf has such an axis."""
         _check_divides(1, shape, self.axis, "Channel")
 
     def to_units(self, scores: jax.Array, mask: jax.Array) -> Units:
@@ -290,7 +289,7 @@ class Channel(LeafStructure):
 
 
 def _pool(scores: jax.Array, mask: jax.Array, axes: Shape, pool: str) -> Units:
-    """Units that are each of the weights along some axes; kept if one of them is."""
+    """Pools weights along some axes into units; a unit is kept if any weight is."""
     if pool == "mean":
         pooled = _exact_sums.mean_of_kept(scores, mask, axes)
     else:

@@ -1,7 +1,7 @@
 """Parameter trees: names of leaves, flax's boxes, and which leaves are weights.
 
-Parameter trees hold three things beside arrays. `optax.MaskedNode()` stands for
-weights that take no part. `None` stands for nothing. And flax wraps arrays in boxes
+Parameter trees contain three things besides arrays. `optax.MaskedNode()` stands for
+weights that are left out. `None` stands for nothing. And flax wraps arrays in boxes
 (`nnx.Variable`, linen's `Partitioned`). `nnx.Optimizer` adds the boxes at `init` and
 removes them at `update`, so trees are compared and named without boxes.
 """
@@ -22,7 +22,7 @@ _WEIGHT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def is_masked(x: Any) -> bool:
-    """Whether `x` stands for weights that take no part."""
+    """Whether `x` stands for weights that are left out."""
     return isinstance(x, optax.MaskedNode)
 
 
@@ -32,7 +32,7 @@ def is_sparse_array(x: Any) -> bool:
 
 
 def is_leaf(x: Any) -> bool:
-    """Whether `x`, a node for JAX, is one leaf to whoever reads the names of leaves."""
+    """Whether `x`, a node for JAX, counts as one leaf when leaves are named."""
     return is_masked(x) or is_sparse_array(x)
 
 
@@ -44,9 +44,9 @@ def is_array(x: Any) -> bool:
 def is_weight(x: Any) -> bool:
     """Whether `x` is an array of real numbers that can be pruned and counted.
 
-    This is the one rule of the package for kinds of leaves: weights are arrays of
-    16-bit or wider real floating dtypes. Complex numbers, integers, booleans, narrower
-    floats (some have no zero), random keys and sparse arrays are no weights.
+    The whole package uses this rule: weights are arrays of 16-bit or wider real
+    floating dtypes. Complex numbers, integers, booleans, narrower floats (some have no
+    zero), random keys and sparse arrays are not weights.
     """
     if is_sparse_array(x) or not is_array(x):
         return False
@@ -55,7 +55,7 @@ def is_weight(x: Any) -> bool:
 
 
 def common_dtype(*xs: Any) -> Any:
-    """The dtype that JAX promotes these to, whatever promotion is set to."""
+    """The dtype that JAX's standard promotion gives these, whatever the setting."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*xs)
 
@@ -75,7 +75,7 @@ def leaf_name(path: KeyPath) -> str:
 
 
 def named_leaves(tree: PyTree, root: KeyPath = ()) -> list[tuple[str, Any]]:
-    """The leaves of `tree`, itself at `root`, with their names; `MaskedNode`s too.
+    """The leaves of `tree`, which is at `root`, with their names; also `MaskedNode`s.
 
     A sparse array is one leaf.
     """
@@ -84,7 +84,7 @@ def named_leaves(tree: PyTree, root: KeyPath = ()) -> list[tuple[str, Any]]:
 
 
 def map_masks(f: Callable, masks: PyTree, tree: PyTree, *rest: PyTree) -> PyTree:
-    """`f(mask, leaf, *rest)` where `masks` has no `MaskedNode`, elsewhere the leaf."""
+    """`f(mask, leaf, *rest)` where there is a mask, and the leaf elsewhere."""
 
     def apply(mask, x, *others):
         return x if is_masked(mask) else f(mask, x, *others)
@@ -93,7 +93,7 @@ def map_masks(f: Callable, masks: PyTree, tree: PyTree, *rest: PyTree) -> PyTree
 
 
 def map_aligned(f: Callable, a: PyTree, b: PyTree, path: KeyPath = ()) -> PyTree:
-    """`f(path, x, y)` of the leaves of two trees, either of which may leave out parts.
+    """Maps `f(path, x, y)` over the leaves of two trees; each may leave out parts.
 
     Where one has a `MaskedNode`, `f` gets that and whatever the other has there.
 
@@ -153,12 +153,12 @@ def rebox(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def _box_types() -> tuple[type, ...]:
-    # A dataclass with one field `value` looks the same in a tree: ask for the type.
+    # A dataclass with one field `value` looks the same in a tree: check the type.
     variable = find_class("flax.nnx", "Variable")
     return variable + find_class("flax.core.meta", "AxisMetadata")
 
 
 def find_class(module: str, name: str) -> tuple[type, ...]:
-    """The class, in a tuple for `isinstance`; an empty one if it is not imported."""
+    """The class in a tuple, for `isinstance`; an empty tuple if it is not imported."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)

@@ -1,4 +1,4 @@
-"""Decays of whole units: a number for each unit, made of all of its weights.
+"""Decays of whole units: one factor for each unit, computed from all its weights.
 
 With groups of channels as `structure`, `add_relevance_decay` shrinks units by the mean
 size of their gradients, and `add_l1_decay` becomes the group lasso.
@@ -26,7 +26,7 @@ def check_structure(
     """The `mask` of leaves and the groups that it selects, if there are groups.
 
     Raises:
-        TypeError: if `structure` has no groups.
+        TypeError: if `structure` is not groups of units.
     """
     if structure is not None and not isinstance(structure, ChannelGroups):
         raise TypeError(
@@ -48,7 +48,7 @@ def factors(
     Args:
         groups: the units.
         tree: x, like the params.
-        f: of the sums of x over units, as a vector, and how many weights a unit has.
+        f: maps the sums of x over units, a vector, and the size of a unit to numbers.
 
     Returns:
         A tree like `tree`, of arrays that broadcast to its leaves; 0 without units.

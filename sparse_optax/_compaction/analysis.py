@@ -42,7 +42,7 @@ def analyse(
     with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))
     names = [_trees.leaf_name(path) for path, _ in with_path]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"params has two leaves of the name {min(twice)}.")
+        raise ValueError(f"params has two leaves named {min(twice)}.")
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type),
         jax.eval_shape(lambda *args: args, params, inputs),

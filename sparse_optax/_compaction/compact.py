@@ -88,7 +88,7 @@ def compact(
     if not isinstance(check, bool):
         raise TypeError(f"check must be a boolean; got {check!r}.")
     _arguments.check_integer("round_to", round_to, low=1)
-    _fit.check_concrete(params, "compact", "Compact before it, and apply inside.")
+    _fit.check_concrete(params, "compact", "Call it outside, and `apply` inside.")
     if check and any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):
         raise TypeError("check=True needs concrete inputs; got traced ones.")
     is_shape = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(inputs))
@@ -156,7 +156,7 @@ def _declined(
                 readers = np.unique(found.liveness.readers[units[stays]])
                 reasons = [f"read by {found.liveness.names[i]}" for i in readers if i]
             reason = (
-                ", ".join(reasons) or "the last unit of its group: nothing passes it"
+                ", ".join(reasons) or "the last unit of its group; its output is zero"
             )
             declined.append(Declined(name, axis, int(stays.sum()), reason))
     return declined
@@ -178,7 +178,7 @@ def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
     after = jax.tree.leaves(compacted.apply(compacted.params, *inputs))
     for (path, a), b in zip(before, after, strict=True):
         where = f"outputs at {_trees.leaf_name(path)}"
-        report = "a bug of compact, unless fn is random. Please report it, with fn."
+        report = "a bug in compact, unless fn is random. Please report it, with fn."
         if a.dtype != b.dtype:
             raise RuntimeError(f"{where} become {b.dtype} from {a.dtype}: {report}")
         if jnp.issubdtype(a.dtype, jax.dtypes.extended):
@@ -194,7 +194,7 @@ def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
         if not np.allclose(a / scale, b / scale, 0, tolerance, equal_nan=True):
             if not np.isfinite(a).all():
                 raise RuntimeError(
-                    f"{where} have {a[~np.isfinite(a)][0]} before compact."
+                    f"{where} have {a[~np.isfinite(a)][0]} before compaction."
                 )
             raise RuntimeError(
                 f"{where} differ by {np.nanmax(np.abs(a - b)):.2g}, where the largest "

@@ -92,9 +92,7 @@ class Compacted:
         leaves = {_trees.leaf_name(path): leaf for path, leaf in with_path}
         if leaves.keys() != self.shapes.keys():
             names = sorted(leaves.keys() ^ self.shapes.keys())
-            raise ValueError(
-                f"params differs from that which was compacted in {names}."
-            )
+            raise ValueError(f"params does not match the compacted params at {names}.")
         whole = self._map("params", params, restore_shape)
         analysis = analyse(self.fn, whole, inputs, freeze_results=False)
         evaluation = Evaluation(analysis.table, self._removed(analysis))
@@ -145,7 +143,7 @@ class Compacted:
                     reasons = analysis.table.why_frozen(value.axes[axis])
                     raise ValueError(
                         f"{n - len(expected)} of {n} slices of {name}, axis {axis}, "
-                        "were removed, but this function, with these inputs, needs "
+                        "were removed, but with these inputs the function needs "
                         f"others: {', '.join(reasons) or 'it couples other units'}."
                     )
 
@@ -289,7 +287,7 @@ class Compacted:
             for name, *row in rows
         ]
         lines += [
-            f"folded: {num} constant units into {name}, which trains differently"
+            f"folded: {num} constant units into {name}, which changes further training"
             for name, num in self.folded.items()
         ]
         lines += [

@@ -110,7 +110,9 @@ def find_groups(
             parts = _members(name, axis, columns[name, axis, k], units)
             members += parts
             if not parts:
-                frozen.append(FrozenAxis(name, axis, "its units are in no order"))
+                frozen.append(
+                    FrozenAxis(name, axis, "its units follow no regular pattern")
+                )
         if not all(any(m[:2] == key[:2] for m in members) for key in keys):
             continue
         if len(units) == 1:  # an axis of size 1 that holds a whole layer

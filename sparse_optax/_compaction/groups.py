@@ -148,7 +148,9 @@ class ChannelGroups:
             for pattern in mask:
                 if not any(_matches(pattern, group.name) for group in self):
                     names = [group.name for group in self]
-                    raise ValueError(f"mask has {pattern!r}, no group of {names}.")
+                    raise ValueError(
+                        f"mask has {pattern!r}, which matches no group of {names}."
+                    )
             left = [
                 group
                 for group in self
@@ -161,7 +163,7 @@ class ChannelGroups:
             )
         if not left:
             kinds = {group.name: group.kind for group in self}
-            raise ValueError(f"mask selects no group of {kinds}.")
+            raise ValueError(f"mask selects none of the groups {kinds}.")
         return dataclasses.replace(self, groups=tuple(left))
 
     def __str__(self) -> str:
