@@ -227,8 +227,12 @@ def test_names_with_brackets_select_as_they_are():
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        ({"up": True}, ValueError, r"mask has 'up', no group of \['"),
-        ({".*": False}, ValueError, "mask selects no group of .*'in:0': 'input'"),
+        ({"up": True}, ValueError, r"mask has 'up', which matches no group of \['"),
+        (
+            {".*": False},
+            ValueError,
+            "mask selects none of the groups .*'in:0': 'input'",
+        ),
         ({1: True}, TypeError, "mask must be a dict from regular expressions"),
         (lambda params: params, TypeError, "names of groups to booleans"),
         (True, TypeError, "got True"),
@@ -240,7 +244,9 @@ def test_masks_that_select_no_groups(mask, error, message):
 
 
 def test_only_hidden_units_are_selected_by_default():
-    with pytest.raises(ValueError, match=r"mask selects no group of .*'normalized'"):
+    with pytest.raises(
+        ValueError, match=r"mask selects none of the groups .*'normalized'"
+    ):
         groups_of("layer norm").select("matrices")
 
 

@@ -230,7 +230,7 @@ def test_a_run_goes_on_pruning_the_network_of_another(finished, tmp_path):
     assert all(jax.tree.leaves(still))
     assert any(x.any() for x in jax.tree.leaves(zeros(finished)))
     line = error_line(digits(tmp_path / "no", *flags, "--pruned-from", str(tmp_path)))
-    assert "holds no finished run" in line and not (tmp_path / "no").exists()
+    assert "contains no finished run" in line and not (tmp_path / "no").exists()
     other = types.SimpleNamespace(variables=Variables({"w": np.ones(3)}, {}))
     config = types.SimpleNamespace(pruned_from=str(finished))
     with pytest.raises(

@@ -273,7 +273,7 @@ def test_tied_weights_stay_tied():
 def test_wrong_arguments():
     with pytest.raises(TypeError, match="fn must be callable"):
         so.compact(PARAMS, mlp, X)
-    with pytest.raises(TypeError, match=r"compact.*Compact before it, and apply"):
+    with pytest.raises(TypeError, match=r"compact.*Call it outside, and `apply`"):
         jax.jit(lambda params: so.compact(mlp, params, X).params)(PARAMS)
     with pytest.raises(ValueError, match="check=True needs arrays as inputs"):
         so.compact(mlp, PARAMS, jax.ShapeDtypeStruct((1, 4), X.dtype))

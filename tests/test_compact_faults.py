@@ -225,7 +225,7 @@ def test_params_named_as_the_end_of_others():
     state = compacted.shrink(optax.adam(0.1).init(params))
     shapes = jax.tree.map(jnp.shape, compacted.params)
     assert jax.tree.map(jnp.shape, state[0].mu) == shapes
-    with pytest.raises(ValueError, match="params has two leaves of the name a/w"):
+    with pytest.raises(ValueError, match="params has two leaves named a/w"):
         so.compact(fn, {"a/w": X, "a": {"w": X}}, X)
 
 

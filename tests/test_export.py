@@ -140,7 +140,7 @@ def test_a_summary_without_a_name_is_named(command, run):
 
 
 def test_runs_that_cannot_be_exported_are_named(run, tmp_path):
-    assert "holds no finished run" in error_line(["export", tmp_path])
+    assert "contains no finished run" in error_line(["export", tmp_path])
     (run / "network.safetensors").unlink()
     (run / "network.safetensors").mkdir()
     assert "network.safetensors" in error_line(["export", run])
@@ -179,7 +179,7 @@ def test_a_run_is_stored_for_the_pages(finished, tmp_path, monkeypatch):
     assert rounds["kept_by_leaf"].keys() == summary["layers"].keys()
     stored_runs.draw(name, tmp_path)
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
-    with pytest.raises(ExperimentError, match="holds no finished run"):
+    with pytest.raises(ExperimentError, match="contains no finished run"):
         stored_runs.store(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
     )
     monkeypatch.setattr(matrices, "layers_of", lambda params, inputs=None: [layer])
     summary = {"network": "lenet300", "dataset": "mnist", "structure": "unstructured"}
-    with pytest.raises(ExperimentError, match="computes another network"):
+    with pytest.raises(ExperimentError, match="computes other logits"):
         latency.measure_network(summary, variables, turns=1)
 
 
@@ -248,4 +248,4 @@ def test_latency_measures_runs_and_stores(finished, run, tmp_path, monkeypatch):
     table = latency.show(found)
     assert f"| lenet300, digits | weights, relevance | {100 * sparsity:.2f} |" in table
     assert "| lenet300, digits | at once | 80.00 | 2 |" in table
-    assert "holds no finished run" in error_line(["latency", tmp_path, *out])
+    assert "contains no finished run" in error_line(["latency", tmp_path, *out])

@@ -273,7 +273,7 @@ def test_decays_of_selected_groups(make):
     updates, _ = quickly_compiled(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
     changed = {name for name in SHAPES if np.any(updates[name] != GRADS[name])}
     assert changed == {"w2", "w3"}
-    with pytest.raises(ValueError, match="mask has 'w1', no group of"):
+    with pytest.raises(ValueError, match="mask has 'w1', which matches no group of"):
         make(structure=GROUPS, mask={"w1": True})
 
 

@@ -25,7 +25,7 @@ from experiments.metrics import metric_of
 from experiments.networks.functional import Variables
 from experiments.pages.tables import markdown
 from experiments.records import Row, RunFolder
-from experiments.running import compaction
+from experiments.running import compaction, figures
 from experiments.running.compaction import Runnable
 from experiments.running.environment import environment
 from experiments.running.export import file_sizes, networks_of
@@ -108,7 +108,7 @@ def measure_network(summary: Row, network: Variables, turns: int) -> Row:
         wanted = np.asarray(functions[AS_TRAINED]())
         for variant, function in functions.items():
             if not np.allclose(function(), wanted, atol=1e-3, rtol=1e-3):
-                raise ExperimentError(f"{variant} computes another network.")
+                raise ExperimentError(f"{variant} computes other logits.")
         functions = {
             # Ten times, so that caches are warm.
             variant: lambda f=f: [jax.block_until_ready(f()) for _ in range(10)]
@@ -173,6 +173,32 @@ def compacted_row(run: Row) -> dict[str, str]:
     found["sparse file, compacted, bytes"] = f"{run['compacted_bytes']['sparse']:,}"
     found["dense file, bytes"] = f"{run['bytes']['dense']:,}"
     return found
+
+
+def draw_and_show(folder: Path, found: Row) -> str:
+    """Draws the times of compacted networks, and returns the figure and the tables."""
+    name = f"latency-{found['backend']}"
+    draw(found, folder / name)
+    figure = f"![The time that smaller networks take](figures/{name}.png)"
+    return f"{figure}\n\n{show(found)}"
+
+
+def draw(found: Row, path: Path) -> None:
+    trained = [run for run in found["runs"] if run["trained"]]
+    with figures.figure(path, (6.4, 0.35 * len(trained) + 1)) as canvas:
+        axes = canvas.add_subplot()
+        for index, (batch, colour) in enumerate(
+            zip(BATCHES, (figures.SKY, figures.BLUE), strict=True)
+        ):
+            times = [run["rows"][index]["ratios"][COMPACTED] for run in trained]
+            places = np.arange(len(trained)) + 0.36 * (index - 0.5)
+            axes.barh(places, times, 0.34, color=colour, label=f"batch of {batch}")
+        axes.axvline(1, color=figures.GREY, linewidth=1)
+        names = [", ".join([*which(run).values()][:2]) for run in trained]
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel("time of the smaller network, as a multiple of the dense one")
+        canvas.legend(loc="outside lower center", ncols=2)
 
 
 def which(run: Row) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Writes all pages of docs/results again, from what is stored alone."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,11 @@ def write(folder: Path) -> None:
             "files": runs.files(),
             "random": measured("storage", storage.show),
         },
-        "latency": {"latency": measured("latency", latency.show)},
+        "latency": {
+            "latency": measured(
+                "latency", functools.partial(latency.draw_and_show, figures)
+            )
+        },
     }.items():
         template = Path(__file__).with_name(f"{name}.md").read_text()
         write_whole(folder / f"{name}.md", template.format(**contents).encode())

@@ -20,7 +20,7 @@ def store(folder: Path) -> Path:
     """Stores the summary of a finished run, and of seed 0 its rounds."""
     summary = read_json(folder / "summary.json")
     if summary is None:
-        raise ExperimentError(f"{folder} holds no finished run.")
+        raise ExperimentError(f"{folder} contains no finished run.")
     names = (summary[key] for key in ("experiment", "regularizer", "config_id"))
     name = "-".join([*names, f"seed{summary['seed']}"]) + ".json"
     if summary["seed"] == 0:

@@ -41,7 +41,7 @@ def run(config: Config) -> None:
     folder.check(config)
     summary = folder.summary()
     if summary is not None:
-        console.print(f"{folder.path} holds this run, finished:", soft_wrap=True)
+        console.print(f"{folder.path} contains this run, finished:", soft_wrap=True)
         terminal.print_summary(console, summary)
         return
     if isinstance(config, TextConfig):
@@ -261,7 +261,7 @@ class Run:
         step = jnp.asarray(rows[-1]["step"], jnp.int32)
         self.dense = self.dense._replace(**network._asdict(), step=step)
         self.note_commits(commits)
-        self.print(f"The dense network is that of {self.config.dense_from}.")
+        self.print(f"Using the dense network of {self.config.dense_from}.")
 
     def note_commits(self, commits: list[str | None]) -> None:
         now = self.environment["commit"]
