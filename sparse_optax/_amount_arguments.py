@@ -42,9 +42,8 @@ def check_amount_is_given(kind: Kind | None, structure: Any) -> None:
     """Raises if a pruning step has no amount and the structure does not imply one."""
     if kind is None and _layers.highest_sparsity(structure) == 1:
         raise ValueError(
-            "a pruning step needs fraction, count or sparsity: the structure "
-            "alone says how much to remove only where it is NM everywhere; got "
-            f"{structure}."
+            "a pruning step needs fraction, count or sparsity: only NM for all "
+            f"leaves implies an amount; structure is {structure}."
         )
 
 
@@ -52,8 +51,7 @@ def check_distribution(distribution: Distribution, value: Value) -> None:
     """Raises a `ValueError` if ERK is combined with an amount for each leaf."""
     if distribution == "erk" and isinstance(value, Mapping):
         raise ValueError(
-            "distribution='erk' takes one amount; got a dict, which says it for each "
-            "leaf."
+            "distribution='erk' needs one amount; got a dict of amounts for each leaf."
         )
 
 

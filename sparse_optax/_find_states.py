@@ -82,9 +82,9 @@ def prune_states(opt_state: optax.OptState) -> list[PruneState]:
         return states
     if any(map(_was_prune_state, jax.tree.leaves(opt_state, is_leaf=_was_prune_state))):
         raise ValueError(
-            "opt_state has masks, but in plain dicts: its types were lost. Restore it "
-            "into tx.init(params), which has them; from an nnx.Optimizer, give its "
-            "opt_state."
+            "opt_state has plain dicts in place of its types. Restore it "
+            "into tx.init(params), which has them; pass the opt_state of an "
+            "nnx.Optimizer."
         )
     raise ValueError(
         "opt_state has no masks: its optimizer has no prune_by, prune_by_magnitude, "

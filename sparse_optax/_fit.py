@@ -23,11 +23,11 @@ def check_tree(tree: PyTree, argument: str) -> None:
         tree, is_leaf=lambda x: isinstance(x, (*modules, PruneState))
     )
     if any(isinstance(node, modules) for node in found):
-        raise TypeError(f"{argument} has an nnx module in it: {_NNX}.")
+        raise TypeError(f"{argument} contains an nnx module: {_NNX}.")
     if any(isinstance(node, PruneState) for node in found):
         raise TypeError(
-            f"{argument} has the state of an optimizer in it; of a training state, "
-            "pass its params and its opt_state."
+            f"{argument} contains the state of an optimizer; pass the params and the "
+            "opt_state of a training state separately."
         )
     check_arrays(tree, argument)
 
@@ -37,8 +37,8 @@ def check_arrays(tree: PyTree, argument: str) -> None:
     for name, leaf in _trees.named_leaves(tree):
         if not (_trees.is_array(leaf) or _trees.is_leaf(leaf)):
             raise TypeError(
-                f"{argument} has {_trees.describe(leaf)} at {name}, which is no "
-                f"array: {_EQUINOX}."
+                f"{argument} has {_trees.describe(leaf)} at {name}, which is not "
+                f"an array: {_EQUINOX}."
             )
 
 
@@ -157,13 +157,13 @@ def _hint(reference: PyTree, tree: PyTree) -> str:
     if _is_flat(reference, tree):
         return (
             "optax.flatten makes one vector of all weights, and its masks are of that "
-            "vector: this function cannot reach through it. Put the pruning "
+            "vector, which this function does not support. Put the pruning "
             "transformation outside of optax.flatten."
         )
     if _is_split(reference):
         return (
             "contrib.split_real_and_imaginary makes two arrays of a complex one, and "
-            "its masks are of those: this function cannot reach through it. Complex "
+            "its masks are of those, which this function does not support. Complex "
             "weights cannot be pruned as such."
         )
     return "Are they of the same model?"

@@ -134,9 +134,7 @@ def update_hidden(
 def check_optimizer(name: str, value: Any) -> None:
     """Raises unless `value` is one of optax's transformations."""
     if isinstance(value, optax.MultiSteps):
-        raise TypeError(
-            f"{name} must not be optax.MultiSteps: put it around the whole."
-        )
+        raise TypeError(f"{name} must not be optax.MultiSteps: wrap the whole in it.")
     if not isinstance(value, optax.GradientTransformation):
         raise TypeError(f"{name} must be an optax transformation; got {value!r}.")
 
@@ -155,8 +153,8 @@ def _check_nothing_waits_for_prune(opt_state: optax.OptState) -> None:
     for node in jax.tree.leaves(opt_state, is_leaf=is_pruning):
         if is_pruning(node) and node.num_updates is None:
             raise ValueError(
-                "optimizer has a pruning transformation in it that would never prune: "
-                "hide_pruned does not pass `prune` to the optimizer. Give it as "
+                "optimizer contains a pruning transformation that would never prune: "
+                "hide_pruned does not pass `prune` to the optimizer. Pass it as "
                 "`pruning`."
             )
 

@@ -261,10 +261,10 @@ def _check_zeros(state: IterativePruningState) -> None:
     if found:
         raise ValueError(
             f"round {int(state.num_rounds) - 1}: pruned weights are not zero: "
-            f"{'; '.join(found)}. Something after the pruning transformation, around "
-            "it, or in train moves them: put the transformation last in its chain, and "
-            "use apply_masks after set_masks. The sparsities of earlier rounds were "
-            "those of the masks."
+            f"{'; '.join(found)}. A transformation after the pruning one, a wrapper "
+            "around it, or train changes them: put the pruning transformation last, "
+            "and use apply_masks after set_masks. The sparsities of earlier rounds "
+            "were those of the masks."
         )
 
 
@@ -302,8 +302,8 @@ def _warn_of_empty_layers(state: IterativePruningState, known: set[str]) -> set[
     if new := sorted(empty - known):
         warnings.warn(
             f"round {int(state.num_rounds) - 1} removed all weights of "
-            f"{', '.join(new)}. min_kept or max_sparsity of the pruning transformation "
-            "keeps some.",
+            f"{', '.join(new)}. Use min_kept or max_sparsity of the pruning "
+            "transformation to keep some.",
             stacklevel=3,
         )
     return known | empty

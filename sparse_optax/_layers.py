@@ -117,12 +117,14 @@ def resolve(
         structures = _by_name("structure", structure, params)
         if missing := [name for name in shapes if name not in structures]:
             raise ValueError(
-                f"structure has no pattern for {missing}; Unstructured() leaves leaves "
-                "without one."
+                f"structure has no pattern for {missing}; use Unstructured() for "
+                "leaves whose weights are removed one by one."
             )
     else:
         if axes:
-            raise ValueError("stacked is for structures of one leaf.")
+            raise ValueError(
+                "stacked cannot be used with structures of several leaves."
+            )
         structure.check(shapes)
         return structure
     resolved = ByLeaf(
@@ -150,8 +152,8 @@ def check_structure(structure: Any, stacked: Any) -> None:
             )
         if type(value).__eq__ is object.__eq__:
             raise TypeError(
-                "structure must be equal to another with the same values, as a frozen "
-                f"dataclass is; got {value!r}."
+                "structure must compare by its values, as a frozen dataclass does; "
+                f"got {value!r}."
             )
     _leaves.check_patterns("stacked", stacked)
     if stacked is None:

@@ -175,8 +175,8 @@ def _selected_by(mask: Mask, weights: PyTree) -> PyTree:
         if patterns is None:
             raise ValueError(
                 "mask does not fit the tree of params: "
-                f"{_fit.difference(tree, weights)}. One made of params, as a function "
-                "of them does, always fits."
+                f"{_fit.difference(tree, weights)}. A function from params to a tree "
+                "of booleans always fits."
             ) from error
         return _selected_by_pattern(patterns, weights)
 
@@ -261,7 +261,8 @@ def check_patterns(argument: str, value: Any) -> None:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"{argument} has {pattern!r}, which is no regular expression: {error}."
+                f"{argument} has {pattern!r}, which is not a regular expression: "
+                f"{error}."
             ) from error
 
 

@@ -21,7 +21,7 @@ from sparse_optax._prune_state import (
 )
 from sparse_optax._structures import Shape, Structure
 
-_ANEW = "Begin with tx.init(params), and set_masks(state, masks) keeps the masks."
+_ANEW = "Create a new one by tx.init(params); set_masks(state, masks) keeps the masks."
 
 
 class Prunable(NamedTuple):
@@ -81,7 +81,7 @@ class Prunable(NamedTuple):
         if counts_updates != (state.num_updates is not None):
             kinds = "prune_by", "prune_to_sparsity or sparse_training"
             raise ValueError(
-                f"state is that of {kinds[not counts_updates]}, and this is "
+                f"state belongs to {kinds[not counts_updates]}, not to "
                 f"{kinds[counts_updates]}. {_ANEW}"
             )
         self._check_mask(state, params)
@@ -92,8 +92,8 @@ class Prunable(NamedTuple):
                 if mine != getattr(state.rules, name)
             ]
             raise ValueError(
-                "the rules of a transformation are part of its state, and that has "
-                f"another {' and '.join(differ)} than this transformation. {_ANEW}"
+                f"state was created with another {' and '.join(differ)} than this "
+                f"transformation has. {_ANEW}"
             )
         return state
 
@@ -228,6 +228,6 @@ def with_leaves(masks: optax.Params, leaves: Mapping[str, jax.Array]) -> optax.P
     """The masks, with these arrays in place of their leaves, by name."""
     names = list(prunable_leaves(masks, masks))
     if missing := [name for name in names if name not in leaves]:
-        raise ValueError(f"structure has no masks for {missing} in to_masks.")
+        raise ValueError(f"structure.to_masks returned no masks for {missing}.")
     ordered = [leaves[name] for name in names]
     return jax.tree.unflatten(jax.tree.structure(masks), ordered)

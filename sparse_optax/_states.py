@@ -94,7 +94,7 @@ def prune(
     if _trees.is_array(opt_state):
         raise TypeError(
             "opt_state must be the state of an optimizer; got "
-            f"{_trees.describe(opt_state)}. A training state is given in its parts: "
+            f"{_trees.describe(opt_state)}. Pass the parts of a training state: "
             "prune(state.params, state.opt_state, fraction)."
         )
     if criterion is not None:
@@ -118,9 +118,9 @@ def prune(
             ranking = _scores.scores_of(criterion, state.masks, weights, None)
         elif not state.rules.by_magnitude:
             raise ValueError(
-                "the transformation was made with another criterion than magnitude, "
-                "and a state cannot hold that: give prune a criterion, or scores such "
-                "as saliency(params, grads)."
+                "the transformation has another criterion than magnitude, which its "
+                "state does not hold: pass criterion, or scores such as "
+                "saliency(params, grads)."
             )
         _amount_arguments.check_amount_fits(kind, value, state)
         amount = _amount_arguments.amount_at(kind, value, state.num_prunes, state)

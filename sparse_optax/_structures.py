@@ -312,7 +312,7 @@ def _check_divides(length: int, shape: Shape, axis: int, name: str) -> None:
 
 def _check_different(axes: Shape, shape: Shape) -> None:
     if len({axis % len(shape) for axis in axes}) < len(axes):
-        raise ValueError(f"Block has axes {axes}, twice the same of shape {shape}")
+        raise ValueError(f"Block has axes {axes}, one of them twice for shape {shape}")
 
 
 def _check_pool(pool: str) -> None:

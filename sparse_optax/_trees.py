@@ -104,7 +104,7 @@ def map_aligned(f: Callable, a: PyTree, b: PyTree, path: KeyPath = ()) -> PyTree
         return f(path, a, b)
     if jax.tree_util.all_leaves([a]):
         if not jax.tree_util.all_leaves([b]):
-            raise ValueError("a leaf does not align with a tree")
+            raise ValueError("a leaf cannot be matched with a subtree")
         return f(path, a, b)
     below, structure = _children(a)
     return structure.unflatten(

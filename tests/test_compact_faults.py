@@ -61,7 +61,7 @@ def remove_too_much(monkeypatch):
 def test_a_wrong_removal_is_found_in_halves(dtype, monkeypatch):
     remove_too_much(monkeypatch)
     params, x = jax.tree.map(lambda w: w.astype(dtype), (PARAMS, X))
-    with pytest.raises(RuntimeError, match="a bug of compact"):
+    with pytest.raises(RuntimeError, match="a bug in compact"):
         so.compact(mlp, params, x)
 
 
@@ -249,7 +249,7 @@ def test_integer_outputs_are_compared(monkeypatch):
     remove_too_much(monkeypatch)
     x = random_tree(0, shapes=(100, 4))
     for fn in (lambda p, x: mlp(p, x).argmax(1), lambda p, x: mlp(p, x) + 1j):
-        with pytest.raises(RuntimeError, match="a bug of compact"):
+        with pytest.raises(RuntimeError, match="a bug in compact"):
             so.compact(fn, PARAMS, x)
 
 

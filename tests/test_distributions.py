@@ -116,7 +116,7 @@ def test_amounts_by_name():
         }
     with pytest.raises(ValueError, match=r"fraction has no pattern for \['out'\]"):
         so.prune(PARAMS, tx.init(PARAMS), {"conv.*": 0.5, "dense": 0.1})
-    with pytest.raises(ValueError, match="takes one amount"):
+    with pytest.raises(ValueError, match="needs one amount"):
         so.prune_by_magnitude({"a": 0.5}, distribution="erk")
     with pytest.raises(ValueError, match="'global', 'uniform' or 'erk'; got 'leaf'"):
         so.prune_by_magnitude(0.5, distribution="leaf")

@@ -135,7 +135,7 @@ def test_pruning_an_nnx_model_outside_of_a_step_is_pruning_inside():
 def test_a_split_optimizer_has_no_masks_to_be_found():
     # nnx.split makes one flat state of it, without the states of the transformations.
     _, state = nnx.split(make_nnx(whole)[1])
-    with pytest.raises(ValueError, match=r"plain dicts.*give its opt_state"):
+    with pytest.raises(ValueError, match=r"plain dicts.*pass the opt_state"):
         sparse_optax.get_masks(state)
 
 

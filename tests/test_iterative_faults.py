@@ -263,7 +263,7 @@ def test_states_of_another_kind_are_named():
     with pytest.raises(TypeError, match="step takes the IterativePruningState"):
         step((PARAMS, PRUNING.init(PARAMS)))
     state = {"params": PARAMS, "opt_state": PRUNING.init(PARAMS), "act": jax.nn.relu}
-    message = r"state has .* at act, which is no array: .*eqx.filter\(mod"
+    message = r"state has .* at act, which is not an array: .*eqx.filter\(mod"
     with pytest.raises(TypeError, match=message):
         run(PRUNING, state=state)
 
@@ -283,7 +283,7 @@ def test_a_leaf_that_becomes_empty_is_warned_of_once():
     # Any other warning is an error: see conftest.py.
     rounds = run(PRUNING, identity, prune=pruner(0.5), max_rounds=4)
     next(rounds)
-    with pytest.warns(UserWarning, match="round 1 removed all weights of a. min_kept"):
+    with pytest.warns(UserWarning, match="round 1 removed all weights of a. Use min"):
         second = next(rounds)
     list(rounds)
     # Nor is it where it was empty already.

@@ -147,7 +147,9 @@ def test_other_leaves_raise_where_there_are_masks(kind):
 def test_what_cannot_be_counted_raises():
     with pytest.raises(ValueError, match=r"neither weights nor masks .*complex64"):
         sparse_optax.sparsity({"c": ODD["complex"]})
-    with pytest.raises(TypeError, match=r"no array: for an equinox module, pass eqx"):
+    with pytest.raises(
+        TypeError, match=r"not an array: for an equinox module, pass eqx"
+    ):
         sparse_optax.sparsity({"c": jax.nn.relu})
 
 

@@ -488,7 +488,7 @@ def test_states_and_optimizers_of_others_are_refused():
     with pytest.raises(ValueError, match="optimizer must not prune"):
         make(optimizer=optax.chain(optax.sgd(0.1), pruning)).init(params)
     other = sparse_optax.hide_pruned(optax.adam(0.1), pruning).init(params)
-    with pytest.raises(ValueError, match="state is that of prune_by"):
+    with pytest.raises(ValueError, match="state belongs to prune_by"):
         make().update(params, other, params)
     with pytest.raises(ValueError, match="params"):
         make().update(params, make().init(params))

@@ -175,10 +175,10 @@ def test_rules_of_another_transformation(name):
 
 def test_states_of_the_two_transformations_are_not_mistaken():
     by_magnitude, to_sparsity = (TRANSFORMATIONS[name]() for name in PRUNING[:2])
-    with pytest.raises(ValueError, match="that of prune_by, and this is prune_to_spar"):
+    with pytest.raises(ValueError, match="belongs to prune_by, not to prune_to_spar"):
         to_sparsity.update(PARAMS, by_magnitude.init(PARAMS), PARAMS)
     with pytest.raises(
-        ValueError, match=r"that of prune_to_sparsity or .*, and this is prune_by"
+        ValueError, match=r"belongs to prune_to_sparsity or .*, not to prune_by"
     ):
         by_magnitude.update(PARAMS, to_sparsity.init(PARAMS), PARAMS)
 
@@ -201,7 +201,7 @@ def restored_by_orbax(state, folder):
 def test_a_state_of_plain_dicts(restored, tmp_path):
     state = restored(optax.chain(optax.adam(0.1), TX).init(PARAMS), tmp_path)
     functions = [*WEIGHTS_AND_STATE, *STATE_ALONE]
-    message = r"in plain dicts.*tx.init\(params\)"
+    message = r"plain dicts.*tx.init\(params\)"
     assert_each_raises(functions, PARAMS, state, message)
 
 
@@ -219,7 +219,7 @@ def test_update_with_a_state_of_plain_dicts(name):
 def test_a_training_state_in_place_of_its_parts():
     state = TrainState.create(apply_fn=None, params=PARAMS, tx=TX)
     functions = [*WEIGHTS_AND_STATE, *WITH_MASKS, *WEIGHTS_ALONE]
-    message = "pass its params and its opt_state"
+    message = "pass the params and the opt_state"
     assert_each_raises(functions, state, state.opt_state, message, TypeError)
     assert_each_raises(WEIGHTS_AND_STATE, STATE, PARAMS, message, TypeError)
     with pytest.raises(TypeError, match=message):

@@ -197,7 +197,7 @@ def draw(found: Row, path: Path) -> None:
         names = [", ".join([*which(run).values()][:2]) for run in trained]
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlabel("time of the smaller network, as a multiple of the dense one")
+        axes.set_xlabel("time, relative to the dense network")
         canvas.legend(loc="outside lower center", ncols=2)
 
 
@@ -206,7 +206,7 @@ def which(run: Row) -> dict[str, str]:
     pruned = "at once"
     if run["trained"]:
         unit = "units" if run["structure"] == "units" else "weights"
-        if run.get("distribution") == "uniform":
+        if run["distribution"] == "uniform":
             unit += " of each layer alike"
         if run["pruned_from"]:
             unit = "units, then weights"
