@@ -24,7 +24,8 @@ class Structure(Protocol):
     """The type of `prune_by(structure=...)` for units that span several leaves.
 
     It is hashable and compares by value. Trees are passed as dicts from the names of
-    the prunable leaves to arrays.
+    the prunable leaves to arrays. If it has an attribute `round_to`, amounts of each
+    array of units, `min_kept` and `max_sparsity` keep multiples of that.
     """
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
