@@ -154,7 +154,11 @@ def test_max_sparsity_allows_what_pruning_to_that_sparsity_removes(sparsity):
 
 BAD = [  # when given
     ({"min_kept": {"a": 1, "b": -2}}, ValueError, "min_kept at b must be at least 0"),
-    ({"min_kept": {"v(1": 1}}, ValueError, r"min_kept has 'v\(1', which is no regular"),
+    (
+        {"min_kept": {"v(1": 1}},
+        ValueError,
+        r"min_kept has 'v\(1', which is not a regular",
+    ),
     ({"max_sparsity": [0.5, None, "x"]}, TypeError, r"max_sparsity at 2 must be"),
 ]
 DO_NOT_FIT = [  # at init

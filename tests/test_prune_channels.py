@@ -309,7 +309,7 @@ def test_masks_that_are_none_of_groups():
     for mask in ("typo", PARAMS, {"w1:1": 1}, lambda p: p):
         with pytest.raises(TypeError, match="mask must be a dict from regular"):
             prune(mask)
-    with pytest.raises(ValueError, match=r"mask has '\(', which is no regular"):
+    with pytest.raises(ValueError, match=r"mask has '\(', which is not a regular"):
         prune({"(": True})
     with pytest.raises(
         ValueError, match=r"groups of b of shape \(8,\); it is not there"
