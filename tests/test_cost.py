@@ -63,12 +63,13 @@ def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch):
     sizes = "--sizes 30000 --rivals 1000 --growth 1000 2000 --leaves 1 --turns 1"
     main(["benchmark", *sizes.split(), "--out", str(tmp_path)])
     found = json.loads((tmp_path / "cpu.json").read_text())
-    assert all(math.isfinite(row[2]) for row in found["rows"])
-    targets = {row[0]: row[3] for row in found["rows"] if row[3]}
+    rows = [row for topic in found["topics"].values() for row in topic]
+    assert all(math.isfinite(row[2]) for row in rows)
+    targets = {row[0]: row[3] for row in rows if row[3]}
     assert targets["training of LeNet, batch 4"] == "1.05"
     assert targets["`jnp.sort`, 1,000 weights"] == "30, at least"
     assert len(targets) == 12
-    table = benchmark.show(found)
+    table = benchmark.draw_and_show(tmp_path, found)
     assert "| training of LeNet, batch 4 | that with plain Adam |" in table
 
 

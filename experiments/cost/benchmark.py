@@ -3,14 +3,16 @@
 import dataclasses
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 
 from experiments.cost import compilers, steps, torch_rivals, training_time
-from experiments.cost.measurement import Measurement, table
+from experiments.cost.measurement import Measurement, made_on
 from experiments.pages.tables import markdown, short
 from experiments.records import Row
+from experiments.running import figures
 from experiments.running.environment import environment
 from experiments.settings import setting
 from experiments.tasks import digits, lenet300_mnist
@@ -41,6 +43,9 @@ class Settings(Measurement):
     """How often each comparison of times is repeated."""
 
 
+BYTES = "bytes a weight"
+
+
 class Found(NamedTuple):
     """What was measured, its unit, the value, and the target, if any."""
 
@@ -54,12 +59,18 @@ class Targets(NamedTuple):
     chain: dict[str, str]  # an update, by dtype
     prune: str
     sort: str
+    compilation: dict[int, str]  # by number of leaves
     training: str
 
 
-COMPILATION = {300: "8", 1000: "40"}
-CPU = Targets({"float32": "1.3"}, "4", "30, at least", "1.05")
-GPU = Targets({"float32": "1.06", "bfloat16": "1.10"}, "10", "1, at least", "1.03")
+CPU = Targets({"float32": "1.3"}, "4", "30, at least", {300: "8", 1000: "40"}, "1.05")
+GPU = Targets(
+    {"float32": "1.06", "bfloat16": "1.10"},
+    "10",
+    "1, at least",
+    {300: "8", 1000: "40"},
+    "1.03",
+)
 
 
 def main(settings: Settings) -> None:
@@ -90,15 +101,16 @@ def show_compiled(found: Row) -> str:
 
 
 def measure(settings: Settings) -> Row:
-    """Returns all measurements, and prints a line for each."""
-    found = {**environment(), "rows": []}
+    """Returns the measurements of each topic, and prints a line for each."""
+    found = {**environment(), "topics": {}}
     if torch_rivals.comparable():
         found["versions"]["torch"] = metadata.version("torch")
     targets = CPU if jax.default_backend() == "cpu" else GPU
-    for measure in (measure_updates, measure_pruning, measure_training):
+    for topic, measure in TOPICS.items():
+        found["topics"][topic] = rows = []
         for row in measure(settings, targets):
             print(*row, sep=" | ", flush=True)
-            found["rows"].append(row)
+            rows.append(row)
     return found
 
 
@@ -111,16 +123,16 @@ def measure_updates(settings: Settings, targets: Targets) -> Iterator[Found]:
         "`relevance_pruning(adam)`": steps.WHOLE,
         "`relevance_pruning(adam, decoupled=True)`": steps.DECOUPLED,
     }
-    unit, turns = f"updates by {plain}", settings.turns
+    unit, turns = "the first row", settings.turns
     for size in settings.sizes:
         for dtype in settings.dtypes:
-            which = f"{size:,} weights, {dtype}"
+            which = f"{size / 1e6:g}M weights, {dtype}"
             for name, tx in optimizers.items():
                 found = steps.measure_update(tx, size, dtype, 30, turns)
                 target = targets.chain.get(dtype, "") if name == chain else ""
-                yield Found(f"update by {name}, {which}", unit, found["time"], target)
-                yield Found("its reads and writes", "bytes a weight", found["moved"])
-                yield Found("its temporaries", "bytes a weight", found["temporaries"])
+                yield Found(f"{name}, {which}", unit, found["time"], target)
+                yield Found("its reads and writes", BYTES, found["moved"])
+                yield Found("its temporaries", BYTES, found["temporaries"])
             for name, tx, gradual in (
                 (chain, steps.CHAIN, steps.CHAIN_GRADUAL),
                 ("`relevance_pruning(adam)`", steps.WHOLE, steps.WHOLE_GRADUAL),
@@ -130,14 +142,10 @@ def measure_updates(settings: Settings, targets: Targets) -> Iterator[Found]:
                     tx, gradual, size, dtype, 30, turns
                 )
                 for how, found in possible.items():
-                    what = f"update by {name} {how}, {which}"
+                    what = f"{name} {how}, {which}"
                     yield Found(what, "the same without", found["time"], "1.15")
-                    yield Found(
-                        "its temporaries",
-                        "bytes a weight",
-                        found["temporaries"],
-                        "1.5",
-                    )
+                    found = found["temporaries"]
+                    yield Found("its temporaries", BYTES, found, "1.5")
 
 
 def measure_pruning(settings: Settings, targets: Targets) -> Iterator[Found]:
@@ -151,20 +159,22 @@ def measure_pruning(settings: Settings, targets: Targets) -> Iterator[Found]:
             found = steps.measure_prune(tx, size, dtype, 30, 3 * turns)
             what = f"{what}, {size:,} weights, {dtype}"
             yield Found(what, unit, found["adam"], targets.prune)
-            yield Found("its temporaries", "bytes a weight", found["temporaries"], "5")
+            yield Found("its temporaries", BYTES, found["temporaries"], "5")
     for size in settings.growth:
         found = steps.measure_prune(steps.PRUNING, size, "float32", 10, turns)
         yield Found(f"`prune`, {size:,} weights in 10 matrices", unit, found["adam"])
     for size in settings.rivals:
         for name, value in steps.measure_rivals(size, max(turns // 7, 1)).items():
             target = targets.sort if name == "`jnp.sort`" else "1, at least"
-            yield Found(f"{name}, {size:,} weights", "prunes of them", value, target)
+            yield Found(f"{name}, {size:,} weights", "`prune`", value, target)
+
+
+def measure_compilation(settings: Settings, targets: Targets) -> Iterator[Found]:
     for number in settings.leaves:
         for name, value in steps.measure_compilation(number).items():
-            target = COMPILATION.get(number, "") if "`prune`" in name[:8] else ""
-            yield Found(
-                f"compilation of {name}, {number} leaves", "seconds", value, target
-            )
+            target = targets.compilation.get(number, "")
+            target = target if name.startswith("`prune`") else ""
+            yield Found(f"{name}, {number} leaves", "seconds", value, target)
 
 
 def measure_training(settings: Settings, targets: Targets) -> Iterator[Found]:
@@ -189,10 +199,39 @@ def measure_training(settings: Settings, targets: Targets) -> Iterator[Found]:
             yield Found(what, "all of them at once", value)
 
 
-def show(found: Row) -> str:
+TOPICS = {
+    "Updates": measure_updates,
+    "Pruning steps": measure_pruning,
+    "Compilation": measure_compilation,
+    "Training": measure_training,
+}
+
+
+def draw_and_show(folder: Path, found: Row) -> str:
+    """Draws the times of updates, and returns the figure and a table of each topic."""
+    name = f"cost-{found['backend']}"
+    draw(found, folder / name)
+    parts = [f"![The time of an update](figures/{name}.png)", made_on(found)]
     names = "measured", "in units of", "value", "target"
-    rows: list[Row] = [
-        dict(zip(names, (what, unit, f"{value:.2f}", target), strict=True))
-        for what, unit, value, target in found["rows"]
-    ]
-    return table(found, rows)
+    for topic, rows in found["topics"].items():
+        cells: list[Row] = [
+            dict(zip(names, (what, unit, f"{value:.2f}", target), strict=True))
+            for what, unit, value, target in rows
+        ]
+        parts += [f"### {topic}", markdown(cells)]
+    return "\n\n".join(parts)
+
+
+def draw(found: Row, path: Path) -> None:
+    rows = found["topics"]["Updates"]
+    times = {what: value for what, unit, value, _ in rows if unit != BYTES}
+    with figures.figure(path, (6.4, 0.3 * len(times) + 0.6)) as canvas:
+        axes = canvas.add_subplot()
+        axes.barh(range(len(times)), [*times.values()], color=figures.SKY)
+        names = ["  " + what.replace("`", "") for what in times]
+        for place, name in enumerate(names):
+            axes.text(0, place, name, fontsize=7, va="center")
+        axes.axvline(1, color=figures.GREY, linewidth=1)
+        axes.set_yticks([])
+        axes.invert_yaxis()
+        axes.set_xlabel("time of an update, relative to one without the method")

@@ -35,10 +35,15 @@ class Measurement:
 
 
 def table(found: Row, rows: list[Row]) -> str:
-    """Returns rows of a measurement as a table, after hardware, versions and commit."""
+    """Returns rows of a measurement as a table, after what it was made on."""
+    return f"{made_on(found)}\n\n{markdown(rows)}"
+
+
+def made_on(found: Row) -> str:
+    """Returns the hardware, versions and commit of a measurement."""
     versions = [f"{name} {number}" for name, number in found["versions"].items()]
     where = [found["hardware"], *versions, f"commit {short(found['commit'])}"]
-    return f"On {', '.join(where)}:\n\n{markdown(rows)}"
+    return f"On {', '.join(where)}:"
 
 
 def seconds(function: Callable[[], Any]) -> float:

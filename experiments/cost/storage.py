@@ -20,6 +20,7 @@ import sparse_optax
 from experiments.cost.measurement import Measurement, seconds, table
 from experiments.pages.tables import markdown
 from experiments.records import Row
+from experiments.running import figures
 from experiments.running.environment import environment
 from experiments.running.export import file_sizes
 from experiments.settings import setting
@@ -28,6 +29,12 @@ SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 DTYPES = ("float32", "bfloat16")
 TIMED = 0.5, 0.9, 0.99  # sparsities
 COLUMNS = 1000
+DRAWN = {
+    "sparse": "save_sparse",
+    "savez": "numpy.savez_compressed, with the bits of the mask",
+    "csr": "scipy.sparse.save_npz, CSR",
+    "gzipped": "safetensors, gzipped",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +132,32 @@ def times(weights: jax.Array, folder: Path, turns: int) -> Row:
         found[f"{name}_seconds"] = float(np.median(own))
         found[name] = float(np.median(own / other))
     return found
+
+
+def draw_and_show(folder: Path, found: Row) -> str:
+    """Draws the sizes of files, and returns the figure and the tables."""
+    name = f"storage-{found['backend']}"
+    draw(found, folder / name)
+    return f"![Sizes of files](figures/{name}.png)\n\n{show(found)}"
+
+
+def draw(found: Row, path: Path) -> None:
+    rows = [row for row in found["files"] if row["dtype"] == "float32"]
+    with figures.figure(path, (5.2, 3.4)) as canvas:
+        axes = canvas.add_subplot()
+        for index, (name, label) in enumerate(DRAWN.items()):
+            axes.plot(
+                [1 - row["sparsity"] for row in rows],
+                [row[name] / row["information"] for row in rows],
+                marker="osD^v"[index],
+                markersize=4,
+                color=figures.COLOURS[index],
+                label=label,
+            )
+        figures.sparsity_axis(axes, 1 - rows[-1]["sparsity"])
+        axes.set_ylim(0, 3)
+        axes.set_ylabel("bytes, relative to values and entropy")
+        canvas.legend(loc="outside lower center", ncols=2)
 
 
 def show(found: Row) -> str:

@@ -28,8 +28,9 @@ def methods(folder: Path) -> dict[str, str]:
         if METHODS.rows(name):
             runs = compared(name)
             draw(name, runs, others[others.task == name], folder / f"methods-{name}")
-            parts += [f"### {name}\n", describe(name, runs), table(name, runs)]
-            parts.append(f"![Frontiers of {name}](figures/methods-{name}.png)\n")
+            parts.append(f"## {name}\n")
+            parts.append(f"![Error and sparsity](figures/methods-{name}.png)\n")
+            parts += [table(name, runs), describe(name, runs)]
     arms = "".join(f"- `{name}`: {arm.about}\n" for name, arm in ARMS.items())
     published = markdown(others.astype(str).to_dict("records"))
     return {"arms": arms, "tasks": "\n".join(parts), "published": published}

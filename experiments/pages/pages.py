@@ -52,26 +52,26 @@ def write(folder: Path) -> None:
     figures = folder / "figures"
     for name in DRAWN:
         runs.draw(name, figures)
+
+    def drawn(name: str, draw_and_show: Callable[[Path, Row], str]) -> str:
+        return measured(name, functools.partial(draw_and_show, figures))
+
     for name, contents in {
         "images": runs.images(),
         "methods": methods.methods(figures),
         "study": study.study(figures) | text.controls(),
         "text": text.text(),
         "cost": {
-            "benchmark": measured("benchmark", benchmark.show),
+            "benchmark": drawn("benchmark", benchmark.draw_and_show),
             "compiled": measured("compile_for", benchmark.show_compiled),
             "compaction": measured("compaction", compaction_cost.show),
             "footprint": measured("footprint", footprint.show),
         },
         "storage": {
             "files": runs.files(),
-            "random": measured("storage", storage.show),
+            "random": drawn("storage", storage.draw_and_show),
         },
-        "latency": {
-            "latency": measured(
-                "latency", functools.partial(latency.draw_and_show, figures)
-            )
-        },
+        "latency": {"latency": drawn("latency", latency.draw_and_show)},
     }.items():
         template = Path(__file__).with_name(f"{name}.md").read_text()
         write_whole(folder / f"{name}.md", template.format(**contents).encode())
