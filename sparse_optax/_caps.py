@@ -35,7 +35,7 @@ def check_caps(min_kept: Caps | None, max_sparsity: Caps | None) -> None:
                 _arguments.check_integer(place, value, low=0)
 
 
-def most_removed(
+def max_removed(
     min_kept: Caps | None,
     max_sparsity: Caps | None,
     params: PyTree,

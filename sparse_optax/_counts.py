@@ -47,7 +47,7 @@ def to_words(n: jax.Array) -> Count:
     return Count((n >> 32).astype(jnp.uint32), n.astype(jnp.uint32))
 
 
-def as_word(n: jax.Array) -> jax.Array:
+def to_uint32(n: jax.Array) -> jax.Array:
     """An `int64` as `uint32`, at most 2^32 - 1."""
     return jnp.minimum(n, _WORD - 1).astype(jnp.uint32)
 

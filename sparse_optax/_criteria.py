@@ -48,7 +48,7 @@ def saliency(params: optax.Params, grads: optax.Updates | None) -> Scores:
         grads: the gradient of the loss.
 
     Returns:
-        The scores, `float32`.
+        The scores, `float32`; `float64` where an argument is.
 
     Raises:
         ValueError: if `grads` is None.
@@ -114,7 +114,8 @@ def relevance(scale: float | jax.Array = 1.0) -> Criterion:
         scale: alpha > 0, in the units of the gradient, as in `add_relevance_decay`.
 
     Returns:
-        A criterion with `float32` scores. It needs gradients.
+        A criterion that needs gradients. Its scores are `float32`; `float64` where an
+        argument is.
 
     Raises:
         TypeError: if `scale` is not a number.

@@ -93,10 +93,10 @@ def prune_states(opt_state: optax.OptState) -> list[PruneState]:
 
 
 def _was_prune_state(node: Any) -> bool:
-    return isinstance(node, Mapping) and {"masks", "num_prunes"} <= set(node)
+    return isinstance(node, Mapping) and {"masks", "num_pruning_steps"} <= set(node)
 
 
-def num_prunes(opt_state: Any) -> jax.Array:
+def num_pruning_steps(opt_state: Any) -> jax.Array:
     """How many pruning steps all transformations together have made."""
-    counts = [state.num_prunes for state in prune_states(opt_state)]
+    counts = [state.num_pruning_steps for state in prune_states(opt_state)]
     return jnp.sum(jnp.stack(counts))

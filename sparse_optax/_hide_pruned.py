@@ -95,14 +95,14 @@ def hide_pruned(
     ) -> Any:
         _arguments.check_params(params)
         _arguments.check_state(state, HidePrunedState)
-        before = _find_states.num_prunes(state.pruning)
+        before = _find_states.num_pruning_steps(state.pruning)
         # Its updates are discarded: only the masks in its state are needed here.
         with_grad = {"grad": updates, **extra_args}
         _, pruning_state = pruning.update(
             updates, state.pruning, params, prune=prune, **with_grad
         )
         masks = _find_states.get_masks(pruning_state)
-        has_pruned = _find_states.num_prunes(pruning_state) > before
+        has_pruned = _find_states.num_pruning_steps(pruning_state) > before
         inner = restart(state.optimizer, has_pruned)
         updates, inner = update_hidden(
             optimizer, updates, inner, params, masks, **extra_args

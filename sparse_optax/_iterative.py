@@ -17,7 +17,7 @@ import numpy as np
 
 from sparse_optax import _arguments, _fit, _layers, _trees
 from sparse_optax._counts import Count
-from sparse_optax._find_states import masks_of_networks, num_prunes, prune_states
+from sparse_optax._find_states import masks_of_networks, num_pruning_steps, prune_states
 from sparse_optax._pruning_loop import (
     NO_METRIC,
     IterativePruningState,
@@ -38,7 +38,7 @@ class PruningRound(Generic[TrainState]):
         metric: the metric of this round's network, before it was pruned.
         sparsity: the sparsity of that network.
         pruned: whether weights were removed after the evaluation.
-        num_prunes: pruning steps so far, over all pruning transformations.
+        num_pruning_steps: pruning steps so far, over all pruning transformations.
         shortfall: pruning budget left unused because of `min_kept`, `max_sparsity` or
             the structure.
         revived: pruned weights that were not zero at the last pruning step.
@@ -53,7 +53,7 @@ class PruningRound(Generic[TrainState]):
     metric: float
     sparsity: float
     pruned: bool
-    num_prunes: int
+    num_pruning_steps: int
     shortfall: int
     revived: int
     best_metric: float
@@ -201,9 +201,11 @@ def iterative_pruning(
         while not state.finetuning and (
             state.num_rounds < max_rounds and state.rounds_since_prune < limit
         ):
-            before = num_prunes(state.current)  # train may donate what it is given
+            before = num_pruning_steps(
+                state.current
+            )  # train may donate what it is given
             state = pruning.step(state)
-            if num_prunes(state.current) > before:
+            if num_pruning_steps(state.current) > before:
                 _check_zeros(state)
             empty = _warn_of_empty_layers(state, empty)
             yield _report(state)
@@ -232,7 +234,7 @@ def _report(state: IterativePruningState) -> PruningRound:
         metric=float(state.metric),
         sparsity=sparsity(state.kept),
         pruned=bool(state.pruned),
-        num_prunes=int(num_prunes(state.current)),
+        num_pruning_steps=int(num_pruning_steps(state.current)),
         shortfall=sum(int(np.sum(s.shortfall)) for s in states),
         revived=sum(count for s in states for count in _revived(s).values()),
         best_metric=best_metric if best_metric > NO_METRIC else -math.inf,
@@ -274,7 +276,7 @@ def _empty_layers(state: IterativePruningState) -> set[str]:
     for prune_state in prune_states(state.current):
         masks = _trees.unbox(prune_state.masks)
         stacked = _layers.stacked_axes(prune_state.rules.stacked.value, masks)
-        num_vmapped = prune_state.num_prunes.ndim  # vmapped axes come first
+        num_vmapped = prune_state.num_pruning_steps.ndim  # vmapped axes come first
         for name, mask in _trees.named_leaves(masks):
             if _trees.is_masked(mask) or not mask.size:
                 continue

@@ -57,7 +57,7 @@ class Prunable(NamedTuple):
         num_leaves = max(len(jax.tree.leaves(masks)), 1)  # Orbax saves no empty array
         return PruneState(
             masks,
-            num_prunes=jnp.zeros([], jnp.int32),
+            num_pruning_steps=jnp.zeros([], jnp.int32),
             revived=jnp.zeros([num_leaves], jnp.uint32),
             shortfall=jnp.zeros([], jnp.uint32),
             rules=self.rules,
@@ -124,7 +124,7 @@ class Resolved(NamedTuple):
         num_layers: for each array of units, in order, how many layers are stacked along
             its first axis; 0 if it is a single layer.
         sizes: how many units each layer has.
-        most_removed: how many units of each layer may be removed.
+        max_removed: how many units of each layer may be removed.
         round_to: each layer keeps a multiple of this many units.
         shapes: the shape of each layer; None if units span several leaves.
         named: a tree with the names that patterns match: names of leaves, or of units
@@ -134,7 +134,7 @@ class Resolved(NamedTuple):
     structure: Structure
     num_layers: dict[str, int]
     sizes: np.ndarray
-    most_removed: np.ndarray
+    max_removed: np.ndarray
     round_to: int
     shapes: list[Shape] | None
     named: Any
@@ -167,7 +167,7 @@ def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:
         named = units
         if rules.distribution == "erk":
             raise ValueError("distribution='erk' is for structures of one leaf.")
-    most = _caps.most_removed(
+    most = _caps.max_removed(
         rules.min_kept.value, rules.max_sparsity.value, named, sizes
     )
     for name, leaf_structure in getattr(structure, "structures", ()):

@@ -66,8 +66,8 @@ class PruneState(NamedTuple):
     Attributes:
         masks: booleans shaped and sharded like the params, True for kept weights;
             `optax.MaskedNode()` for leaves that are never pruned.
-        num_prunes: the number of pruning steps, including the first masks and the mask
-            updates of `sparse_training`.
+        num_pruning_steps: the number of pruning steps, including the first masks and
+            the mask updates of `sparse_training`.
         revived: for each prunable leaf, in the order of the leaves of `masks`, how many
             pruned weights the last pruning step found not to be zero, up to 2^32 - 1.
             It is not 0 if something after the pruning transformation changes pruned
@@ -80,7 +80,7 @@ class PruneState(NamedTuple):
     """
 
     masks: optax.Params  # bool
-    num_prunes: jax.Array  # shape=(), dtype=int32.
+    num_pruning_steps: jax.Array  # shape=(), dtype=int32.
     revived: jax.Array  # shape=(L,), dtype=uint32; one element if L is 0.
     shortfall: jax.Array  # shape=(), dtype=uint32.
     rules: PruningRules

@@ -163,7 +163,9 @@ def prune_by(
         _fit.check_masks_fit(state.masks, updates, "updates")
         if flag is not False:
             _amount_arguments.check_amount_is_given(kind, structure)
-            amount = _amount_arguments.amount_at(kind, value, state.num_prunes, state)
+            amount = _amount_arguments.amount_at(
+                kind, value, state.num_pruning_steps, state
+            )
             state = _remove_if(flag, state, params, grad, criterion, kind, amount)
         return make_zero(updates, state.masks, params), state
 

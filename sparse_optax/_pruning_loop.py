@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from sparse_optax import _arguments, _counts, _fit, _trees
 from sparse_optax._counts import Count
-from sparse_optax._find_states import masks_of_networks, num_prunes
+from sparse_optax._find_states import masks_of_networks, num_pruning_steps
 
 TrainState = TypeVar("TrainState")  # a tree of arrays
 
@@ -182,7 +182,7 @@ def pruning_loop(
         trained = _call("train", train, state.current)
         metric = _as_metric(evaluate(_rebuild(trained)))
         kept, sparsity = count_kept(trained)
-        num_before = num_prunes(trained)
+        num_before = num_pruning_steps(trained)
         best = (state.best, state.best_metric, state.best_sparsity, state.best_kept)
         best = _judge((trained, metric, sparsity, kept), best, bound)
         current = trained
@@ -190,7 +190,7 @@ def pruning_loop(
             current = _prune_if(metric > bound, prune, trained)  # and may donate it
         # Read back, not assumed: a wrapper may have discarded the pruning step, or too
         # few weights may be left to remove even one.
-        counted = num_prunes(current) > num_before
+        counted = num_pruning_steps(current) > num_before
         pruned = counted & _counts.less(count_kept(current)[0], kept)
         since = jnp.asarray(optax.safe_increment(state.rounds_since_prune))
         following = IterativePruningState(

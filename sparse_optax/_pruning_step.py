@@ -44,7 +44,9 @@ def remove_units(
 def _remove_units(state, params, scores, value, kind):
     masks = _prunable.prunable_leaves(state.masks, state.masks)
     if not masks:
-        return state._replace(num_prunes=optax.safe_increment(state.num_prunes))
+        return state._replace(
+            num_pruning_steps=optax.safe_increment(state.num_pruning_steps)
+        )
     # The choice of removed weights is not differentiable.
     params, scores = lax.stop_gradient((params, scores))
     weights = _prunable.prunable_leaves(state.masks, params)
@@ -78,12 +80,12 @@ def _remove_units(state, params, scores, value, kind):
             by_magnitude=by_magnitude,
             by_layer=by_layer,
         )
-        shortfall = _counts.as_word(target.total - removal.total)
-        revived = jnp.stack([_counts.as_word(n) for n in revived])
+        shortfall = _counts.to_uint32(target.total - removal.total)
+        revived = jnp.stack([_counts.to_uint32(n) for n in revived])
     kept = dict(zip(units, removal.kept, strict=True))
     return state._replace(
         masks=_prunable.with_leaves(state.masks, structure.to_masks(kept, masks)),
-        num_prunes=optax.safe_increment(state.num_prunes),
+        num_pruning_steps=optax.safe_increment(state.num_pruning_steps),
         shortfall=shortfall if kind else jnp.zeros_like(shortfall),
         revived=revived,
     )
@@ -114,7 +116,7 @@ def _is_needed(state, value, kind):
         target = _target_of(rules, state, removed, kind, value)
         missing = target.total - jnp.sum(removed)
         needed = (missing > 0) & jnp.any(target.most > removed)
-        return needed, _counts.as_word(jnp.maximum(missing, 0))
+        return needed, _counts.to_uint32(jnp.maximum(missing, 0))
 
 
 def _target_of(
@@ -127,7 +129,7 @@ def _target_of(
         state.rules.distribution,
         removed,
         rules.sizes,
-        rules.most_removed,
+        rules.max_removed,
         rules.shapes,
         rules.round_to,
     )

@@ -173,6 +173,10 @@ def add_relevance_decay(
     gradient. As scale grows, it becomes `optax.add_decayed_weights(2 * strength)`; as
     scale approaches 0, only weights with a gradient of exactly zero decay.
 
+    `optax.inject_hyperparams` evaluates schedules itself, and counts all updates, not
+    those since the last pruning step. List schedules that should restart in its
+    `static_args`, along with `irrelevance_fn` and `mask`.
+
     Args:
         strength: gamma >= 0, or an optax schedule of the number of updates since the
             last pruning step. It is 0 at the first update after `init` or
@@ -202,11 +206,6 @@ def add_relevance_decay(
         ValueError: if a number is out of range, if `mask` does not fit or selects
             nothing, if `irrelevance_fn` returns another shape, or if `update` gets no
             params.
-
-    Under `optax.inject_hyperparams`, the wrapper evaluates schedules, and counts all
-    updates rather than those since the last pruning step. List arguments that are not
-    numbers in its `static_args` ("irrelevance_fn", "mask", and schedules that should
-    restart).
 
     Examples:
         >>> import jax.numpy as jnp

@@ -70,8 +70,8 @@ def remove_lowest(
 
     Units removed before count as lowest. Among equal scores, the earlier unit is
     removed first: by position in the list, then by row-major index. Zeros of either
-    sign are equal, infinities are larger than any number, and NaNs are larger still and
-    equal to each other.
+    sign are equal. NaNs are equal to each other and above everything else, infinity
+    included.
 
     Args:
         leaves: the units, of any shapes and dtypes.

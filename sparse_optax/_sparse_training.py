@@ -154,7 +154,7 @@ def sparse_training(
         state = _pruning_step.remove_units(state, params, scores, "sparsity", amount)
         state = state._replace(num_updates=jnp.zeros([], jnp.int32))
         inner = optimizer.init(_hide_pruned.hide(params, _trees.unbox(state.masks)))
-        if optax.tree.get_all_with_path(inner, "num_prunes"):
+        if optax.tree.get_all_with_path(inner, "num_pruning_steps"):
             raise ValueError("optimizer must not prune: sparse_training does.")
         return HidePrunedState(inner, state)
 
@@ -169,7 +169,7 @@ def sparse_training(
         inner = state.optimizer
         if regrow is not None:
             new = update_masks(new, params, extra_args.get("grad", updates))
-            inner = restart(inner, new.num_prunes > old.num_prunes)
+            inner = restart(inner, new.num_pruning_steps > old.num_pruning_steps)
             inner = _begin_grown(optimizer, inner, params, old.masks, new.masks)
         updates, inner = _hide_pruned.update_hidden(
             optimizer, updates, inner, params, _trees.unbox(new.masks), **extra_args
@@ -220,11 +220,11 @@ def _drop_and_grow(
         revived = [
             _pruning_step.count_pruned(m, weights[n])[1] for n, m in masks.items()
         ]
-        revived = jnp.stack([_counts.as_word(n) for n in revived])
+        revived = jnp.stack([_counts.to_uint32(n) for n in revived])
     active = {name: ~mask for name, mask in zip(kept, inactive, strict=True)}
     return state._replace(
         masks=_prunable.with_leaves(state.masks, structure.to_masks(active, masks)),
-        num_prunes=optax.safe_increment(state.num_prunes),
+        num_pruning_steps=optax.safe_increment(state.num_pruning_steps),
         shortfall=jnp.zeros_like(state.shortfall),
         revived=revived,
     )

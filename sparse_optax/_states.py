@@ -123,7 +123,9 @@ def prune(
                 "saliency(params, grads)."
             )
         _amount_arguments.check_amount_fits(kind, value, state)
-        amount = _amount_arguments.amount_at(kind, value, state.num_prunes, state)
+        amount = _amount_arguments.amount_at(
+            kind, value, state.num_pruning_steps, state
+        )
         weights, state = _drop(weights, state, ranking, kind, amount)
         return state
 

@@ -81,7 +81,7 @@ def test_it_is_the_greedy_choice(network, distribution):
         for i, mask in zip(group, expected, strict=True):
             np.testing.assert_array_equal(state.masks[i], mask)
             np.testing.assert_array_equal(params[i], np.where(mask, weights[i], 0))
-    assert (state.shortfall, state.num_prunes) == (shortfall, 1)
+    assert (state.shortfall, state.num_pruning_steps) == (shortfall, 1)
 
 
 @pytest.mark.parametrize("name", first_unmarked(*PRUNING))
@@ -205,7 +205,7 @@ def test_the_shortfall_of_a_schedule():
         found.append((int(jnp.count_nonzero(params)), int(state.shortfall)))
     # At the 2nd, 4th, 6th and 8th update: to 60 % and then 90 %, of which 60 % may be.
     assert found == [(10, 0), (4, 0), (4, 0), *[(4, 3)] * 6]
-    assert state.num_prunes == 1
+    assert state.num_pruning_steps == 1
 
 
 def test_the_shortfall_of_a_round():

@@ -260,7 +260,7 @@ def test_what_has_no_rule_is_named():
     params = jax.tree.map(jnp.ones, sizes, is_leaf=lambda x: isinstance(x, tuple))
     groups = so.channel_groups(without_rules, params, jnp.ones((2, 4)))
     assert names(groups) == {"in:0"}
-    assert {(d.leaf, d.axis): d.reason for d in groups.declined} == {
+    assert {(d.leaf, d.axis): d.reason for d in groups.frozen} == {
         ("in", 1): "fft has no rule",
         ("mid", 0): "dot_general with what is fixed",
         ("mid", 1): "dot_general with what is fixed",
@@ -276,8 +276,8 @@ def test_places_layers_and_rows_that_are_looked_up_are_frozen():
         "tied": {("embed", 0)},
     }
     for name, axes in frozen.items():
-        declined = groups_of(name).declined
-        inside = {d[:2] for d in declined if d.reason != "an axis of the output"}
+        frozen = groups_of(name).frozen
+        inside = {d[:2] for d in frozen if d.reason != "an axis of the output"}
         assert inside == axes
 
 

@@ -52,7 +52,7 @@ def test_units_and_features_that_are_not_read_are_gone(compacted):
     units, features = [0, 2, 5], [0, 1, 3]
     assert kept == {"w1": {0: features, 1: units}, "b": {0: units}, "w2": {0: units}}
     np.testing.assert_array_equal(compacted.params["b"], PARAMS["b"][jnp.array(units)])
-    assert compacted.declined == () and compacted.folded == {}
+    assert compacted.not_removed == () and compacted.folded == {}
 
 
 def test_the_table_has_sizes_of_all_layers(compacted):
@@ -133,7 +133,7 @@ def test_what_is_compacted_stays_as_it_is(compacted):
 def test_nothing_to_remove():
     params = random_tree(0, shapes=SHAPES)
     compacted = so.compact(mlp, params, X)
-    assert (compacted.kept, compacted.declined) == ({}, ())
+    assert (compacted.kept, compacted.not_removed) == ({}, ())
     assert_same(compacted.apply(params, X), mlp(params, X))
 
 
@@ -247,7 +247,7 @@ def test_norms_over_a_stream_with_zeros(fn, left):
     )
     found = so.compact(fn, params, X)
     assert found.params["in"].shape == (4, left)
-    reasons = {d.reason for d in found.declined}
+    reasons = {d.reason for d in found.not_removed}
     assert reasons == ({"read by reduce_sum"} if left == 6 else set())
 
 
@@ -256,9 +256,9 @@ def test_zeros_that_stay_are_listed():
     params = net.params()
     params["embed"] = params["embed"].at[6].set(0)  # a word that could be looked up
     found = so.compact(net.fn, params, net.inputs())
-    (declined,) = found.declined
-    assert declined[:3] == ("embed", 0, 1) and "gather" in declined.reason
-    assert f"kept: 1 zero slices of embed, axis 0: {declined.reason}" in str(found)
+    (not_removed,) = found.not_removed
+    assert not_removed[:3] == ("embed", 0, 1) and "gather" in not_removed.reason
+    assert f"kept: 1 zero slices of embed, axis 0: {not_removed.reason}" in str(found)
 
 
 def test_tied_weights_stay_tied():

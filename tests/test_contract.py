@@ -273,7 +273,7 @@ def test_vmap_with_some_that_prune_and_some_that_do_not():
     params = stack(random_tree(0), random_tree(1))
     step = jax.jit(jax.vmap(lambda p, s, g, f: make_step(tx)(p, s, g, prune=f)))
     _, state = step(params, jax.vmap(tx.init)(params), params, jnp.array([True, False]))
-    np.testing.assert_array_equal(state.pruning.num_prunes, [1, 0])
+    np.testing.assert_array_equal(state.pruning.num_pruning_steps, [1, 0])
     np.testing.assert_array_equal(state.optimizer[0].num_steps, [1, 1])
     masks = jax.tree.leaves(masks_of(state))
     assert [num_kept([m[i] for m in masks]) for i in range(2)] == [20, 40]

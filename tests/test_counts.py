@@ -111,7 +111,7 @@ def test_words_hold_what_they_are_given(a, b):
     with jax.enable_x64(True):
         words = [_counts.to_words(jnp.int64(n)) for n in (a, b)]
         assert (int(words[0].high) << 32) + int(words[0].low) == a
-        assert int(_counts.as_word(jnp.int64(a))) == min(a, 2**32 - 1)
+        assert int(_counts.to_uint32(jnp.int64(a))) == min(a, 2**32 - 1)
     assert bool(_counts.less(*words)) == (a < b)
 
 

@@ -254,5 +254,7 @@ def test_iterative_pruning_of_modules_as_trees():
     kept = num_kept(sparse_optax.get_masks(best[1].opt_state))
     assert kept == round(42 * (1 - rounds[-1].best_sparsity)) < 42
     # The states of earlier rounds are theirs still.
-    num_prunes = [r.state.current[1].opt_state.pruning.num_prunes for r in rounds]
-    assert num_prunes == [1, 2, 3, 4]
+    num_pruning_steps = [
+        r.state.current[1].opt_state.pruning.num_pruning_steps for r in rounds
+    ]
+    assert num_pruning_steps == [1, 2, 3, 4]

@@ -59,10 +59,10 @@ def kept(train_state):
     return int(train_state["opt_state"].masks["w"].sum())
 
 
-def sparsity_after(num_prunes):
+def sparsity_after(num_pruning_steps):
     """16 weights, a quarter of the remaining ones at each pruning step."""
     left = SIZE
-    for _ in range(num_prunes):
+    for _ in range(num_pruning_steps):
         left -= round(left * 0.25)
     return 1 - left / SIZE
 
@@ -89,7 +89,9 @@ def test_the_algorithm_follows_the_metric(case):
     assert {r.phase for r in rounds} == {"prune"}
     np.testing.assert_array_equal([r.metric for r in rounds], np.float32(metrics))
     assert [r.pruned for r in rounds] == [bool(d) for d in decisions]
-    assert [r.num_prunes for r in rounds] == list(itertools.accumulate(decisions))
+    assert [r.num_pruning_steps for r in rounds] == list(
+        itertools.accumulate(decisions)
+    )
     # The sparsity of a round is that of the network that was evaluated.
     before = [0, *itertools.accumulate(decisions)][:-1]
     np.testing.assert_allclose(
@@ -149,7 +151,7 @@ def test_fine_tuning_starts_at_the_best_and_keeps_its_masks():
     assert [r.pruned for r in rounds] == [True, True] + [False] * 5
     for r in rounds[4:]:
         assert kept(r.state.current) == kept(rounds[1].state.best) == 12
-        assert r.num_prunes == 1
+        assert r.num_pruning_steps == 1
         assert bool(r.state.finetuning)
     assert int(rounds[-1].state.current["finetuned"]) == 3
     assert int(rounds[-1].state.current["steps"]) == 5
@@ -280,7 +282,7 @@ def test_rounds_that_never_prune():
     state = loop.step(loop.init(start()))
     assert not state.pruned
     assert float(state.sparsity) == 0
-    assert int(state.best[1].pruning.num_prunes) == 0
+    assert int(state.best[1].pruning.num_pruning_steps) == 0
     assert float(state.best_metric) == float(state.metric) > -np.inf
 
 

@@ -146,10 +146,10 @@ def test_counters_saturate():
     )
     update = jax.jit(tx.update)
     _, after = update(PARAMS, state, PARAMS, prune=jnp.array(False))
-    assert after[0].num_steps == after[1].num_prunes == most
-    assert after[2].num_updates == after[2].num_prunes == most
+    assert after[0].num_steps == after[1].num_pruning_steps == most
+    assert after[2].num_updates == after[2].num_pruning_steps == most
     _, after = update(PARAMS, state, PARAMS, prune=jnp.array(True))
-    assert (int(after[0].num_steps), int(after[1].num_prunes)) == (1, most)
+    assert (int(after[0].num_steps), int(after[1].num_pruning_steps)) == (1, most)
     assert num_kept(after[1].masks) == 30
     _, after = sparse_optax.prune(PARAMS, state[1], 0.5)
-    assert after.num_prunes == most
+    assert after.num_pruning_steps == most

@@ -215,7 +215,7 @@ def test_compact_leaves_the_units_that_were_kept():
     assert jax.tree.map(jnp.shape, compacted.params) == {
         "w1": (4, n), "b": (n,), "g": (n,), "w2": (n, m), "w3": (m, 2)
     }  # fmt: skip
-    assert compacted.declined == ()
+    assert compacted.not_removed == ()
 
 
 def test_heads_and_their_dimensions():

@@ -51,7 +51,7 @@ class Reference:
         self.nu = {name: np.zeros(p.shape) for name, p in params.items()}
         self.distribution, self.whole = distribution, whole
         self.decoupled = decoupled
-        self.count = self.num_steps = self.num_prunes = 0
+        self.count = self.num_steps = self.num_pruning_steps = 0
 
     def step(self, grads, amount=None):
         """One step, that drops `amount` of weights where it is given."""
@@ -59,7 +59,7 @@ class Reference:
         if amount is not None:
             self.masks = drop(self.params, self.masks, amount, self.distribution)
             self.num_steps = 0
-            self.num_prunes += 1
+            self.num_pruning_steps += 1
         strength = STRENGTH * max(0.0, 1 - self.num_steps / DECAY_STEPS)
         stored = {}
         for name, w in self.params.items():
@@ -175,11 +175,11 @@ def test_the_method_through_adam_in_float64(form, distribution):
             assert_close(adam.mu, reference.mu, rtol=1e-6, atol=1e-8)
             assert_close(adam.nu, reference.nu, rtol=1e-6, atol=1e-8)
             assert decay.num_steps == reference.num_steps
-            assert pruning.num_prunes == reference.num_prunes
+            assert pruning.num_pruning_steps == reference.num_pruning_steps
             for name, mask in reference.masks.items():
                 assert params[name].dtype == np.float64
                 assert not np.any(np.asarray(params[name])[~mask])
-        assert reference.num_prunes == 4
+        assert reference.num_pruning_steps == 4
 
 
 def falling(step):
@@ -210,7 +210,7 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, distribution, every):
     params, gradient = problem(np.float32)
     state, step = tx.init(params), jax.jit(make_step(tx))
     masks = {name: np.ones(p.shape, bool) for name, p in params.items()}
-    num_prunes = 0
+    num_pruning_steps = 0
     for i in range(NUM_STEPS):
         grads = gradient(params, i)
         given = jax.tree.map(np.asarray, params)
@@ -218,17 +218,17 @@ def test_pruning_to_a_sparsity_step_by_step(schedule, distribution, every):
         target = float(schedule(i + 1) if callable(schedule) else schedule)
         if (i + 1) % every == 0:
             following = drop(given, masks, to_sparsity(target), distribution)
-            num_prunes += any(np.any(following[n] != masks[n]) for n in SHAPES)
+            num_pruning_steps += any(np.any(following[n] != masks[n]) for n in SHAPES)
             masks = following
         pruning = state[-1]
         assert_same_masks(pruning.masks, masks)
-        assert pruning.num_prunes == num_prunes
+        assert pruning.num_pruning_steps == num_pruning_steps
         assert pruning.num_updates == i + 1
         for name, mask in masks.items():
             assert not np.any(np.asarray(params[name])[~mask])
             assert np.all(np.asarray(params[name])[mask])
     if not callable(schedule):
-        assert num_prunes == (schedule > 0)
+        assert num_pruning_steps == (schedule > 0)
     elif every == 7:
         assert sparse_optax.sparsity(masks) == np.float32(exact_share(0.9, 73) / 73)
 
@@ -244,4 +244,4 @@ def test_pruning_to_a_sparsity_outside_of_a_step(distribution):
         expected = drop(params, masks, to_sparsity(sparsity), distribution)
         assert_same_masks(sparse_optax.get_masks(state), expected)
         assert_close(result, {n: np.where(expected[n], params[n], 0) for n in SHAPES})
-        assert state[-1].num_prunes == 2
+        assert state[-1].num_pruning_steps == 2

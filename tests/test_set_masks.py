@@ -75,7 +75,7 @@ def test_moments_of_pruned_weights_are_forgotten():
     state = sparse_optax.set_masks(state, MASKS)
     for moment in (state.optimizer[1][0].mu, state.optimizer[1][0].nu):
         chex.assert_trees_all_equal(jax.tree.map(lambda m: m != 0, moment), MASKS)
-    assert state.pruning.num_prunes == 0
+    assert state.pruning.num_pruning_steps == 0
 
 
 def test_another_optimizer_of_more_leaves_keeps_them_whole():

@@ -162,7 +162,7 @@ def test_mask_updates_are_made_until_the_last():
     counts = []
     for i in range(12):
         params, state = make_step(tx)(params, state, tree(i + 1))
-        counts.append(int(state.pruning.num_prunes))
+        counts.append(int(state.pruning.num_pruning_steps))
     assert counts == [1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3]
     assert state.pruning.num_updates == 12
 
@@ -455,7 +455,7 @@ def test_the_flag_of_pruning_transformations_is_ignored():
     tx = optax.chain(make())
     params, state = start(tx, tree(0))
     _, state = tx.update(tree(1), state, params, prune=True)
-    assert state[0].pruning.num_prunes == 1
+    assert state[0].pruning.num_pruning_steps == 1
 
 
 # Bad arguments.

@@ -306,13 +306,13 @@ def test_the_exact_sparsity_of_n_m_is_an_amount():
 
 def test_schedules_beyond_n_m_end_there():
     tx = so.prune_to_sparsity(optax.linear_schedule(0, 0.75, 3), structure=so.NM(2, 4))
-    params, num_prunes = jnp.arange(16.0).reshape(8, 2), []
+    params, num_pruning_steps = jnp.arange(16.0).reshape(8, 2), []
     state = tx.init(params)
     for _ in range(5):
         updates, state = tx.update(jnp.zeros_like(params), state, params)
         params = optax.apply_updates(params, updates)
-        num_prunes.append(int(state.num_prunes))
-    assert num_prunes == [1, 2, 2, 2, 2]
+        num_pruning_steps.append(int(state.num_pruning_steps))
+    assert num_pruning_steps == [1, 2, 2, 2, 2]
     assert num_kept(state.masks) == 8 and state.shortfall == 4
 
 

@@ -120,7 +120,7 @@ def test_zeros_are_kept(wrapper):
         sparse_optax.check_sparsity(after, after_state)
         assert num_nonzero(after) == num_nonzero(pruned)
     chex.assert_trees_all_equal(sparse_optax.get_masks(after_state), masks)
-    prunes = {int(s.num_prunes) for s in find_states(after_state, PruneState)}
+    prunes = {int(s.num_pruning_steps) for s in find_states(after_state, PruneState)}
     steps = find_states(after_state, StepsSincePruning)
     assert prunes == {1} and {int(s.num_steps) for s in steps} == {3}
 
@@ -151,7 +151,7 @@ def test_multi_steps_discards_a_pruning_step_between_two_updates():
     # On the step that does update, it is obeyed.
     second, state = step(first, state, random_tree(2), prune=jnp.array(True))
     assert num_kept(sparse_optax.get_masks(state)) == num_nonzero(second) == SIZE // 2
-    assert find_states(state, PruneState)[0].num_prunes == 1
+    assert find_states(state, PruneState)[0].num_pruning_steps == 1
     # `prune` works in between.
     params, state = step(second, state, random_tree(3), prune=jnp.array(False))
     pruned, state = sparse_optax.prune(params, state, 0.5)
@@ -183,7 +183,9 @@ def test_a_wrapper_that_drops_extra_args_drops_the_pruning_step():
     inner = optax.MultiSteps(base(), 1).gradient_transformation()
     tx, params = optax.apply_if_finite(inner, 3), random_tree(0)
     _, state = tx.update(params, tx.init(params), params, prune=True)
-    assert find_states(state, PruneState)[0].num_prunes == 0  # which is how it is seen
+    assert (
+        find_states(state, PruneState)[0].num_pruning_steps == 0
+    )  # which is how it is seen
 
 
 # Wrappers that lose the zeros, and what catches them.
@@ -345,7 +347,7 @@ def test_transformations_inside_of_relevance_pruning_are_reached():
     _, state = sparse_optax.prune(params, state, 0.5)
     outer, inner = state.optimizer
     assert outer.num_steps == inner[0].num_steps == 0
-    assert state.pruning.num_prunes == inner[2].num_prunes == 1
+    assert state.pruning.num_pruning_steps == inner[2].num_pruning_steps == 1
     zeros = {"w": jnp.zeros(8)}
     state = sparse_optax.masks_from_zeros(zeros, state, mask=None)
     assert not np.any(state.pruning.masks["w"] | state.optimizer[1][2].masks["w"])

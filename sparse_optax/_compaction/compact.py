@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from sparse_optax import _arguments, _fit, _trees
 from sparse_optax._compaction.analysis import Analysis, analyse
-from sparse_optax._compaction.compacted import Compacted, Declined
+from sparse_optax._compaction.compacted import Compacted, NotRemoved
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.find_groups import find_groups
 from sparse_optax._compaction.leaves import Kept, check_shardings
@@ -112,7 +112,7 @@ def compact(
     compacted = Compacted(
         params,
         kept,
-        tuple(_declined(analysis, found, evaluation)),
+        tuple(_not_removed(analysis, found, evaluation)),
         {analysis.names[i]: num for i, num in found.folded.items()},
         layer_sizes(analysis.program, analysis.names, evaluation),
         fn,
@@ -135,11 +135,11 @@ def _round(analysis: Analysis, removed: np.ndarray, multiple: int) -> None:
         removed[units[is_removed][: -num_kept % multiple]] = False
 
 
-def _declined(
+def _not_removed(
     analysis: Analysis, found: Unread, evaluation: Evaluation
-) -> list[Declined]:
+) -> list[NotRemoved]:
     """The zero slices that are kept, by leaf and axis."""
-    declined, table = [], analysis.table
+    not_removed, table = [], analysis.table
     for name, value, fact in zip(
         analysis.names, analysis.program.ins, found.facts, strict=False
     ):
@@ -158,8 +158,8 @@ def _declined(
             reason = (
                 ", ".join(reasons) or "the last unit of its group; its output is zero"
             )
-            declined.append(Declined(name, axis, int(stays.sum()), reason))
-    return declined
+            not_removed.append(NotRemoved(name, axis, int(stays.sum()), reason))
+    return not_removed
 
 
 def _put_like(new: Any, old: Any) -> Any:

@@ -13,10 +13,10 @@ from sparse_optax._compaction.analysis import Analysis, analyse
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.leaves import (
     Kept,
-    OtherShape,
+    ShapeMismatch,
     check_shardings,
     expand,
-    find_owners,
+    match_params,
     restore_shape,
     shrink,
 )
@@ -25,7 +25,7 @@ from sparse_optax._compaction.sizes import Size, Sizes, total
 _STATE = {"params", "kept", "shapes"}
 
 
-class Declined(NamedTuple):
+class NotRemoved(NamedTuple):
     """Zero slices that could not be removed.
 
     Attributes:
@@ -50,7 +50,7 @@ class Compacted:
         kept: `kept[leaf][axis]` has the indices that are kept, for leaves that became
             smaller; for leaves stacked for a scan, it has those of each layer,
             `[layers, kept]`.
-        declined: the zero slices that are kept, and why.
+        not_removed: the zero slices that are kept, and why.
         folded: how many constant units were folded into each bias, by its name. Because
             of these, further training differs from that of the masked network.
         layers: the sizes of each layer, before and after; `str` shows them as a table.
@@ -60,7 +60,7 @@ class Compacted:
 
     params: Any
     kept: Kept
-    declined: tuple[Declined, ...]
+    not_removed: tuple[NotRemoved, ...]
     folded: dict[str, int]
     layers: Sizes
     fn: Callable
@@ -203,7 +203,7 @@ class Compacted:
     def restore(cls, fn: Callable, state: dict[str, Any]) -> "Compacted":
         """Rebuilds a `Compacted` from the function and the saved `state()`.
 
-        The report is not saved: `layers`, `declined` and `folded` are empty.
+        The report is not saved: `layers`, `not_removed` and `folded` are empty.
 
         Args:
             fn: the function that was compacted.
@@ -229,7 +229,7 @@ class Compacted:
         check_shardings(argument, unboxed)
         with_path = jax.tree_util.tree_leaves_with_path(unboxed)
         names = [_trees.leaf_name(path) for path, _ in with_path]
-        owners = find_owners(names, list(self.shapes))
+        owners = match_params(names, list(self.shapes))
         has_arrays = any(np.ndim(x) > 0 for _, x in with_path)
         if self.kept and has_arrays and not owners:
             raise ValueError(
@@ -250,7 +250,7 @@ class Compacted:
                 return (
                     x if others else f(x, self.shapes[owner], self.kept.get(owner, {}))
                 )
-            except OtherShape as error:
+            except ShapeMismatch as error:
                 raise ValueError(
                     f"{argument} has shape {np.shape(x)} at {name}; it must "
                     f"be {error.args[0]}."
@@ -292,7 +292,7 @@ class Compacted:
         ]
         lines += [
             f"kept: {d.num_slices} zero slices of {d.leaf}, axis {d.axis}: {d.reason}"
-            for d in self.declined
+            for d in self.not_removed
         ]
         return "\n".join(line.rstrip() for line in lines)
 

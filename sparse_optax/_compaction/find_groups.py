@@ -67,11 +67,11 @@ def channel_groups(
     _arguments.check_callable("fn", fn)
     _arguments.check_integer("round_to", round_to, low=1)
     found = analysis.analyse(fn, params, inputs, freeze_results=True)
-    groups, declined = find_groups(found)
+    groups, frozen = find_groups(found)
     values = zip(found.names, found.program.ins, strict=False)
     shapes = tuple((name, tuple(value.shape)) for name, value in values)
     of_function = tuple(group for group, _ in groups)
-    return ChannelGroups(of_function, shapes, declined, round_to)
+    return ChannelGroups(of_function, shapes, frozen, round_to)
 
 
 def find_groups(

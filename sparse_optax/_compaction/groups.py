@@ -74,13 +74,14 @@ class ChannelGroups:
     their slices of all leaves, including biases and norms. The score of a unit is the
     root mean square of the scores of its remaining weights. `mask` selects groups by a
     dict from regular expressions for their names to booleans; by default, all groups of
-    kind `"hidden"`. A group may lose all of its units, and then the network has a
-    constant output; `min_kept` or `distribution="uniform"` prevents this.
+    kind `"hidden"`. A group may lose all of its units; without a residual connection
+    the network then has a constant output. `min_kept` or `distribution="uniform"`
+    prevents this.
 
     Attributes:
         groups: the groups.
         shapes: the names and shapes of the leaves.
-        declined: the axes that have no units.
+        frozen: the axes that have no units.
         round_to: pruning removes this many units of a group at a time, lowest scores
             first, so that each group keeps a multiple of it, or none. An amount for all
             groups together is exact: if multiples cannot give it, one group keeps
@@ -91,7 +92,7 @@ class ChannelGroups:
 
     groups: tuple[ChannelGroup, ...]
     shapes: tuple[tuple[str, Shape], ...]
-    declined: tuple[FrozenAxis, ...] = ()
+    frozen: tuple[FrozenAxis, ...] = ()
     round_to: int = 1
 
     def __iter__(self) -> Iterator[ChannelGroup]:
@@ -175,7 +176,7 @@ class ChannelGroups:
                 f"    {_describe(member, group.size, shapes[member.leaf])}"
                 for member in group.members
             ]
-        lines += [f"frozen: {x.leaf}, axis {x.axis}: {x.reason}" for x in self.declined]
+        lines += [f"frozen: {x.leaf}, axis {x.axis}: {x.reason}" for x in self.frozen]
         return "\n".join(lines)
 
     __repr__ = __str__

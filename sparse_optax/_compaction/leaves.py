@@ -17,11 +17,11 @@ Indices = dict[int, np.ndarray]  # the kept indices, by axis
 Kept = dict[str, Indices]  # by name of a leaf
 
 
-class OtherShape(Exception):
+class ShapeMismatch(Exception):
     """A leaf has the wrong shape; the argument is the shape that it must have."""
 
 
-def find_owners(names: Sequence[str], params: Sequence[str]) -> dict[str, list[str]]:
+def match_params(names: Sequence[str], params: Sequence[str]) -> dict[str, list[str]]:
     """Finds the params that names of leaves end with.
 
     A leaf `0/mu/dense/kernel` of an optimizer state ends with `dense/kernel`, after the
@@ -87,7 +87,7 @@ def shape_of_kept(shape: tuple, kept: Indices) -> tuple:
 
 def _check_shape(x: Any, shape: tuple) -> None:
     if np.shape(x) != shape:
-        raise OtherShape(shape)
+        raise ShapeMismatch(shape)
 
 
 def restore_shape(x: Any, shape: tuple, kept: Indices) -> jax.ShapeDtypeStruct:
