@@ -226,11 +226,11 @@ class Config:
         largest = self.metric.largest
         check("bound", self.bound, self.bound < largest, f"in [0, {largest})")
         if self.form.unit == "quantile":
-            check("scale", self.scale, self.scale < 1, "below 1, being a share")
+            check("scale", self.scale, self.scale < 1, "below 1, because it is a share")
         ranked = self.criterion == "relevance" and self.prune == "gradual"
         if ranked and self.form != Form():
             raise ExperimentError(
-                "--criterion relevance with --prune gradual has the form of the paper."
+                "--criterion relevance with --prune gradual needs the paper's form."
             )
         if self.structure == "units" and self.regularizer == "relevance":
             name = "decoupled" if self.decoupled else "form"

@@ -142,8 +142,8 @@ class RunFolder:
                 )
         elif different := differences(found, config):
             raise ExperimentError(
-                f"{self.path} holds another configuration ({'; '.join(different)}); "
-                "choose another --out."
+                f"{self.path} contains a run with another configuration "
+                f"({'; '.join(different)}); choose another --out."
             )
 
     def config(self) -> Row | None:

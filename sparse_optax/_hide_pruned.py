@@ -134,7 +134,7 @@ def update_hidden(
 def check_optimizer(name: str, value: Any) -> None:
     """Raises unless `value` is one of optax's transformations."""
     if isinstance(value, optax.MultiSteps):
-        raise TypeError(f"{name} must not be optax.MultiSteps: wrap the whole in it.")
+        raise TypeError(f"{name} must not be optax.MultiSteps: put MultiSteps outside.")
     if not isinstance(value, optax.GradientTransformation):
         raise TypeError(f"{name} must be an optax transformation; got {value!r}.")
 

@@ -165,7 +165,7 @@ def iterative_pruning(
     _arguments.check_integer("finetune_rounds", finetune_rounds, low=0)
     if (finetune is None) != (finetune_rounds == 0):
         raise ValueError(
-            "finetune and finetune_rounds go together; got "
+            "give both finetune and finetune_rounds, or neither; got "
             f"finetune={finetune!r} and finetune_rounds={finetune_rounds!r}."
         )
     _arguments.check_callable("prune", prune)
@@ -192,7 +192,7 @@ def iterative_pruning(
         raise ValueError(
             f"bound={bound} is not met by state.best, which has the metric "
             f"{float(state.best_metric)}. Give state.current, or a denser network, to "
-            "begin anew with this bound."
+            "start again with this bound."
         )
 
     def run(state: IterativePruningState) -> Iterator[PruningRound]:

@@ -92,7 +92,7 @@ class Prunable(NamedTuple):
                 if mine != getattr(state.rules, name)
             ]
             raise ValueError(
-                f"state was created with another {' and '.join(differ)} than this "
+                f"state was created with a different {' and '.join(differ)} than this "
                 f"transformation has. {_ANEW}"
             )
         return state
@@ -106,7 +106,7 @@ class Prunable(NamedTuple):
         def check(path, mask, flag):
             if _trees.is_masked(mask) == flag:
                 raise ValueError(
-                    "mask selects other leaves than those with masks in the state; "
+                    "mask does not select the leaves that have masks in the state; "
                     f"they differ first at {_trees.leaf_name(path)}. {_ANEW}"
                 )
 

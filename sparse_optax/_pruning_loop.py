@@ -249,7 +249,7 @@ def _call(name, fn, train_state):
     _fit.check_arrays(returned, f"what {name} returned")
     if jax.tree.structure(train_state) != jax.tree.structure(returned):
         raise ValueError(
-            f"{name} must return a state of the same tree as it was given: "
+            f"{name} must return a state with the tree of its argument: "
             f"{_fit.difference(train_state, returned)}."
         )
 
@@ -258,7 +258,7 @@ def _call(name, fn, train_state):
         if types[0] != types[1]:
             raise ValueError(
                 f"{name} must return arrays of the same shapes and dtypes; at "
-                f"{_trees.leaf_name(path)} it made {types[1]} of {types[0]}."
+                f"{_trees.leaf_name(path)} it turned {types[0]} into {types[1]}."
             )
 
     jax.tree_util.tree_map_with_path(check, train_state, returned)

@@ -118,8 +118,8 @@ def prune(
             ranking = _scores.scores_of(criterion, state.masks, weights, None)
         elif not state.rules.by_magnitude:
             raise ValueError(
-                "the transformation has another criterion than magnitude, which its "
-                "state does not hold: pass criterion, or scores such as "
+                "the transformation does not rank by magnitude, and opt_state does not "
+                "contain its criterion: pass criterion, or scores such as "
                 "saliency(params, grads)."
             )
         _amount_arguments.check_amount_fits(kind, value, state)

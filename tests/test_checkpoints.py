@@ -51,7 +51,7 @@ def saved(folder, numbers, run="run"):
 
 
 def latest(folder, digest=lambda count: ""):
-    """Returns the last sound checkpoint, and what is said about others."""
+    """Returns the last valid checkpoint, and what is said about others."""
     said = []
     return Checkpoints(folder, "run").latest(said.append, digest), said
 
@@ -114,10 +114,10 @@ def test_checkpoints_whose_rows_are_gone_are_set_aside(tmp_path):
     checkpoints = Checkpoints(tmp_path, "run")
     for number in (1, 2):
         checkpoints.save(number, small_state(0), {"metrics": f"rows {number}"})
-    with pytest.raises(ExperimentError, match="has not the rows that any checkpoint"):
+    with pytest.raises(ExperimentError, match="does not match any checkpoint"):
         latest(tmp_path, {}.get)
     count, (message,) = latest(tmp_path, {1: "rows 1", 2: "others"}.get)
-    assert count == 1 and "metrics.jsonl has not its rows" in message
+    assert count == 1 and "metrics.jsonl does not match it" in message
     assert latest(tmp_path, {1: "rows 1"}.get) == (1, [])
 
 
@@ -181,11 +181,11 @@ def test_a_damaged_run_ends_the_same_or_is_refused(finished, tmp_path, capsys):
     assert f"{path} is damaged" in said and "Resuming after" in said
     # Rows that are gone are made again, and others are refused.
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
-    assert "has not its rows" in resume()
+    assert "does not match it" in resume()
     summary.unlink()
     metrics.write_text(metrics.read_text().replace('"step": 16,', '"step": 17,'))
     before = sorted(out.rglob("*"))
-    assert "has not the rows that any checkpoint" in error_line(digits(out))
+    assert "does not match any checkpoint" in error_line(digits(out))
     assert sorted(out.rglob("*")) == before  # nothing is lost
 
 
@@ -214,7 +214,7 @@ def test_a_dense_network_that_cannot_be_taken_is_refused(finished, tmp_path):
     assert "its metrics are damaged" in error(copy)
     for path in checkpoints_of(copy):
         path.write_bytes(path.read_bytes()[:-1])
-    assert "it has no sound checkpoint" in error(copy)
+    assert "it has no valid checkpoint" in error(copy)
 
 
 def test_a_run_goes_on_pruning_the_network_of_another(finished, tmp_path):
@@ -234,7 +234,7 @@ def test_a_run_goes_on_pruning_the_network_of_another(finished, tmp_path):
     other = types.SimpleNamespace(variables=Variables({"w": np.ones(3)}, {}))
     config = types.SimpleNamespace(pruned_from=str(finished))
     with pytest.raises(
-        ExperimentError, match=r"--pruned-from .* holds another network"
+        ExperimentError, match=r"--pruned-from .* contains a different network"
     ):
         other_networks.pruned(config, other)
 

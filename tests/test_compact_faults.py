@@ -102,7 +102,7 @@ def test_optimizer_states_of_a_part_of_the_params():
         compacted.shrink(PARAMS),
         compacted.params["params"],
     )
-    with pytest.raises(ValueError, match="no leaf named as one of the params"):
+    with pytest.raises(ValueError, match="no leaf with the name of a param"):
         compacted.shrink({"w": PARAMS["w1"]})
 
 
@@ -113,7 +113,7 @@ def test_parts_of_the_params_that_may_be_one_or_the_other():
     other = PARAMS | {"w1": PARAMS["w1"].at[:, 0].set(0)}
     compacted = so.compact(fn, {"a": PARAMS, "b": other}, X)
     with pytest.raises(
-        ValueError, match=r"leaf b, which may be any of \['a/b', 'b/b'\]"
+        ValueError, match=r"leaf b, which could belong to any of \['a/b', 'b/b'\]"
     ):
         compacted.shrink(PARAMS)
 

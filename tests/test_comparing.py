@@ -226,7 +226,7 @@ def test_a_comparison_stores_the_rows_of_its_plan(name, made, stored):
     changed = SMALL[name]._replace(config=dataclasses.replace(CONFIG, epochs=5))
     compare.COMPARISONS[name].tasks["small"] = changed
     message = error_line(["compare", name, "--arms", first])
-    assert f"the rows of {others[0]} in {path} are not those of the present" in message
+    assert f"the rows of {others[0]} in {path} do not match the" in message
     assert len(made) == len(rows)
 
 
@@ -234,7 +234,7 @@ def test_a_task_may_be_tuned_on_another(made):
     tasks = compare.COMPARISONS["methods"].tasks
     tasks["large"] = SMALL["methods"]._replace(tuned_on="small")
     message = error_line(["compare", "methods", "--tasks", "large"])
-    assert "l2 is tuned on small, which has not been made" in message and not made
+    assert "l2 is tuned on small, which has not been run" in message and not made
     main(["compare", "methods", "--tasks", "large", "small", "--arms", "l2"])
     rows = compare.COMPARISONS["methods"].rows("large")
     (strength,) = {row["strength"] for row in rows}

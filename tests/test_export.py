@@ -218,7 +218,7 @@ def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
     )
     monkeypatch.setattr(matrices, "layers_of", lambda params, inputs=None: [layer])
     summary = {"network": "lenet300", "dataset": "mnist", "structure": "unstructured"}
-    with pytest.raises(ExperimentError, match="computes other logits"):
+    with pytest.raises(ExperimentError, match="computes different logits"):
         latency.measure_network(summary, variables, turns=1)
 
 

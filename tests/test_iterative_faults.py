@@ -237,8 +237,10 @@ def test_what_is_no_state_of_the_same_kind_is_named(name):
     def to_bfloat16(w):
         return w.astype(jnp.bfloat16)
 
-    same_tree = f"{name} must return a state of the same tree"
-    another_dtype = rf"{name} must .* at 0/a it made bfloat16\[6, 10\] of float32\[6"
+    same_tree = f"{name} must return a state with the tree"
+    another_dtype = (
+        rf"{name} must .* at 0/a it turned float32\[6, 10\] into bfloat16\[6"
+    )
     for function, error, message in (
         (lambda s: None, ValueError, same_tree),
         (another_leaf, ValueError, f"{same_tree} .* differ first at 0/c"),

@@ -291,8 +291,8 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         ("summary.json", b"{}", r"summary\.json is damaged: it has no 'layers'"),
         ("summary.json", b"[" * 99_999, r"summary\.json is damaged: maximum rec"),
         ("metrics.jsonl", b"\xff\n", r"cannot read .*metrics\.jsonl"),
-        ("metrics.jsonl", b"3\n", r"metrics\.jsonl has not the rows"),
-        ("metrics.jsonl", None, r"metrics\.jsonl has not the rows"),
+        ("metrics.jsonl", b"3\n", r"metrics\.jsonl does not match any"),
+        ("metrics.jsonl", None, r"metrics\.jsonl does not match any"),
     ],
 )
 def test_damaged_files_of_a_run_are_named(finished, name, content, message, tmp_path):

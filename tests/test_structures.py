@@ -215,7 +215,7 @@ def test_rules_that_contradict_those_of_the_state():
         {"structure": so.NM(1, 4)},
         {"structure": so.NM(2, 4), "min_kept": 1},
     ):
-        with pytest.raises(ValueError, match=r"another (structure|min_kept) than"):
+        with pytest.raises(ValueError, match=r"a different (structure|min_kept) than"):
             so.prune_by_magnitude(0.1, **options).update(zeros, state, params)
 
 

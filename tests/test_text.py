@@ -92,7 +92,7 @@ def test_parallel_files_that_do_not_match_are_named(tmp_path):
     broken = bytearray(gzip.compress(b"eins\nzwei\n"))
     broken[14] ^= 0xFF
     for name, content, message in (
-        ("val.de", b"\n \n", "holds no texts."),
+        ("val.de", b"\n \n", "contains no texts."),
         ("val.de", b"eins\n", "has 2 sources, but 1 targets"),
         ("val.de", b"\xff\xff\n\n", f"cannot read {tmp_path / 'val.de'}"),
         ("val.de.gz", gzip.compress(b"eins\nzwei\n")[:-9], "cannot read"),
@@ -152,7 +152,7 @@ def test_files_without_dialogues_are_named(tmp_path):
         '[{"conversation_id": "a", "utterances": [{"text": "\\ud83d"}]}]',
     ):
         (tmp_path / "data_00.json").write_text(content)
-        with pytest.raises(ExperimentError, match=r"data_00\.json holds no dialogues"):
+        with pytest.raises(ExperimentError, match=r"data_00\.json has no dialogues"):
             taskmaster.load(tmp_path, "tm4")
     (tmp_path / "data_00.json").unlink()
     for edition in ("tm4", "tm1"):

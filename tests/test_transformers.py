@@ -88,8 +88,8 @@ def test_a_run_on_other_texts_is_refused(finished, tmp_path, monkeypatch):
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "summary.json").unlink()
     monkeypatch.setattr(toy_data, "LETTERS", "abcdefghik")
-    assert "holds a run on other texts" in error_line(toy(copy))
-    assert "it learnt from other texts" in error_line(
+    assert "the texts have changed since" in error_line(toy(copy))
+    assert "it was trained on other texts" in error_line(
         toy(tmp_path / "run", "--dense-from", str(finished))
     )
 

@@ -156,7 +156,7 @@ def test_a_state_without_masks(case):
 @pytest.mark.parametrize("masks", [(None, "matrices"), ("matrices", None)])
 def test_another_mask_than_in_the_state(name, masks):
     before, after = (TRANSFORMATIONS[name](mask=mask) for mask in masks)
-    message = r"mask selects other leaves .* first at dense/bias.*set_masks"
+    message = r"mask does not select the leaves .* first at dense/bias.*set_masks"
     for update in (after.update, jax.jit(after.update)):
         with pytest.raises(ValueError, match=message):
             update(PARAMS, before.init(PARAMS), PARAMS)

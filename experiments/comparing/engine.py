@@ -105,7 +105,7 @@ class Comparison:
             if (row["arm"], row["stage"]) == (arm, "comparison"):
                 return tuple(row[name] for name in self.arms[arm].names)
         raise ExperimentError(
-            f"{arm} is tuned on {task}, which has not been made: add it to --tasks."
+            f"{arm} is tuned on {task}, which has not been run: add it to --tasks."
         )
 
     def is_current(self, task: str, arm: str, rows: list[Row]) -> bool:
@@ -128,7 +128,7 @@ class Comparison:
         return next(remaining, None) is None
 
     def check_stored(self, made: Sequence[tuple[str, str]] = ()) -> None:
-        """Raises `ExperimentError` if stored rows are not those of the present plan.
+        """Raises `ExperimentError` if stored rows do not match the plan.
 
         Rows of the (task, arm) that are about to be `made` are not checked.
         """
@@ -138,7 +138,7 @@ class Comparison:
                 own = [row for row in rows if row["arm"] == arm]
                 if (task, arm) not in made and not self.is_current(task, arm, own):
                     raise ExperimentError(
-                        f"the rows of {arm} in {self.path(task)} are not those of the "
-                        f"present plan: make them with --tasks {task} --arms '{arm}', "
-                        "or delete them."
+                        f"the rows of {arm} in {self.path(task)} do not match the "
+                        f"plan: make them with --tasks {task} --arms '{arm}', or "
+                        "delete them."
                     )

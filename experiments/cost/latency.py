@@ -108,7 +108,7 @@ def measure_network(summary: Row, network: Variables, turns: int) -> Row:
         wanted = np.asarray(functions[AS_TRAINED]())
         for variant, function in functions.items():
             if not np.allclose(function(), wanted, atol=1e-3, rtol=1e-3):
-                raise ExperimentError(f"{variant} computes other logits.")
+                raise ExperimentError(f"{variant} computes different logits.")
         functions = {
             # Ten times, so that caches are warm.
             variant: lambda f=f: [jax.block_until_ready(f()) for _ in range(10)]

@@ -43,5 +43,5 @@ def check_pairs(pairs: Pairs, where: str) -> Pairs:
             f"{where} has {sources:,} sources, but {targets:,} targets."
         )
     if not all(any(map(str.strip, texts)) for texts in pairs):
-        raise ExperimentError(f"{where} holds no texts.")
+        raise ExperimentError(f"{where} contains no texts.")
     return pairs

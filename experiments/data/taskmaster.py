@@ -90,6 +90,6 @@ def read_dialogues(path: Path) -> list[Any]:
                 TAGS[utterance["speaker"].lower()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ExperimentError(
-            f"{path} holds no dialogues of Taskmaster: {type(error).__name__} {error}"
+            f"{path} has no dialogues of Taskmaster: {type(error).__name__} {error}"
         ) from error
     return dialogues

@@ -59,7 +59,7 @@ class Checkpoints:
         path = self.files()[count]
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:
-            raise Damaged(f"{path} is damaged: it has another SHA-256 than its name")
+            raise Damaged(f"{path} is damaged: its SHA-256 is not that of its name")
         arrays = safetensors.numpy.load(content)
         notes = json.loads(arrays.pop(NOTES).tobytes())
         run, number = notes["run"], notes["number"]
@@ -88,13 +88,13 @@ class Checkpoints:
             if digest(count) == notes["metrics"]:
                 for other in without_rows:
                     set_aside(other)
-                    warn(f"{other} is set aside: metrics.jsonl has not its rows.")
+                    warn(f"{other} is set aside: metrics.jsonl does not match it.")
                 return count
             without_rows.append(path)
         if without_rows:
             raise ExperimentError(
-                f"metrics.jsonl has not the rows that any checkpoint in {self._folder} "
-                "was saved with; put it back, or delete the folder to start again."
+                f"metrics.jsonl does not match any checkpoint in {self._folder}; "
+                "restore it, or delete the folder to start again."
             )
         return None
 

@@ -47,13 +47,13 @@ def dense(
         if folder.digest(number) != notes["metrics"]:
             raise error("its metrics are damaged")
         if notes["problem"] != problem.digest:
-            raise error("it learnt from other texts")
+            raise error("it was trained on other texts")
         parts = "dense/params/", "dense/statistics/"
         target = {"dense": problem.variables}
         variables = checkpoints.restore(number, target, *parts)["dense"]
         rows = read_rows(folder.metrics, num_rounds)
         return variables, rows, notes["commits"]
-    raise error("it has no sound checkpoint after dense training")
+    raise error("it has no valid checkpoint after dense training")
 
 
 def pruned(config: Config, problem: Problem) -> Variables | None:
@@ -67,6 +67,6 @@ def pruned(config: Config, problem: Problem) -> Variables | None:
     )
     if wanted != found:
         raise ExperimentError(
-            f"--pruned-from {config.pruned_from}: it holds another network."
+            f"--pruned-from {config.pruned_from}: it contains a different network."
         )
     return problem.devices.replicate(network)

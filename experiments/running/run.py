@@ -235,7 +235,7 @@ class Run:
         notes, _ = self.checkpoints.read(count)
         if notes["problem"] != self.problem.digest:
             raise ExperimentError(
-                f"{self.folder.path} holds a run on other texts than there are now; "
+                f"the texts have changed since the run in {self.folder.path} began; "
                 "choose another --out."
             )
         self.seconds_before = notes["seconds"]

@@ -175,7 +175,10 @@ def check_finite(runs: list[Row]) -> None:
         if run.get("diverged")
     ]
     if found:
-        raise Diverged(f"training diverged: {'; '.join(found)}. Lower may help.")
+        raise Diverged(
+            f"training diverged: {'; '.join(found)}. A lower strength or learning rate "
+            "may help."
+        )
 
 
 def by_settings(runs: list[Row]) -> dict[str, list[Row]]:

@@ -91,7 +91,7 @@ def print_summary(console: Console, summary: Row) -> None:
         for part, size, kept in (*parts, ("all", summary["total"], summary["kept"]))
     ]
     title = "{network} on {dataset}, {regularizer}, seed {seed}".format_map(summary)
-    console.print(table_of(title, outcome), table_of("Part by part", sizes))
+    console.print(table_of(title, outcome), table_of("By part", sizes))
     if "compacted" in summary:  # older runs have neither this nor files
         print_compacted(console, summary["compacted"], summary.get("compacted_time"))
         console.print("`python -m experiments export --compact` writes it.")
@@ -103,8 +103,8 @@ def print_summary(console: Console, summary: Row) -> None:
     if not summary["sparsity"] and summary.get("prune", "gated") == "gated":
         bound = metric.text(summary["validation_bound"])
         console.print(
-            "Nothing is pruned: no pruned network was measured to have a validation "
-            f"{metric.name} above {bound}. What the last round prunes is not measured.",
+            "Nothing is pruned: no pruned network had a validation "
+            f"{metric.name} above {bound}. The last pruning step is not evaluated.",
             soft_wrap=True,
         )
 

@@ -180,7 +180,7 @@ def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
         where = f"outputs at {_trees.leaf_name(path)}"
         report = "a bug in compact, unless fn is random. Please report it, with fn."
         if a.dtype != b.dtype:
-            raise RuntimeError(f"{where} become {b.dtype} from {a.dtype}: {report}")
+            raise RuntimeError(f"{where} change from {a.dtype} to {b.dtype}: {report}")
         if jnp.issubdtype(a.dtype, jax.dtypes.extended):
             continue
         if not jnp.issubdtype(a.dtype, jnp.inexact):
@@ -194,7 +194,7 @@ def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
         if not np.allclose(a / scale, b / scale, 0, tolerance, equal_nan=True):
             if not np.isfinite(a).all():
                 raise RuntimeError(
-                    f"{where} have {a[~np.isfinite(a)][0]} before compaction."
+                    f"{where} contain {a[~np.isfinite(a)][0]} before compaction."
                 )
             raise RuntimeError(
                 f"{where} differ by {np.nanmax(np.abs(a - b)):.2g}, where the largest "

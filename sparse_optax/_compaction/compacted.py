@@ -233,8 +233,8 @@ class Compacted:
         has_arrays = any(np.ndim(x) > 0 for _, x in with_path)
         if self.kept and has_arrays and not owners:
             raise ValueError(
-                f"{argument} has no leaf named as one of the params that were "
-                f"compacted: {list(self.shapes)}."
+                f"{argument} has no leaf with the name of a param; the params are "
+                f"{list(self.shapes)}."
             )
 
         def apply(path, x):
@@ -244,7 +244,8 @@ class Compacted:
             owner, *others = owners[name]
             if others and any(own in self.kept for own in owners[name]):
                 raise ValueError(
-                    f"{argument} has a leaf {name}, which may be any of {owners[name]}."
+                    f"{argument} has a leaf {name}, which could belong to any of "
+                    f"{owners[name]}."
                 )
             try:
                 return (

@@ -188,10 +188,10 @@ class ChannelGroups:
         expected = dict(self.shapes)
         for name in self.leaves():
             if shapes.get(name) != expected[name]:
-                found = shapes.get(name, "not there")
+                found = f"has {shapes[name]}" if name in shapes else "does not exist"
                 raise ValueError(
-                    f"structure has groups of {name} of shape {expected[name]}; it is "
-                    f"{found}. Find them again, of the params that are pruned."
+                    f"structure has groups for {name} of shape {expected[name]}, which "
+                    f"{found} here. Call channel_groups again, with these params."
                 )
 
     def mask_of_leaves(self, params: Any) -> Any:
