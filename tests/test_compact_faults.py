@@ -309,5 +309,5 @@ def test_callbacks_are_called():
 def test_outputs_that_were_not_finite():
     params = PARAMS | {"w1": PARAMS["w1"].at[:, 1].set(0), "b": jnp.zeros(6)}
     params["w2"] = params["w2"].at[1, 0].set(jnp.nan)
-    with pytest.raises(RuntimeError, match=r"outputs at \(root\) have nan before"):
+    with pytest.raises(RuntimeError, match=r"outputs at \(root\) contain nan before"):
         so.compact(mlp, params, X)

@@ -245,7 +245,7 @@ def test_what_is_no_state_of_the_same_kind_is_named(name):
         (lambda s: None, ValueError, same_tree),
         (another_leaf, ValueError, f"{same_tree} .* differ first at 0/c"),
         (change(lambda w: len), TypeError, f"{name} returned has .* at 0/a, which"),
-        (change(lambda w: w[:1]), ValueError, f"{name} must .* at 0/a it made"),
+        (change(lambda w: w[:1]), ValueError, f"{name} must .* at 0/a it turned"),
         (change(to_bfloat16), ValueError, another_dtype),
     ):
         with pytest.raises(error, match=message):

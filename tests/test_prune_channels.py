@@ -294,7 +294,9 @@ def test_groups_of_other_params():
         so.prune_by_magnitude(structure=GROUPS).init(params)
     for make in DECAYS:
         tx = make(structure=GROUPS)
-        with pytest.raises(ValueError, match=r"b of shape \(8,\); it is \(7,\)"):
+        with pytest.raises(
+            ValueError, match=r"b of shape \(8,\), which has \(7,\) here"
+        ):
             other = PARAMS | {"b": jnp.ones(7)}
             tx.update(other, tx.init(other), other)
 
@@ -310,7 +312,7 @@ def test_masks_that_are_none_of_groups():
     with pytest.raises(ValueError, match=r"mask has '\(', which is not a regular"):
         prune({"(": True})
     with pytest.raises(
-        ValueError, match=r"groups of b of shape \(8,\); it is not there"
+        ValueError, match=r"groups for b of shape \(8,\), which does not exist"
     ):
         prune("matrices", {"w1": PARAMS["w1"]})
     with pytest.raises(KeyError, match=r"no leaf 'nope'; there are \['b', 'g', 'w1'"):

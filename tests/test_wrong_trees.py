@@ -166,7 +166,10 @@ def test_another_mask_than_in_the_state(name, masks):
 def test_rules_of_another_transformation(name):
     without = TRANSFORMATIONS[name]()
     for caps in ({"min_kept": 3}, {"max_sparsity": 0.9}, {"min_kept": {".*": 3}}):
-        tx, message = TRANSFORMATIONS[name](**caps), f"another {next(iter(caps))} than"
+        tx, message = (
+            TRANSFORMATIONS[name](**caps),
+            f"different {next(iter(caps))} than",
+        )
         tx.update(PARAMS, TRANSFORMATIONS[name](**caps).init(PARAMS), PARAMS)
         for before, after in ((tx, without), (without, tx)):
             with pytest.raises(ValueError, match=message):
