@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sparse_optax import _amounts, _layers, _prunable
 from sparse_optax._amounts import Kind, Value
 from sparse_optax._prune_state import Distribution, PruneState
+
+_LATE = 1_000_000  # an update at which schedules of amounts have reached their end
 
 
 def the_amount(
@@ -34,7 +38,8 @@ def the_amount(
         return None, None
     _amounts.check_amount(kind, value, schedule=schedule)
     if not isinstance(value, Mapping):
-        _check_structure_allows(kind, kind, value, structure)
+        highest = _layers.highest_sparsity(structure)
+        _check_allowed(kind, kind, value, highest, structure)
     return kind, value
 
 
@@ -69,20 +74,50 @@ def amount_at(
 
 
 def check_amount_fits(kind: Kind | None, value: Value, state: PruneState) -> None:
-    """Raises unless a dict gives each leaf an amount that its structure allows."""
-    if kind is None or not isinstance(value, Mapping):
+    """Raises unless the structures of the leaves allow the amount: of each, or of all.
+
+    Caps such as `min_kept` are not errors: what they keep is counted as `shortfall`.
+    """
+    if kind is None:
         return
     rules = _prunable.resolve(state.rules, state.masks)
-    found = _amounts.by_leaf(kind, value, rules.named, rules.num_layers)
-    for name, structure in getattr(rules.structure, "structures", ()):
-        _check_structure_allows(f"{kind} of {name}", kind, found[name], structure)
+    structures = dict(getattr(rules.structure, "structures", ()))
+    if isinstance(value, Mapping):
+        found = _amounts.by_leaf(kind, value, rules.named, rules.num_layers)
+    elif state.rules.distribution == "uniform":
+        found = dict.fromkeys(structures, value)
+    else:
+        sizes = rules.sizes_by_name()
+        allowed = sum(x.max_sparsity * sizes[name] for name, x in structures.items())
+        total = sum(sizes.values()) if structures else 0
+        highest = allowed / total if total else 1
+        _check_allowed(kind, kind, value, highest, "the structures of all leaves")
+        return
+    for name, structure in structures.items():
+        highest = structure.max_sparsity
+        _check_allowed(f"{kind} of {name}", kind, found[name], highest, structure)
 
 
-def _check_structure_allows(name: str, kind: Any, number: Any, structure: Any) -> None:
-    highest = float(_layers.highest_sparsity(structure))
-    is_known = isinstance(number, int | float | np.number)
-    if is_known and kind != "count" and number > highest:
-        raise ValueError(
-            f"{name} must be at most {highest:g}, which {structure} allows; got "
-            f"{number!r}."
-        )
+def _check_allowed(name: str, kind: Kind, value: Any, highest: Any, by: Any) -> None:
+    """Raises if a number, or the last value of a schedule, is above `highest`."""
+    if kind == "count":
+        return
+    got = repr(value)
+    if callable(value):
+        value = _late_value(value)
+        got = f"a schedule with {value} at update {_LATE:,}"
+    is_known = isinstance(value, int | float | np.number)
+    if is_known and not value <= float(highest):  # NaN is not
+        plural = "" if isinstance(by, str) else "s"
+        wanted = f"at most {float(highest):g}, which {by} allow{plural}"
+        wanted = wanted if highest < 1 else "in [0, 1]"
+        raise ValueError(f"{name} must be {wanted}; got {got}.")
+
+
+def _late_value(schedule: Any) -> Any:
+    """The value of a schedule after many updates, or None if it depends on tracers."""
+    with jax.ensure_compile_time_eval():
+        value = schedule(jnp.asarray(_LATE, jnp.int32))
+    if isinstance(value, Tracer) or np.ndim(value):
+        return None
+    return float(f"{float(value):.6g}")  # 0.9, and not 0.8999999761581421

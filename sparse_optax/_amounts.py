@@ -113,7 +113,9 @@ def by_leaf(
     names = [name for name, _ in _trees.named_leaves(named)]
     index = dict(zip(names, jax.tree.leaves(indices), strict=True))
     if missing := [name for name in leaves if index[name] < 0]:
-        raise ValueError(f"{kind} has no pattern for {missing}.")
+        raise ValueError(
+            f"{kind} has no pattern for {missing}; use 0 for leaves to keep whole."
+        )
     values = list(value.values())
     return {name: values[index[name]] for name in leaves}
 

@@ -6,6 +6,8 @@ arrays like `params`, and a pruning step removes the weights of the lowest score
 `grads` is None if a pruning step is not given gradients.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

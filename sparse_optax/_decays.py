@@ -3,6 +3,8 @@
 Like `add_relevance_decay`, they restart their schedules at every pruning step.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

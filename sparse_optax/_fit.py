@@ -16,6 +16,24 @@ _EQUINOX = "for an equinox module, pass eqx.filter(model, eqx.is_inexact_array)"
 _NNX = "for an nnx module, pass nnx.state(model, nnx.Param)"
 
 
+def check_function(argument: str, fn: Any) -> None:
+    """Raises unless `fn` is a function of params and inputs, which modules are not."""
+    if isinstance(fn, _trees.find_class("equinox", "Module")):
+        wanted = "lambda params, x: jax.vmap(eqx.combine(params, static))(x)"
+    elif isinstance(fn, _trees.find_class("flax.nnx", "Module")):
+        wanted = "lambda params, x: nnx.merge(graphdef, params)(x)"
+    elif isinstance(fn, _trees.find_class("flax.linen", "Module")):
+        wanted = "model.apply"
+    elif callable(fn):
+        return
+    else:
+        raise TypeError(f"{argument} must be callable; got {fn!r}.")
+    raise TypeError(
+        f"{argument} is a {type(fn).__name__}, which does not take (params, *inputs): "
+        f"pass {wanted}."
+    )
+
+
 def check_tree(tree: PyTree, argument: str) -> None:
     """Raises unless `tree` contains only parameters, or arrays like them."""
     modules = _trees.find_class("flax.nnx", "Module")
@@ -154,6 +172,8 @@ def _hint(reference: PyTree, tree: PyTree) -> str:
     """What may have gone wrong where two trees differ."""
     if isinstance(tree, _trees.find_class("equinox", "Module")):
         return f"Are these weights? {_EQUINOX}."
+    if isinstance(tree, _trees.find_class("flax.nnx", "State")):
+        return f"Are these weights alone? {_NNX}."
     if _is_flat(reference, tree):
         return (
             "optax.flatten makes one vector of all weights, and its masks are of that "

@@ -4,6 +4,8 @@
 and reports.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math

@@ -123,10 +123,11 @@ def select_leaves(mask: Mask | None, params: PyTree) -> PyTree:
     weights = _trees.unbox(params)
     is_weight = _flags(lambda _, leaf: _trees.is_weight(leaf), weights)
     if not any(jax.tree.leaves(is_weight)):
-        found = {name: _trees.describe(x) for name, x in _trees.named_leaves(weights)}
+        named = _trees.named_leaves(weights)
+        found = [f"{name} is {_trees.describe(x)}" for name, x in named[:3]]
         raise ValueError(
             "params has no leaf that can be pruned, which are arrays of real floating "
-            f"numbers of 16 bits or more: {found}."
+            f"numbers of 16 bits or more: {', '.join(found)}, ..."
         )
     if mask is None:
         selected = is_weight

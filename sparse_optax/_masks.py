@@ -1,5 +1,7 @@
 """Applies masks to weights, and counts zeros."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

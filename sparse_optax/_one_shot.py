@@ -1,5 +1,7 @@
 """Pruning without an optimizer, and training through masks."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 import jax

@@ -139,6 +139,12 @@ class Resolved(NamedTuple):
     shapes: list[Shape] | None
     named: Any
 
+    def sizes_by_name(self) -> dict[str, int]:
+        """How many units each array of units has, all of its layers together."""
+        ends = np.cumsum([n or 1 for n in self.num_layers.values()])
+        parts = np.split(self.sizes, ends[:-1])
+        return {n: int(x.sum()) for n, x in zip(self.num_layers, parts, strict=True)}
+
 
 def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:
     """The rules for these masks.
@@ -166,7 +172,9 @@ def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:
     else:
         named = units
         if rules.distribution == "erk":
-            raise ValueError("distribution='erk' is for structures of one leaf.")
+            raise ValueError(
+                "distribution='erk' does not work with groups of units: use 'uniform'."
+            )
     most = _caps.max_removed(
         rules.min_kept.value, rules.max_sparsity.value, named, sizes
     )

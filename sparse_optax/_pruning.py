@@ -6,6 +6,8 @@ pruned weight by -w, so that `optax.apply_updates` makes the weight exactly zero
 dtype.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Mapping
 from typing import Any, cast

@@ -4,6 +4,8 @@ It depends on no model, data or framework, only on a training state: any tree th
 contains the state of an optimizer with a pruning transformation.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -59,7 +61,7 @@ class IterativePruningState(NamedTuple, Generic[TrainState]):
     finetuning: jax.Array  # shape=(), dtype=bool.
 
     @classmethod
-    def start(cls, train_state: TrainState) -> "IterativePruningState[TrainState]":
+    def start(cls, train_state: TrainState) -> IterativePruningState[TrainState]:
         """The state before the first round, also the `init` of `pruning_loop`.
 
         Raises:
@@ -85,7 +87,7 @@ class IterativePruningState(NamedTuple, Generic[TrainState]):
 
     def start_finetuning(
         self, change: Callable[[TrainState], TrainState] | None = None
-    ) -> "IterativePruningState[TrainState]":
+    ) -> IterativePruningState[TrainState]:
         """The state for fine-tuning the best network, in rounds without `prune`.
 
         Args:

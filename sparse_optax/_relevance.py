@@ -11,6 +11,8 @@ Weights in Deep Neural Architectures <https://arxiv.org/abs/2204.04977>`_, 2022.
 `strength` is gamma and `scale` is alpha.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The complete method of relevance decay and pruning, around any optimizer."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """A table of how much of each leaf is kept."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -50,7 +50,7 @@ def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
         TypeError: If `tree` has any other leaf.
         ValueError: If an array is deleted, or partly on devices of other processes.
         OSError: If the file cannot be written.
-        ImportError: If safetensors is missing: `pip install 'sparse-optax[files]'`.
+        ImportError: If safetensors is missing: `pip install safetensors`.
 
     Examples:
         >>> import os, tempfile
@@ -63,8 +63,7 @@ def save_sparse(path: str | os.PathLike[str], tree: PyTree) -> None:
         ...     print(os.path.getsize(path) < 1_000, params["kernel"].nbytes)
         True 4000000
     """
-    from safetensors import numpy as safetensors
-
+    safetensors = _safetensors()
     path = Path(path).expanduser().resolve()  # a symbolic link stays one
     leaves, codes = [], []
     for form, leaf in _named_leaves(tree):
@@ -135,8 +134,7 @@ def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyT
         >>> params
         {'kernel': Array([ 0. , -0.5,  0. ], dtype=float32)}
     """
-    from safetensors import numpy as safetensors
-
+    safetensors = _safetensors()
     data = Path(path).expanduser().read_bytes()
     if data[8:].startswith(_VERSION_1):  # after the length of the header
         raise ValueError(f"{path} has version 1 of the format, not {_VERSION}.")
@@ -167,6 +165,15 @@ def load_sparse(path: str | os.PathLike[str], like: PyTree | None = None) -> PyT
         return _containers.from_json(about["containers"], arrays)
     leaves = [x if callable(x) else y for (_, x), y in zip(wanted, leaves, strict=True)]
     return jax.tree.structure(like).unflatten(leaves)
+
+
+def _safetensors() -> Any:
+    try:
+        from safetensors import numpy
+    except ImportError as error:
+        message = f"{error}: sparse files need it, `pip install safetensors`."
+        raise ImportError(message) from error
+    return numpy
 
 
 def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:

@@ -1,5 +1,7 @@
 """Training that is sparse from the start: some weights are dropped, others grow."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -4,6 +4,8 @@ All of it works through wrappers: a state is a tree, and the states of this pack
 nodes of it. These nodes are replaced; the rest of the tree is unchanged.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -329,10 +331,11 @@ def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
         >>> params = {"w": jnp.array([[0.0, -0.1, 2.0, 0.0]])}
         >>> state = sparse_optax.masks_from_zeros(params, tx.init(params))
         >>> sparse_optax.check_sparsity(params, state)
-        >>> sparse_optax.check_sparsity({"w": params["w"] + 1}, state)
+        >>> changed = {"w": params["w"] + 1}
+        >>> sparse_optax.check_sparsity(changed, state)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: pruned weights are not zero: 2 of 2 at w.
+        ValueError: pruned weights are not zero: 2 of 2 at w. Put ...
     """
     _fit.check_tree(params, "params")
     states = prune_states(opt_state)
@@ -359,4 +362,8 @@ def check_sparsity(params: optax.Params, opt_state: optax.OptState) -> None:
             check, state.masks, _trees.unbox(params), is_leaf=_trees.is_masked
         )
     if revived:
-        raise ValueError(f"pruned weights are not zero: {'; '.join(revived)}.")
+        raise ValueError(
+            f"pruned weights are not zero: {'; '.join(revived)}. Put the pruning "
+            "transformation last in the chain. If the params were replaced, call "
+            "apply_masks(params, get_masks(opt_state))."
+        )

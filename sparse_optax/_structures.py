@@ -79,15 +79,15 @@ class Unstructured(LeafStructure):
 
 @dataclasses.dataclass(frozen=True)
 class NM(LeafStructure):
-    """Keeps at most `n` of every `m` consecutive weights: N:M sparsity.
+    """Keeps `n` of every `m` consecutive weights: N:M sparsity.
 
-    The units are weights. In each group of `m`, all but the `n` best may be removed,
-    and an amount removes the lowest of these over all groups. So a gradual schedule
-    that ends at a sparsity of 1 - n/m ends at exactly N:M. Without an amount, all of
-    these are removed.
+    The units are weights. A pruning step may remove all but the `n` best of each group
+    of `m`. An amount removes the lowest of these over all groups, and without an amount
+    all of them are removed. So the highest sparsity is 1 - n/m, where exactly `n` are
+    left in each group: 0.5 for `NM(2, 4)`, 0.75 for `NM(1, 4)`, 0.9 for `NM(1, 10)`.
 
     Args:
-        n: the least number of weights to keep in a group.
+        n: how many weights of a group always stay.
         m: the size of a group.
         axis: the axis of the groups, which a product with the activations sums over: -2
             for flax's kernels `(in, out)` and convolutions `(h, w, in, out)`, -1 for

@@ -28,7 +28,7 @@ GROUPS = {
     },
     "depthwise": {
         "in:2": "3 input: in:2",
-        "groups:3[0+1x4x2]": "4 hidden: groups:3[0+1x4x2] in:3 out:2[0+1x4x2]",
+        "in:3": "4 hidden: groups:3[0+1x4x2] in:3 out:2[0+1x4x2]",
         "groups:3[0+4x2x1]": "2 hidden: groups:3[0+4x2x1] out:2[0+4x2x1]",
     },
     "in groups": {
@@ -100,7 +100,7 @@ GROUPS = {
     },
     "rows are outputs": {
         "w1:1": "4 input: w1:1",
-        "w2:1": "3 hidden: b:0 w1:0 w2:1",
+        "w1:0": "3 hidden: b:0 w1:0 w2:1",
     },
 }
 
@@ -165,9 +165,9 @@ def test_groups_of_equinox_modules():
 
     assert described(so.channel_groups(fn, arrays, jnp.ones((2, 4)))) == {
         "layers/0/weight:1": "4 input: layers/0/weight:1",
-        "layers/1/weight:1": "3 hidden: layers/0/weight:0 layers/0/bias:0 "
+        "layers/0/weight:0": "3 hidden: layers/0/weight:0 layers/0/bias:0 "
         "layers/1/weight:1",
-        "layers/2/weight:1": "3 hidden: layers/1/weight:0 layers/1/bias:0 "
+        "layers/1/weight:0": "3 hidden: layers/1/weight:0 layers/1/bias:0 "
         "layers/2/weight:1",
     }
 

@@ -304,7 +304,7 @@ def test_params_that_do_not_fit(compacted):
 
 def test_another_function_that_reads_what_was_removed(compacted):
     other = compacted.convert(lambda p, x: (x @ p["w1"] + p["b"])[:, ::-1] @ p["w2"])
-    message = r"3 of 6 slices of b, axis 0, were removed, but .* couples other units"
+    message = r"needs units .* \(3 of 6 slices of b, axis 0\): it couples other units"
     with pytest.raises(ValueError, match=message):
         other.apply(compacted.params, X)
 

@@ -118,7 +118,7 @@ def test_states_of_nnx_keep_their_variables():
     assert_same(compacted.apply(compacted.params, x), compacted.fn(state, x))
 
 
-def test_arrays_of_equinox():
+def test_arrays_of_equinox(tmp_path):
     model = eqx.filter_eval_shape(eqx.nn.MLP, 4, 2, 6, 2, key=jax.random.key(0))
     shapes, static = eqx.partition(model, lambda x: hasattr(x, "dtype"))
     arrays = drawn(shapes)
@@ -133,6 +133,40 @@ def test_arrays_of_equinox():
     assert compacted.params.layers[0].bias.shape == (4,)
     assert compacted.params.layers[1].weight.shape == (6, 4)
     assert_same(compacted.apply(compacted.params, x), fn(arrays, x))
+    # As another process would, which knows the shapes before compaction alone.
+    so.save_sparse(tmp_path / "compacted", compacted.state())
+    state = so.load_sparse(tmp_path / "compacted")
+    restored = so.Compacted.restore(fn, shapes, state)
+    assert isinstance(restored.params, eqx.nn.MLP)
+    assert_same(restored.apply(restored.params, x), fn(arrays, x), rtol=0)
+    wrong = r"params must .* got layers/0/weight with \(6, 5\), which had \(6, 4\)"
+    other = jax.ShapeDtypeStruct((6, 5), jnp.float32)
+    with pytest.raises(ValueError, match=wrong):
+        shapes = eqx.tree_at(lambda m: m.layers[0].weight, shapes, other)
+        so.Compacted.restore(fn, shapes, state)
+    with pytest.raises(ValueError, match="state must be what"):
+        so.Compacted.restore(fn, shapes, {"params": {}})
+
+
+def test_modules_are_not_functions_of_params():
+    model = eqx.nn.MLP(4, 2, 6, 2, key=jax.random.key(0))
+    x = jnp.ones((1, 4))
+    module = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    for fn, message in (
+        (model, r"fn is a MLP, which .* lambda params, x: jax.vmap\(eqx.combine"),
+        (module, r"fn is a Linear, which .* nnx.merge\(graphdef, params\)"),
+        (nn.Dense(2), r"fn is a Dense, which .* pass model.apply"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            so.compact(fn, {"w": jnp.ones((4, 2))}, x)
+        with pytest.raises(TypeError, match=message):
+            so.channel_groups(fn, {"w": jnp.ones((4, 2))}, x)
+    compacted = so.compact(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 2))}, x)
+    for f in (compacted.shrink, lambda params: compacted.apply(params, x)):
+        with pytest.raises(
+            TypeError, match=r"(params|tree) has .* at activation, .* eqx.filter"
+        ):
+            f(model)
 
 
 CASES = [

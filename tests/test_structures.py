@@ -304,8 +304,11 @@ def test_the_exact_sparsity_of_n_m_is_an_amount():
         so.prune_by_magnitude({".*": 0.9}, structure=structures).init(params)
 
 
-def test_schedules_beyond_n_m_end_there():
-    tx = so.prune_to_sparsity(optax.linear_schedule(0, 0.75, 3), structure=so.NM(2, 4))
+def test_schedules_beyond_n_m_stay_there():
+    def schedule(count):
+        return jnp.where(count > 100, 0.5, jnp.minimum(0.25 * count, 0.75))
+
+    tx = so.prune_to_sparsity(schedule, structure=so.NM(2, 4))
     params, num_pruning_steps = jnp.arange(16.0).reshape(8, 2), []
     state = tx.init(params)
     for _ in range(5):
@@ -362,3 +365,56 @@ def test_structures_from_outside_that_are_incomplete():
     params = {"in": jnp.ones((1, 4)), "out": jnp.ones((4, 1))}
     with pytest.raises(ValueError, match=r"no masks for \['out'\]"):
         so.one_shot(params, 0.5, structure=Forgetful())
+
+
+LAYERS = {name: jnp.ones((40, 10)) for name in ("conv", "a", "b")}
+MIXED = {"conv": so.Unstructured(), ".*": so.NM(2, 4)}
+TOO_MUCH = r"sparsity must be at most {}, which .* allows?; got {}"
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "structure", "message"),
+    [
+        (0.9, so.NM(2, 4), TOO_MUCH.format(0.5, r"0\.9")),
+        (
+            so.cubic_sparsity(0.0, 0.9, 0, 9),
+            so.NM(2, 4),
+            TOO_MUCH.format(0.5, "a schedule with 0.9 "),
+        ),
+        (
+            0.9,
+            {"a": so.NM(2, 4), ".*": so.NM(1, 10)},
+            TOO_MUCH.format(r"0\.766667", r"0\.9"),
+        ),
+        (0.9, MIXED, TOO_MUCH.format(r"0\.666667", r"0\.9")),
+        (
+            {"conv": 0.9, ".*": so.cubic_sparsity(0.0, 0.6, 0, 9)},
+            MIXED,
+            "sparsity of a",
+        ),
+        (optax.linear_schedule(0, 90, 9), so.Unstructured(), r"in \[0, 1\]; .*with 90"),
+        (lambda count: jnp.nan * count, so.Unstructured(), r"in \[0, 1\]; .*with nan"),
+    ],
+)
+def test_amounts_that_structures_do_not_allow_raise(sparsity, structure, message):
+    with pytest.raises(ValueError, match=message):
+        so.prune_to_sparsity(sparsity, structure=structure, every=3).init(LAYERS)
+
+
+def test_amounts_that_structures_just_allow():
+    schedule = so.cubic_sparsity(0.0, 0.3, 0, 9)  # which is above 0.3 in float64
+    so.prune_to_sparsity(schedule, structure=so.NM(7, 10), every=3).init(LAYERS)
+    so.prune_to_sparsity(2 / 3, structure=MIXED, every=3).init(LAYERS)
+    each = {"conv": 0.9, ".*": 0.5}
+    so.prune_to_sparsity(each, structure=MIXED, every=3).init(LAYERS)
+    with pytest.raises(ValueError, match=r"sparsity of a must be at most 0\.5"):
+        so.prune_to_sparsity(
+            0.6, structure=MIXED, distribution="uniform", every=3
+        ).init(LAYERS)
+
+
+def test_schedules_of_traced_numbers_are_not_evaluated():
+    def init(final):
+        return so.prune_to_sparsity(lambda count: final, every=3).init(LAYERS)
+
+    assert jax.jit(init)(0.5).masks["a"].all()

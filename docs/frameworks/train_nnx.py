@@ -11,10 +11,11 @@ import sparse_optax
 class MLP(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(20, 32, rngs=rngs)
+        self.norm = nnx.BatchNorm(32, rngs=rngs)  # its statistics are no params
         self.out = nnx.Linear(32, 1, rngs=rngs)
 
     def __call__(self, x):
-        return self.out(nnx.relu(self.hidden(x)))
+        return self.out(nnx.relu(self.norm(self.hidden(x))))
 
 
 x = jax.random.normal(jax.random.key(0), (256, 20))

@@ -139,9 +139,7 @@ def write(folder: Path, network: Runnable, compacted: sparse_optax.Compacted) ->
     Returns:
         The sizes of the files, in bytes, by name.
     """
-    state = compacted.state()
-    state["params"] = compacted.params._asdict()
-    sparse_optax.save_sparse(folder / WEIGHTS, state)
+    sparse_optax.save_sparse(folder / WEIGHTS, compacted.state())
     write_whole(folder / PROGRAM, program(compacted, network.random_inputs(1)))
     return {name: (folder / name).stat().st_size for name in (WEIGHTS, PROGRAM)}
 

@@ -32,7 +32,7 @@ def _label(program: Program, axes: Sequence[list[AxisUnits]], table: UnitTable) 
 
 def _join(a: list[AxisUnits], b: list[AxisUnits], step: Step, table: UnitTable) -> None:
     for one, other in zip(a, b, strict=True):
-        table.join(one, other, f"{step.name} with what is fixed")
+        table.join(one, other, f"{step.name} with a fixed axis")
 
 
 # remat2

@@ -84,16 +84,20 @@ def compact(
         <https://doi.org/10.1016/j.softx.2021.100907>`_, 2022, remove zero channels from
         PyTorch modules. Here, units and zeros are found in the traced equations.
     """
-    _arguments.check_callable("fn", fn)
+    _fit.check_function("fn", fn)
     if not isinstance(check, bool):
         raise TypeError(f"check must be a boolean; got {check!r}.")
     _arguments.check_integer("round_to", round_to, low=1)
     _fit.check_concrete(params, "compact", "Call it outside, and `apply` inside.")
     if check and any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):
-        raise TypeError("check=True needs concrete inputs; got traced ones.")
+        raise TypeError(
+            "check=True needs concrete inputs; got traced ones: give check=False."
+        )
     is_shape = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(inputs))
     if check and is_shape:
-        raise ValueError("check=True needs arrays as inputs; got shapes.")
+        raise ValueError(
+            "check=True needs arrays as inputs; got shapes: give check=False."
+        )
     analysis = analyse(fn, params, inputs, freeze_results=True)
     check_shardings("params", _trees.unbox(params))
     leaves = jax.tree.leaves(params)

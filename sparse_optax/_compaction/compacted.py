@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparse_optax import _arguments, _trees
+from sparse_optax import _fit, _trees
 from sparse_optax._compaction.analysis import Analysis, analyse
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.leaves import (
     Kept,
     ShapeMismatch,
+    by_name,
     check_shardings,
     expand,
     match_params,
@@ -81,6 +82,7 @@ class Compacted:
             ValueError: if params have different names or shapes, or if `fn` reads
                 removed units for these inputs.
         """
+        _fit.check_tree(params, "params")
         return self._apply(params, inputs)
 
     @functools.cached_property
@@ -88,10 +90,9 @@ class Compacted:
         return jax.jit(self._evaluate)
 
     def _evaluate(self, params: Any, inputs: tuple) -> Any:
-        with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(params))
-        leaves = {_trees.leaf_name(path): leaf for path, leaf in with_path}
-        if leaves.keys() != self.shapes.keys():
-            names = sorted(leaves.keys() ^ self.shapes.keys())
+        names = by_name(params).keys() ^ self.shapes.keys()
+        if names:
+            names = sorted(names)
             raise ValueError(f"params does not match the compacted params at {names}.")
         whole = self._map("params", params, restore_shape)
         analysis = analyse(self.fn, whole, inputs, freeze_results=False)
@@ -142,9 +143,9 @@ class Compacted:
                 if not np.array_equal(found, expected):
                     reasons = analysis.table.why_frozen(value.axes[axis])
                     raise ValueError(
-                        f"{n - len(expected)} of {n} slices of {name}, axis {axis}, "
-                        "were removed, but with these inputs the function needs "
-                        f"others: {', '.join(reasons) or 'it couples other units'}."
+                        "with these inputs the function needs units that were removed "
+                        f"({n - len(expected)} of {n} slices of {name}, axis {axis}): "
+                        f"{', '.join(reasons) or 'it couples other units'}."
                     )
 
     def shrink(self, tree: Any) -> Any:
@@ -185,13 +186,16 @@ class Compacted:
         Raises:
             TypeError: if it is not a function.
         """
-        _arguments.check_callable("fn", fn)
+        _fit.check_function("fn", fn)
         return dataclasses.replace(self, fn=fn)
 
     def state(self) -> dict[str, Any]:
-        """Everything but `fn`, as a tree of arrays for `save_sparse` or Orbax."""
+        """Everything but `fn`, as dicts of arrays for `save_sparse` or Orbax.
+
+        The params are in a dict by the names of their leaves.
+        """
         return {
-            "params": self.params,
+            "params": by_name(self.params),
             "kept": {
                 name: {str(axis): indices for axis, indices in by_axis.items()}
                 for name, by_axis in self.kept.items()
@@ -200,31 +204,46 @@ class Compacted:
         }
 
     @classmethod
-    def restore(cls, fn: Callable, state: dict[str, Any]) -> "Compacted":
+    def restore(cls, fn: Callable, params: Any, state: dict[str, Any]) -> "Compacted":
         """Rebuilds a `Compacted` from the function and the saved `state()`.
 
         The report is not saved: `layers`, `not_removed` and `folded` are empty.
 
         Args:
             fn: the function that was compacted.
+            params: a tree like the original params, such as one of `jax.eval_shape`.
+                Only its structure and shapes are used.
             state: as `load_sparse` or Orbax returns it.
 
         Raises:
             TypeError: if `fn` is not a function.
-            ValueError: if `state` is not what `state()` returns.
+            ValueError: if `state` is not what `state()` returns, or if `params` has
+                other names or shapes than the params that were compacted.
         """
-        _arguments.check_callable("fn", fn)
+        _fit.check_function("fn", fn)
         if not isinstance(state, Mapping) or state.keys() != _STATE:
             raise ValueError(f"state must be what `state()` returns; got {state!r}.")
+        shapes = {n: tuple(np.asarray(x).tolist()) for n, x in state["shapes"].items()}
+        found = {name: np.shape(x) for name, x in by_name(params).items()}
+        if found != shapes:
+            names = sorted(name for name, _ in found.items() ^ shapes.items())
+            raise ValueError(
+                f"params must have the shapes before compaction; got {names[0]} with "
+                f"{found.get(names[0])}, which had {shapes.get(names[0])}."
+            )
+        leaves = [state["params"][name] for name in found]
+        structure = jax.tree.structure(_trees.unbox(params))
+        restored = jax.tree.unflatten(structure, leaves)
         kept = {
             name: {int(axis): np.asarray(x) for axis, x in by_axis.items()}
             for name, by_axis in state["kept"].items()
         }
-        shapes = {n: tuple(np.asarray(x).tolist()) for n, x in state["shapes"].items()}
-        return cls(state["params"], kept, (), {}, {}, fn, shapes)
+        restored = _trees.rebox(restored, like=params)
+        return cls(restored, kept, (), {}, {}, fn, shapes)
 
     def _map(self, argument: str, tree: Any, f: Callable) -> Any:
         """Applies `f(x, shape, kept)` to leaves whose names end with a param's name."""
+        _fit.check_arrays(tree, argument)
         unboxed = _trees.unbox(tree)
         check_shardings(argument, unboxed)
         with_path = jax.tree_util.tree_leaves_with_path(unboxed)
@@ -287,6 +306,8 @@ class Compacted:
             + "".join(f"  {x:>{w}}" for x, w in zip(row, others, strict=True))
             for name, *row in rows
         ]
+        if not self.kept:
+            lines.append("nothing is removed: no unit has only zeros")
         lines += [
             f"folded: {num} constant units into {name}, which changes further training"
             for name, num in self.folded.items()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_optax import _arguments
+from sparse_optax import _arguments, _fit
 from sparse_optax._compaction import analysis
 from sparse_optax._compaction.analysis import Analysis
 from sparse_optax._compaction.groups import (
@@ -14,6 +14,7 @@ from sparse_optax._compaction.groups import (
     FrozenAxis,
     Member,
 )
+from sparse_optax._compaction.program import Value
 
 
 def channel_groups(
@@ -64,7 +65,7 @@ def channel_groups(
         such couplings by hand; Fang et al, `DepGraph
         <https://arxiv.org/abs/2301.12900>`_, 2023, find them in PyTorch modules.
     """
-    _arguments.check_callable("fn", fn)
+    _fit.check_function("fn", fn)
     _arguments.check_integer("round_to", round_to, low=1)
     found = analysis.analyse(fn, params, inputs, freeze_results=True)
     groups, frozen = find_groups(found)
@@ -102,7 +103,7 @@ def find_groups(
         for unit in dict.fromkeys(column.tolist()):  # in order
             if unit and where[unit][0] == key:
                 alike.setdefault(tuple(where[unit]), []).append(unit)
-    kinds = _kinds(found)
+    kinds, read = _kinds(found), _read_axes(found)
     groups: dict[str, tuple[ChannelGroup, np.ndarray]] = {}
     for keys, units in alike.items():
         members: list[Member] = []
@@ -117,7 +118,7 @@ def find_groups(
             continue
         if len(units) == 1:  # an axis of size 1 that holds a whole layer
             continue
-        first = _first_member(members, found)
+        first = _first_member(members, found, read)
         name = f"{first.leaf}:{first.axis}"
         if first[2:] != (0, 1, 1) or name in groups:
             name += f"[{first.start}+{first.before}x{len(units)}x{first.after}]"
@@ -149,21 +150,57 @@ def _members(
     return found
 
 
-def _first_member(members: list[Member], found: Analysis) -> Member:
-    """The member that names a group: the last axis of a matrix, if there is one.
+def _read_axes(found: Analysis) -> set[tuple[str, int]]:
+    """The axes of leaves that a step sums over, such as axis 0 of `w` in `x @ w`.
 
-    In flax, this is the output axis of a layer. A bias may be a matrix too, but the
-    kernel of its layer takes precedence.
+    A factor of a sum is recognised as a leaf, or one layer of it, by the units of its
+    axes, in the same order or, for a transposed leaf, in any order.
     """
 
-    def rank_if_last(member):
-        rank = len(found.program.ins[found.names.index(member.leaf)].shape)
-        return rank if rank > 1 and member.axis == rank - 1 else 0
+    def units_of(value: Value) -> tuple[bytes, ...]:
+        resolved = [() if u is None else found.table.resolve(u) for u in value.axes]
+        return tuple(np.asarray(units).tobytes() for units in resolved)
 
-    first = next(filter(rank_if_last, members), members[0])
+    leaves = {
+        name: units_of(value)
+        for name, value in zip(found.names, found.program.ins, strict=False)
+    }
+    summed = {
+        (units[axis], units)
+        for step in found.program.all_steps()
+        for one in step.sums
+        for value, axis in one.factors
+        for units in [units_of(value)]
+    }
+    read = set()
+    for axis_units, units in summed:
+        n = len(units)
+        alike = [name for name, own in leaves.items() if own[-n:] == units] or [
+            name for name, own in leaves.items() if sorted(own[-n:]) == sorted(units)
+        ]
+        for name in alike:
+            read |= {(name, i) for i, x in enumerate(leaves[name]) if x == axis_units}
+    return read
+
+
+def _first_member(
+    members: list[Member], found: Analysis, read: set[tuple[str, int]]
+) -> Member:
+    """The member that names a group: an output axis of the first layer that has it.
+
+    Where it is unknown which axis is one, the last is, as in flax. A bias may be a
+    matrix too, but the kernel of its layer takes precedence.
+    """
+
+    def rank_if_output(member: Member) -> tuple[bool, bool, int]:
+        rank = len(found.program.ins[found.names.index(member.leaf)].shape)
+        is_output = rank > 1 and member[:2] not in read
+        return is_output, is_output and member.axis == rank - 1, rank
+
+    first = max(members, key=lambda member: rank_if_output(member)[:2])
     layer, slash, _ = first.leaf.rpartition("/")
     beside = [m for m in members if slash and m.leaf.startswith(layer + slash)]
-    return max(beside or [first], key=rank_if_last)
+    return max(beside or [first], key=rank_if_output)
 
 
 def _kinds(found: Analysis) -> dict[str, np.ndarray]:

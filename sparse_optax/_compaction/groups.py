@@ -38,7 +38,8 @@ class ChannelGroup(NamedTuple):
     """Units with slices of the same leaves: all slices of a unit are removed together.
 
     Attributes:
-        name: leaf and axis of its main member, such as `"dense/kernel:1"`.
+        name: the output axis of the first layer that has the units, such as
+            `"dense/kernel:1"` for flax or `"layers/0/weight:0"` for equinox.
         size: the number of units.
         members: where their slices are.
         kind: `"hidden"`; `"input"` for features of an input; or `"normalized"` if the
@@ -164,7 +165,11 @@ class ChannelGroups:
             )
         if not left:
             kinds = {group.name: group.kind for group in self}
-            raise ValueError(f"mask selects none of the groups {kinds}.")
+            raise ValueError(
+                f"mask selects none of the groups {kinds}. By default only hidden ones "
+                "are pruned; give mask a dict with the names of others. Units of kind "
+                "input are those of an argument of fn: close over it if it is not data."
+            )
         return dataclasses.replace(self, groups=tuple(left))
 
     def __str__(self) -> str:

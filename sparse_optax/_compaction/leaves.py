@@ -21,6 +21,12 @@ class ShapeMismatch(Exception):
     """A leaf has the wrong shape; the argument is the shape that it must have."""
 
 
+def by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their names."""
+    with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(tree))
+    return {_trees.leaf_name(path): leaf for path, leaf in with_path}
+
+
 def match_params(names: Sequence[str], params: Sequence[str]) -> dict[str, list[str]]:
     """Finds the params that names of leaves end with.
 

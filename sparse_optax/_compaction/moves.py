@@ -89,7 +89,7 @@ def concatenate(step: Step, table: UnitTable) -> None:
     for value in step.ins[1:]:
         for axis, units in enumerate(value.axes):
             if axis != along:
-                table.join(out.axes[axis], units, "concatenate with what is fixed")
+                table.join(out.axes[axis], units, "concatenate with a fixed axis")
     parts = [value.axes[along] for value in step.ins]
     if all(units is None for units in parts) or any(
         not isinstance(v.shape[along], int) for v in step.ins
