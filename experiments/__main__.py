@@ -25,6 +25,16 @@ COMMANDS = {
     "pages": "experiments.pages.pages",
 }
 
+OTHERS = "\n\n".join(
+    (
+        "sweep: many runs of a task, one for each combination of settings",
+        "compare: the comparisons in docs/results, of methods and forms of relevance",
+        "export: writes the sparse file of a run again, or its smaller dense network",
+        "pages: stores finished runs, and writes docs/results again",
+        "latency, storage, benchmark, footprint, compaction: measure speed and memory",
+    )
+)
+
 
 def parse(arguments: list[str]) -> tuple[Any, Callable[[Any], None]]:
     """Parses a command line into settings and the function to call with them."""
@@ -40,8 +50,10 @@ def parse(arguments: list[str]) -> tuple[Any, Callable[[Any], None]]:
         program, about, function = f"{program} sweep", sweep.__doc__, sweep.main
         defaults = {name: sweep.Sweep(config) for name, config in IMAGE_TASKS.items()}
     else:
-        others = ", ".join(["sweep", *COMMANDS])
-        about = f"Trains and prunes a network. Other commands, with help: {others}."
+        about = (
+            "Trains and prunes a network. Start with `digits`, which needs no data.\n\n"
+            f"Other commands, each with --help:\n\n{OTHERS}"
+        )
         defaults, function, rest = TASKS, run, arguments
     settings = tyro.extras.overridable_config_cli(
         {name: (HELP[name], default) for name, default in defaults.items()},
@@ -66,10 +78,13 @@ def main(arguments: list[str]) -> None:
         settings, function = parse(arguments)
         settings.validate()
         function(settings)
+    except BrokenPipeError:  # of `| head`, say
+        os._exit(0)
     except (ExperimentError, OSError) as error:  # a folder that cannot be written to
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as interrupt:
+        message = str(interrupt) or "interrupted; the same command resumes"
+        print(f"\n{message}", file=sys.stderr, flush=True)
         # Exits at once: the threads of XLA cannot be stopped, and would crash Python
         # while it shuts down.
         os._exit(130)

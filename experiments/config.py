@@ -19,6 +19,7 @@ from experiments.settings import (
     has_effect,
     names,
     place,
+    preventing,
     setting,
 )
 
@@ -241,6 +242,8 @@ class Config:
         wanted = "unstructured, units, N:M, blockHxW or channel"
         check("structure", self.structure, found is not None, wanted)
         if found and found["n"]:
+            sound = 0 < int(found["n"]) <= int(found["m"])
+            check("structure", self.structure, sound, "N:M with 0 < N <= M")
             highest = 1 - int(found["n"]) / int(found["m"])
             amount = "fraction" if self.prune == "gated" else "target_sparsity"
             value, wanted = getattr(self, amount), f"at most {highest:g}"
@@ -251,9 +254,11 @@ class Config:
         for name in self.without_effect():
             value = getattr(self, name)
             if value != getattr(default, name):
+                others = preventing(type(self), name, vars(self))
                 raise ExperimentError(
-                    f"{flag(name)} has no effect with --regularizer "
-                    f"{self.regularizer} and --prune {self.prune}; got {value!r}."
+                    f"{flag(name)} has no effect with "
+                    f"{' and '.join(f'{flag(x)} {vars(self)[x]}' for x in others)}; "
+                    f"got {value!r}."
                 )
 
     def without_effect(self) -> list[str]:

@@ -143,7 +143,7 @@ class RunFolder:
         elif different := differences(found, config):
             raise ExperimentError(
                 f"{self.path} contains a run with another configuration "
-                f"({'; '.join(different)}); choose another --out."
+                f"({'; '.join(different)}); choose another --out than this folder."
             )
 
     def config(self) -> Row | None:
@@ -178,6 +178,17 @@ class RunFolder:
 
     def summary(self) -> Row | None:
         return read_json(self._summary)
+
+    def finished(self) -> Row:
+        """Returns the summary; raises an error if there is no finished run."""
+        summary = self.summary()
+        if summary is None:
+            if not self.path.exists():
+                raise ExperimentError(f"{self.path} does not exist.")
+            has_runs = any(self.path.glob(f"*/{self._summary.name}"))
+            hint = f": its runs are {self.path}/*" if has_runs else ""
+            raise ExperimentError(f"{self.path} contains no finished run{hint}.")
+        return summary
 
     def finish(self, summary: Row) -> None:
         """Writes the summary, which marks the run as finished."""

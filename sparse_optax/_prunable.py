@@ -1,5 +1,6 @@
 """Which leaves a pruning transformation prunes, and by which rules."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -141,9 +142,11 @@ class Resolved(NamedTuple):
 
     def sizes_by_name(self) -> dict[str, int]:
         """How many units each array of units has, all of its layers together."""
-        ends = np.cumsum([n or 1 for n in self.num_layers.values()])
-        parts = np.split(self.sizes, ends[:-1])
-        return {n: int(x.sum()) for n, x in zip(self.num_layers, parts, strict=True)}
+        sizes = iter(self.sizes.tolist())
+        return {
+            name: sum(itertools.islice(sizes, num or 1))
+            for name, num in self.num_layers.items()
+        }
 
 
 def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:

@@ -334,6 +334,6 @@ def test_a_run_on_a_full_disk_resumes_when_there_is_room(tmp_path):
     assert "error: cannot save checkpoint 6 in" in said and "File too large" in said
     assert "resumes from the checkpoint before" in said
     assert [path.name[:6] for path in (out / "checkpoints").iterdir()] == ["000003"]
-    assert "Resuming after 3 rounds" in finish(out)
+    assert "Resuming after round 3." in finish(out)
     finish(whole)
     assert_same_run(out, whole)

@@ -82,7 +82,7 @@ def test_data_parallel_run_goes_on_with_all_devices_or_with_one(tmp_path, capsys
         (out / "summary.json").unlink()
         checkpoints(out)[-1].unlink()
         main(digits(out, *flags))
-        assert "Resuming after 12 rounds" in capsys.readouterr().out
+        assert "Resuming after round 12." in capsys.readouterr().out
         if flags:
             assert_same_run(whole, out)
         else:

@@ -64,7 +64,9 @@ def test_in_a_chain_masks_are_the_same(name):
 def test_gradual_pruning_restarts_what_counts_in_the_wrapper_alone():
     def counts(make):
         decay = so.add_relevance_decay(FADING, mask=None)
-        gradual = so.prune_to_sparsity(lambda t: t / 10, every=3, mask=None)
+        gradual = so.prune_to_sparsity(
+            lambda t: jnp.minimum(t / 10, 1), every=3, mask=None
+        )
         tx = make(optax.chain(decay, optax.sgd(0.1)), gradual)
         params, state = random_tree(4, shapes=SHAPES), None
         state = tx.init(params)

@@ -60,7 +60,7 @@ def measure(settings: Settings) -> Row:
     if onnx_rivals.available():
         found["versions"]["onnxruntime"] = metadata.version("onnxruntime")
     else:
-        print(f"{ONNX} is not measured: pip install '.[onnx]'.")
+        print(f"{ONNX} is not measured: pip install onnx onnxruntime.")
     for path in settings.runs:
         summary, dense, final = networks_of(RunFolder(path))
         networks = {summary["sparsity"]: final}
@@ -155,7 +155,7 @@ def show(found: Row) -> str:
         for row in run["rows"]
         if has_matrices(run)
     ]
-    return f"{table(found, trained)}\n{markdown(others)}"
+    return "\n".join([table(found, trained), *([markdown(others)] if others else [])])
 
 
 def compacted_row(run: Row) -> dict[str, str]:
@@ -173,6 +173,22 @@ def compacted_row(run: Row) -> dict[str, str]:
     found["sparse file, compacted, bytes"] = f"{run['compacted_bytes']['sparse']:,}"
     found["dense file, bytes"] = f"{run['bytes']['dense']:,}"
     return found
+
+
+def show_files(found: Row) -> str:
+    """Shows the sizes of the sparse files of pruned networks."""
+    rows = [
+        which(run)
+        | {
+            "dense, bytes": f"{run['bytes']['dense']:,}",
+            "dense, gzipped": f"{run['bytes']['gzipped']:,}",
+            "sparse file": f"{run['bytes']['sparse']:,}",
+            "times smaller": f"{run['bytes']['dense'] / run['bytes']['sparse']:.0f}",
+        }
+        for run in found["runs"]
+        if run["trained"]
+    ]
+    return table(found, rows)
 
 
 def draw_and_show(folder: Path, found: Row) -> str:

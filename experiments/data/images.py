@@ -124,8 +124,9 @@ def prepared_builder(name: str, data_dir: Path | None) -> Any:
         ) from error
     if missing and not has_tensorflow:
         raise ExperimentError(
-            f"no data set {name} in {builder.data_path}; to download and prepare it "
-            "there: pip install -e '.[prepare]', then run this command again."
+            f"no data set {name} in {builder.data_path}; if it is prepared elsewhere, "
+            f"pass the folder that contains {name} as --data-dir; to download and "
+            "prepare it: pip install -e '.[prepare]', then run this command again."
         )
     return builder
 

@@ -68,7 +68,7 @@ def write(folder: Path) -> None:
             "footprint": measured("footprint", footprint.show),
         },
         "storage": {
-            "files": runs.files(),
+            "files": measured("latency", latency.show_files),
             "random": drawn("storage", storage.draw_and_show),
         },
         "latency": {"latency": drawn("latency", latency.draw_and_show)},

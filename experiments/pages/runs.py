@@ -8,8 +8,15 @@ import pandas as pd
 
 from experiments import records
 from experiments.metrics import ACCURACY, metric_of
-from experiments.pages.tables import data_set, made, markdown, runs_table, stored_runs
-from experiments.records import RESULTS, Row, read_json, read_rows, write_whole
+from experiments.pages.tables import made, runs_table, stored_runs
+from experiments.records import (
+    RESULTS,
+    Row,
+    RunFolder,
+    read_json,
+    read_rows,
+    write_whole,
+)
 from experiments.running import figures
 from experiments.settings import ExperimentError
 
@@ -18,9 +25,7 @@ DIGITS = 6  # of a stored number: a sparsity of 99.9 % keeps three digits of the
 
 def store(folder: Path) -> Path:
     """Stores the summary of a finished run, and of seed 0 its rounds."""
-    summary = read_json(folder / "summary.json")
-    if summary is None:
-        raise ExperimentError(f"{folder} contains no finished run.")
+    summary = RunFolder(folder).finished()
     names = (summary[key] for key in ("experiment", "regularizer", "config_id"))
     name = "-".join([*names, f"seed{summary['seed']}"]) + ".json"
     if summary["seed"] == 0:
@@ -59,22 +64,3 @@ def draw(name: str, folder: Path) -> None:
 def images() -> dict[str, str]:
     runs = [run for run in stored_runs() if metric_of(run) == ACCURACY]
     return {"table": runs_table(runs), "made": made(runs)}
-
-
-def files() -> str:
-    return markdown(
-        {
-            "data set": data_set(run),
-            "network": run["network"],
-            "seed": str(run["seed"]),
-            "dense error, %": f"{100 * (1 - run['dense_test_accuracy']):.2f}",
-            "error, %": f"{100 * (1 - run['test_accuracy']):.2f}",
-            "weights kept": f"{run['kept']:,} of {run['total']:,}",
-            "dense": f"{sizes['dense']:,}",
-            "dense, gzipped": f"{sizes['gzipped']:,}",
-            "sparse file": f"{sizes['sparse']:,}",
-            "times smaller": f"{sizes['dense'] / sizes['sparse']:.0f}",
-        }
-        for run in stored_runs()
-        if metric_of(run) == ACCURACY and (sizes := run.get("bytes"))
-    )

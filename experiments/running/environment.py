@@ -14,16 +14,24 @@ import jax
 
 def environment() -> dict[str, Any]:
     """Returns hardware, versions, commit and date; call it when a run starts."""
-    packages = ("jax", "flax", "optax", "sparse_optax")
+    packages = ("jax", "jaxlib", "numpy", "flax", "optax", "sparse_optax")
     device = jax.devices()[0]
     return {
         "backend": device.platform,
         "hardware": f"{jax.device_count()} x {device.device_kind} on "
-        f"{platform.machine()} with {os.cpu_count()} cores",
+        f"{platform.machine()} with {os.cpu_count()} cores{processor()}",
         "versions": {name: metadata.version(name) for name in packages},
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def processor() -> str:
+    """Returns the model of the CPU, where Linux names it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    return f", {names[0]}" if names else ""
 
 
 @functools.cache  # the files may change while a long program runs

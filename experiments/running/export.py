@@ -74,9 +74,7 @@ def main(settings: Settings) -> None:
 
 def networks_of(folder: RunFolder) -> tuple[Row, Variables, Variables]:
     """Returns the summary, dense network and sparse network of a finished run."""
-    summary = folder.summary()
-    if summary is None:
-        raise ExperimentError(f"{folder.path} contains no finished run.")
+    summary = folder.finished()
     checkpoints = Checkpoints(folder.checkpoints, run_id(summary))
     last = max(checkpoints.files(), default=None)
     if last is None:

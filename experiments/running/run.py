@@ -44,6 +44,7 @@ def run(config: Config) -> None:
         console.print(f"{folder.path} contains this run, finished:", soft_wrap=True)
         terminal.print_summary(console, summary)
         return
+    console.print("Reading data, and compiling ...")
     if isinstance(config, TextConfig):
         problem = TextProblem(config, corpora.load(config))
     else:
@@ -51,8 +52,12 @@ def run(config: Config) -> None:
         problem = ImageProblem(config, images.load(config))
     if config.data_parallel:
         console.print(f"Devices: {problem.devices.number}.")
+    made = Run(config, folder, problem, console)
     try:
-        summary = Run(config, folder, problem, console).finish()
+        summary = made.finish()
+    except KeyboardInterrupt:
+        resumes = f"resumes after round {made.saved}" if made.saved else "starts again"
+        raise KeyboardInterrupt(f"interrupted; the same command {resumes}") from None
     except OSError as error:  # a full disk, say
         raise ExperimentError(
             f"{error}; the same command resumes from the last checkpoint."
@@ -248,7 +253,7 @@ class Run:
             target = {"dense": self.dense.variables, "pruning": pruning}
             restored = self.checkpoints.restore(count, target)
             self.dense_variables, self.pruning = restored["dense"], restored["pruning"]
-        self.print(f"Resuming after {count} rounds.")
+        self.print(f"Resuming after round {count}.")
         if self.earlier_commits:
             self.print("Earlier rounds were produced by a different commit.")
 
