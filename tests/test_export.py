@@ -141,6 +141,7 @@ def test_a_summary_without_a_name_is_named(command, run):
 
 def test_runs_that_cannot_be_exported_are_named(run, tmp_path):
     assert "contains no finished run" in error_line(["export", tmp_path])
+    assert f"{tmp_path}/no does not exist" in error_line(["export", tmp_path / "no"])
     (run / "network.safetensors").unlink()
     (run / "network.safetensors").mkdir()
     assert "network.safetensors" in error_line(["export", run])
