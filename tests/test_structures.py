@@ -109,6 +109,7 @@ def test_caps_count_units_and_stacked_layers_are_apart(structure):
         np.testing.assert_array_equal(state.masks[:, :, i], mask)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("structure", ALL, ids=lambda x: str(x)[:20])
 def test_masks_do_not_depend_on_how_they_are_made(structure):
     weights = jax.random.normal(jax.random.key(0), (3, 24, 16, 8)).astype(jnp.bfloat16)

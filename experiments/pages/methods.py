@@ -120,11 +120,10 @@ def describe(name: str, runs: Any) -> str:
 
 
 def draw(name: str, runs: Any, published: Any, path: Path) -> None:
-    config, number = TASKS[name].config, len(figures.COLOURS)
+    number = len(figures.COLOURS)
     handles: list[Any] = []  # in order; a legend would have error bars last
     with figures.figure(path, (5.2, 4.2)) as canvas:
         axes = canvas.add_subplot()
-        figures.set_title(axes, f"{config.network}, {config.dataset}")
         for index, (method, own) in enumerate(runs.groupby("arm", sort=False)):
             points = own.groupby(["bound", "target_sparsity"])[["sparsity", "error"]]
             means, spreads = points.mean(), points.std()
