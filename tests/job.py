@@ -28,7 +28,7 @@ def start(params):
 
 @jax.jit
 def update(run, grads, number):
-    """An update, and a prune at every second."""
+    """An update, and a pruning step at every second one."""
     return make_step(TX)(*run, grads, prune=number % 2 == 1)
 
 

@@ -1,4 +1,4 @@
-"""Compacted networks of frameworks, and training that goes on with them."""
+"""Compacted networks of frameworks, and further training with them."""
 
 import equinox as eqx
 import flax.linen as nn

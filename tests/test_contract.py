@@ -32,7 +32,7 @@ def decay(inject=lambda make, *static: make):
     return optax.chain(tx, ADAM)
 
 
-def prune_link(inject=lambda make, *static: make):
+def chained_pruning(inject=lambda make, *static: make):
     tx = inject(sparse_optax.prune_by_magnitude, "mask", "distribution")
     return optax.chain(
         decay(inject), tx(fraction=0.5, distribution="global", mask=None)
@@ -52,7 +52,7 @@ def coupled(inject=lambda make, *static: make, decoupled=False):
 
 
 decoupled = functools.partial(coupled, decoupled=True)
-FACTORIES = (decay, prune_link, prune_to_sparsity, coupled, decoupled)
+FACTORIES = (decay, chained_pruning, prune_to_sparsity, coupled, decoupled)
 every_transformation = pytest.mark.parametrize("make", FACTORIES)
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 PRUNES = (False, True, False, True)  # which of four steps are pruning steps
@@ -259,7 +259,7 @@ def test_init_takes_shapes_and_makes_arrays_that_share_no_buffer(make):
 
 
 def test_prune_does_not_donate_and_works_inside_jit_and_vmap():
-    tx = prune_link()
+    tx = chained_pruning()
     trees = [random_tree(seed) for seed in SEEDS]
     states = [tx.init(params) for params in trees]
     before = jax.tree.map(np.array, (trees, states))

@@ -43,7 +43,7 @@ def shardings(layout, mesh):
 
 
 def transformer(seed, width=16):
-    """Weights of few digits, so that many tie and a prune has to cut through them."""
+    """Weights of few digits, so that many tie and a pruning step has to choose."""
     tree = random_tree(seed, shapes=shapes(width))
     return jax.tree.map(lambda w: jnp.round(8 * w) / 8, tree)
 
