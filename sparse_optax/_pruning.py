@@ -72,8 +72,7 @@ def prune_by(
             prunable leaves (with `optax.MaskedNode()` elsewhere) to a tree of floating
             scores. The lowest are removed; NaN counts as largest.
         fraction: the fraction of the remaining units to remove, in [0, 1], or an optax
-            schedule of the number of pruning steps so far, clamped to [0, 1]. Used as a
-            `float32`. A dict from regular expressions of names to fractions gives each
+            schedule of the number of pruning steps so far. Used as a `float32`. A dict from regular expressions of names to fractions gives each
             leaf its own (the first match wins).
         count: how many units to remove, instead of `fraction`; given in the same ways,
             and rounded if from a schedule. Without either, a pruning step removes all
@@ -113,8 +112,9 @@ def prune_by(
     Raises:
         TypeError: if an argument is of the wrong type, or if `mask` names a leaf that
             cannot be pruned.
-        ValueError: if a number is out of range, or if `mask` or `structure` does not
-            fit or selects nothing; from `update`, if it gets no params, if a pruning
+        ValueError: if a number, or a schedule after a million steps, is out of range or
+            more than `structure` allows; if `mask` or `structure` does not fit or
+            selects nothing; from `update`, if it gets no params, if a pruning
             step lacks the amount or gradients that it needs, or if the state belongs to
             other params or arguments.
 
@@ -261,9 +261,8 @@ def prune_to_sparsity(
 
     Args:
         sparsity: in [0, 1], an optax schedule of the number of updates, including this
-            one, clamped to [0, 1]; or a number, for one pruning step at the `every`-th
-            update. A dict from regular expressions of names to these gives each leaf
-            its own.
+            one; or a number, for one pruning step at the `every`-th update. A dict from
+            regular expressions of names to these gives each leaf its own.
         every: the number of updates between two pruning steps, at least 1.
         criterion: as in `prune_by`; by default `magnitude`.
         structure: as in `prune_by`.

@@ -98,7 +98,7 @@ def test_moved_zeros_are_counted_in_the_state_inside_jit():
     for flag in (True, jnp.array(True)):
         _, after = PRUNING.update(GRADS, state, params, prune=flag)
         assert after.revived.tolist() == [0, 0]
-    tx = sparse_optax.prune_to_sparsity(lambda t: 0.1 * t)
+    tx = sparse_optax.prune_to_sparsity(optax.linear_schedule(0, 1, 10))
     state = tx.init(PARAMS)
     for _ in range(2):
         _, state = jax.jit(tx.update)(GRADS, state, PARAMS)  # weights are never zeroed

@@ -14,7 +14,7 @@ PARAMS = {
     "bias": jax.ShapeDtypeStruct((30,), jnp.float32),
 }
 CHAIN, WHOLE = (make(optax.adam(1e-3)) for make in (make_chain, make_whole))
-GRADUAL = sparse_optax.prune_to_sparsity(lambda t: t / 100, mask=None)
+GRADUAL = sparse_optax.prune_to_sparsity(optax.linear_schedule(0, 1, 100), mask=None)
 
 
 def exported(function, *args):
