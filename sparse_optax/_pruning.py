@@ -72,8 +72,9 @@ def prune_by(
             prunable leaves (with `optax.MaskedNode()` elsewhere) to a tree of floating
             scores. The lowest are removed; NaN counts as largest.
         fraction: the fraction of the remaining units to remove, in [0, 1], or an optax
-            schedule of the number of pruning steps so far. Used as a `float32`. A dict from regular expressions of names to fractions gives each
-            leaf its own (the first match wins).
+            schedule of the number of pruning steps so far. Used as a `float32`. A dict
+            from regular expressions of names to fractions gives each leaf its own (the
+            first match wins).
         count: how many units to remove, instead of `fraction`; given in the same ways,
             and rounded if from a schedule. Without either, a pruning step removes all
             that the structure allows (`NM` only); for others, give the amount to
