@@ -73,7 +73,7 @@ def prune(
     Returns:
         New `(params, opt_state)`, of the same structure. The arguments are not donated;
         `jax.jit(sparse_optax.prune, donate_argnums=(0, 1))` donates them, which is
-        faster for many weights. Compiled once per tree of shapes; works inside `jit`.
+        faster for many weights. Compiled once for all trees of the same shapes.
 
     Raises:
         TypeError: if an argument is of the wrong type, or if a leaf of `params` with a

@@ -54,13 +54,13 @@ ARMS = {
     "l2": arm("weight decay through the optimizer", *STRENGTHS, regularizer="l2"),
     "l1": arm("l1 through the optimizer", *SMALL, regularizer="l1"),
     "lobster": arm(
-        "the decay of LOBSTER (Tartaglione et al. 2020), pruned as the others are",
+        "the decay of LOBSTER (Tartaglione et al. 2020), with the same pruning",
         *SMALL,
         regularizer="lobster",
     ),
     "none": arm("magnitude alone", *RATES, regularizer="none"),
     "gradual": arm(
-        "magnitude along a cubic schedule (Zhu and Gupta 2017), but over all layers",
+        "magnitude on a cubic schedule (Zhu and Gupta 2017), over all layers",
         *RATES,
         prune="gradual",
         regularizer="none",
