@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
         settings.validate()
         function(settings)
     except BrokenPipeError:  # of `| head`, say
-        os._exit(0)
+        os._exit(141)  # as a shell reports it
     except (ExperimentError, OSError) as error:  # a folder that cannot be written to
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as interrupt:

@@ -186,7 +186,7 @@ class RunFolder:
             if not self.path.exists():
                 raise ExperimentError(f"{self.path} does not exist.")
             has_runs = any(self.path.glob(f"*/{self._summary.name}"))
-            hint = f": its runs are {self.path}/*" if has_runs else ""
+            hint = ", but folders of runs: pass these" if has_runs else ""
             raise ExperimentError(f"{self.path} contains no finished run{hint}.")
         return summary
 

@@ -77,11 +77,10 @@ def has_effect(kind: type, name: str, values: Mapping[str, Any]) -> bool:
 
 def preventing(kind: type, name: str, values: Mapping[str, Any]) -> list[str]:
     """Returns the names of the settings whose values leave a setting no effect."""
-    only = kind.__dataclass_fields__[name].metadata["only"]
-    return min(
-        ([x for x, some in those.items() if values[x] not in some] for those in only),
-        key=len,
-    )
+    found = []
+    for only in kind.__dataclass_fields__[name].metadata["only"]:
+        found.append([x for x, some in only.items() if values[x] not in some])
+    return min(found, key=len)  # of several ways to have an effect, the nearest
 
 
 def check(name: str, value: object, condition: bool, wanted: str) -> None:

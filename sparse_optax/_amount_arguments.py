@@ -1,18 +1,20 @@
 """Reads and checks the arguments `fraction`, `sparsity` and `count`."""
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from sparse_optax import _amounts, _layers, _prunable
 from sparse_optax._amounts import Kind, Value
+from sparse_optax._prunable import Resolved
 from sparse_optax._prune_state import Distribution, PruneState
 
-_LATE = 1_000_000  # an update at which schedules of amounts have reached their end
+_LATE = 1_000_000  # a step at which the last value of most schedules is reached
 
 
 def the_amount(
@@ -37,7 +39,8 @@ def the_amount(
     if kind is None:
         return None, None
     _amounts.check_amount(kind, value, schedule=schedule)
-    if not isinstance(value, Mapping):
+    # Dicts and schedules are checked when there are params.
+    if not isinstance(value, Mapping) and not callable(value):
         highest = _layers.highest_sparsity(structure)
         _check_allowed(kind, kind, value, highest, structure)
     return kind, value
@@ -74,50 +77,70 @@ def amount_at(
 
 
 def check_amount_fits(kind: Kind | None, value: Value, state: PruneState) -> None:
-    """Raises unless the structures of the leaves allow the amount: of each, or of all.
+    """Raises if an amount is more than the structures of the leaves allow.
 
     Caps such as `min_kept` are not errors: what they keep is counted as `shortfall`.
     """
     if kind is None:
         return
-    rules = _prunable.resolve(state.rules, state.masks)
-    structures = dict(getattr(rules.structure, "structures", ()))
     if isinstance(value, Mapping):
+        rules = _prunable.resolve(state.rules, state.masks)
         found = _amounts.by_leaf(kind, value, rules.named, rules.num_layers)
-    elif state.rules.distribution == "uniform":
-        found = dict.fromkeys(structures, value)
+        _check_each(kind, found, rules)
+    elif _layers.lowest_sparsity(state.rules.structure.value) == 1:
+        _check_allowed(kind, kind, value, 1, "")  # this needs no look at the leaves
     else:
-        sizes = rules.sizes_by_name()
-        allowed = sum(x.max_sparsity * sizes[name] for name, x in structures.items())
-        total = sum(sizes.values()) if structures else 0
-        highest = allowed / total if total else 1
-        _check_allowed(kind, kind, value, highest, "the structures of all leaves")
-        return
-    for name, structure in structures.items():
+        rules = _prunable.resolve(state.rules, state.masks)
+        if state.rules.distribution == "uniform":
+            _check_each(kind, dict.fromkeys(rules.num_layers, value), rules)
+        else:
+            _check_total(kind, value, rules)
+
+
+def _check_each(kind: Kind, found: Mapping[str, Any], rules: Resolved) -> None:
+    for name, structure in getattr(rules.structure, "structures", ()):
         highest = structure.max_sparsity
         _check_allowed(f"{kind} of {name}", kind, found[name], highest, structure)
 
 
+def _check_total(kind: Kind, value: Any, rules: Resolved) -> None:
+    sizes, total, allowed = rules.sizes.tolist(), 0, Fraction(0)
+    structures = dict(getattr(rules.structure, "structures", ()))
+    for name, num_layers in rules.num_layers.items():
+        size, sizes = sum(sizes[: num_layers or 1]), sizes[num_layers or 1 :]
+        total += size
+        allowed += Fraction(structures[name].max_sparsity) * size
+    _check_allowed(kind, kind, value, allowed / total if total else 1, "all leaves")
+
+
 def _check_allowed(name: str, kind: Kind, value: Any, highest: Any, by: Any) -> None:
-    """Raises if a number, or the last value of a schedule, is above `highest`."""
-    if kind == "count":
-        return
+    """Raises if a number, or a late value of a schedule, is above `highest`.
+
+    Amounts are used as `float32`, and so compared as `float32`.
+    """
     got = repr(value)
     if callable(value):
         value = _late_value(value)
-        got = f"a schedule with {value} at update {_LATE:,}"
-    is_known = isinstance(value, int | float | np.number)
-    if is_known and not value <= float(highest):  # NaN is not
-        plural = "" if isinstance(by, str) else "s"
-        wanted = f"at most {float(highest):g}, which {by} allow{plural}"
-        wanted = wanted if highest < 1 else "in [0, 1]"
-        raise ValueError(f"{name} must be {wanted}; got {got}.")
+        got = f"a schedule with {value:g} at step {_LATE:,}"
+    is_known = isinstance(value, int | float | np.number) and not math.isnan(value)
+    if kind == "count" or not is_known or np.float32(value) <= np.float32(highest):
+        return
+    if highest == 1:
+        raise ValueError(f"{name} must be in [0, 1]; got {got}.")
+    raise ValueError(
+        f"{name} must be at most {float(highest):g}, the limit of {by}; got {got}."
+    )
 
 
-def _late_value(schedule: Any) -> Any:
-    """The value of a schedule after many updates, or None if it depends on tracers."""
-    with jax.ensure_compile_time_eval():
-        value = schedule(jnp.asarray(_LATE, jnp.int32))
-    if isinstance(value, Tracer) or np.ndim(value):
-        return None
-    return float(f"{float(value):.6g}")  # 0.9, and not 0.8999999761581421
+def _late_value(schedule: Any) -> float:
+    """The value of a schedule after many steps; NaN if there is none yet.
+
+    Also NaN for values above 100, which no percentage is: a ramp that goes on rising
+    may be meant, and values are clamped.
+    """
+    try:
+        with jax.ensure_compile_time_eval():
+            value = float(schedule(jnp.asarray(_LATE, jnp.int32)))
+    except Exception:  # it depends on tracers, say, or ends before
+        return math.nan
+    return value if value <= 100 else math.nan

@@ -1,5 +1,6 @@
 """Checks that trees fit together, with errors that say what to pass instead."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,11 @@ _EQUINOX = "for an equinox module, pass eqx.filter(model, eqx.is_inexact_array)"
 _NNX = "for an nnx module, pass nnx.state(model, nnx.Param)"
 
 
-def check_function(argument: str, fn: Any) -> None:
-    """Raises unless `fn` is a function of params and inputs, which modules are not."""
-    if isinstance(fn, _trees.find_class("equinox", "Module")):
+def check_function(argument: str, fn: Any, inputs: tuple) -> None:
+    """Raises unless `fn` may be a function of params and inputs."""
+    if isinstance(fn, _trees.find_class("equinox", "Module")) and not _takes(
+        fn, 1 + len(inputs)
+    ):
         wanted = "lambda params, x: jax.vmap(eqx.combine(params, static))(x)"
     elif isinstance(fn, _trees.find_class("flax.nnx", "Module")):
         wanted = "lambda params, x: nnx.merge(graphdef, params)(x)"
@@ -29,9 +32,18 @@ def check_function(argument: str, fn: Any) -> None:
     else:
         raise TypeError(f"{argument} must be callable; got {fn!r}.")
     raise TypeError(
-        f"{argument} is a {type(fn).__name__}, which does not take (params, *inputs): "
-        f"pass {wanted}."
+        f"{argument} is an instance of {type(fn).__name__}, which does not take "
+        f"(params, *inputs): pass {wanted}."
     )
+
+
+def _takes(fn: Callable, number: int) -> bool:
+    """Whether a function can be called with this number of arguments."""
+    try:
+        inspect.signature(fn).bind(*[None] * number)
+    except TypeError:
+        return False
+    return True
 
 
 def check_tree(tree: PyTree, argument: str) -> None:

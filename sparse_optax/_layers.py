@@ -90,9 +90,18 @@ def is_unstructured(structure: Structure) -> bool:
 
 def highest_sparsity(structure: StructureArgument) -> float | Fraction:
     """The highest sparsity that a structure allows for any leaf."""
+    return max(_sparsities(structure), default=1)
+
+
+def lowest_sparsity(structure: StructureArgument) -> float | Fraction:
+    """The lowest of the sparsities that a structure allows for its leaves."""
+    return min(_sparsities(structure), default=1)
+
+
+def _sparsities(structure: StructureArgument) -> list[float | Fraction]:
     is_dict = isinstance(structure, Mapping)
     structures: list[Any] = list(structure.values()) if is_dict else [structure]
-    return max((getattr(x, "max_sparsity", 1) for x in structures), default=1)
+    return [getattr(x, "max_sparsity", 1) for x in structures]
 
 
 def resolve(

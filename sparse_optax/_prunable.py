@@ -1,6 +1,5 @@
 """Which leaves a pruning transformation prunes, and by which rules."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -139,14 +138,6 @@ class Resolved(NamedTuple):
     round_to: int
     shapes: list[Shape] | None
     named: Any
-
-    def sizes_by_name(self) -> dict[str, int]:
-        """How many units each array of units has, all of its layers together."""
-        sizes = iter(self.sizes.tolist())
-        return {
-            name: sum(itertools.islice(sizes, num or 1))
-            for name, num in self.num_layers.items()
-        }
 
 
 def resolve(rules: PruningRules, masks: optax.Params) -> Resolved:

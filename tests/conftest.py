@@ -10,27 +10,19 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Compiling takes most of the time of the tests.
-jax.config.update("jax_disable_most_optimizations", True)
-
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-@pytest.fixture(autouse=True)
-def optimizations_where_marked(request):
-    """Compiles as a user's programs are, where rounding or the program is tested."""
-    optimized = request.node.get_closest_marker("optimized") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimized)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(autouse=True, scope="module")
-def without_programs_of_other_modules():
-    """Compiled programs stay in memory otherwise: some gigabytes in the end."""
+def programs_of_this_module(request):
+    """Compiles a marked module without optimizations, which take most of its time."""
+    marks = getattr(request.module, "pytestmark", [])
+    names = [mark.name for mark in (marks if isinstance(marks, list) else [marks])]
+    jax.config.update("jax_disable_most_optimizations", "quickly_compiled" in names)
     yield
+    # Programs stay in memory otherwise: some gigabytes in the end.
     jax.clear_caches()
 
 

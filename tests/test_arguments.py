@@ -13,6 +13,8 @@ import pytest
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 PARAMS = {"dense": {"bias": jnp.arange(4.0), "kernel": jnp.ones((4, 4))}}
 decay = sparse_optax.add_relevance_decay
 by_magnitude = sparse_optax.prune_by_magnitude

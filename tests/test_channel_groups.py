@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import pytest
 from channel_networks import NETWORKS, mlp
 from flax import nnx
+from helpers import random_tree
 
 import sparse_optax as so
+
+pytestmark = pytest.mark.quickly_compiled
 
 # For each group its kind, its number of units, and its members: a leaf and an axis,
 # and [start+before x units x after] where units are not all of the axis, in its order.
@@ -28,7 +31,7 @@ GROUPS = {
     },
     "depthwise": {
         "in:2": "3 input: in:2",
-        "in:3": "4 hidden: groups:3[0+1x4x2] in:3 out:2[0+1x4x2]",
+        "groups:3[0+1x4x2]": "4 hidden: groups:3[0+1x4x2] in:3 out:2[0+1x4x2]",
         "groups:3[0+4x2x1]": "2 hidden: groups:3[0+4x2x1] out:2[0+4x2x1]",
     },
     "in groups": {
@@ -262,8 +265,8 @@ def test_what_has_no_rule_is_named():
     assert names(groups) == {"in:0"}
     assert {(d.leaf, d.axis): d.reason for d in groups.frozen} == {
         ("in", 1): "fft has no rule",
-        ("mid", 0): "dot_general with what is fixed",
-        ("mid", 1): "dot_general with what is fixed",
+        ("mid", 0): "dot_general with a fixed axis",
+        ("mid", 1): "dot_general with a fixed axis",
         ("square", 0): "lu has no rule",
         ("square", 1): "lu has no rule",
     }
@@ -300,3 +303,34 @@ def test_groups_are_printed():
 def test_a_function_that_is_none():
     with pytest.raises(TypeError, match="fn must be callable"):
         so.channel_groups(NETWORKS["mlp"].params(), mlp)
+
+
+def test_groups_are_named_after_what_writes_their_units():
+    def block(x, a, b):
+        return x + jax.nn.relu(x @ a.T) @ b.T
+
+    def residual(p, x):
+        return block(x @ p["l0"].T, p["l1"], p["l2"]) @ p["l3"].T
+
+    x, shapes = (
+        jnp.ones((2, 4)),
+        {"l0": (6, 4), "l1": (8, 6), "l2": (6, 8), "l3": (3, 6)},
+    )
+    groups = so.channel_groups(residual, random_tree(0, shapes=shapes), x)
+    assert {g.name for g in groups} == {"l0:0", "l0:1", "l1:0"}
+
+    def scanned(p, x):
+        x, _ = jax.lax.scan(lambda x, ab: (block(x, *ab), None), x, (p["b"], p["a"]))
+        return x @ p["out"]
+
+    shapes = {"a": (3, 4, 7), "b": (3, 7, 4), "out": (4, 2)}
+    groups = so.channel_groups(scanned, random_tree(0, shapes=shapes), x)
+    assert {g.name for g in groups if g.kind == "hidden"} == {"b:1"}
+
+    def tied(p, tokens):
+        x = p["embed"][tokens]
+        return (x + jax.nn.relu(x @ p["u"]) @ p["v"]) @ p["embed"].T
+
+    shapes = {"embed": (11, 4), "u": (4, 7), "v": (7, 4)}
+    groups = so.channel_groups(tied, random_tree(0, shapes=shapes), jnp.zeros(3, int))
+    assert {g.name for g in groups} >= {"embed:1", "u:1"}

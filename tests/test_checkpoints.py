@@ -33,6 +33,8 @@ from experiments.running import other_networks
 from experiments.running.checkpoint import Checkpoints
 from experiments.settings import ExperimentError
 
+pytestmark = pytest.mark.quickly_compiled
+
 NUM_DAMAGES = 60
 
 

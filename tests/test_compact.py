@@ -11,6 +11,8 @@ from jax import lax
 import sparse_optax as so
 from sparse_optax._compaction import compact as compact_module
 
+pytestmark = pytest.mark.quickly_compiled
+
 X = random_tree(9, shapes=(5, 4))
 SHAPES = {"w1": (4, 6), "b": (6,), "w2": (6, 3)}
 

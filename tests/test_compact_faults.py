@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import sparse_optax as so
 from sparse_optax._compaction import compact as compact_module
 
+pytestmark = pytest.mark.quickly_compiled
+
 X = random_tree(9, shapes=(5, 4))
 PARAMS = random_tree(0, shapes={"w1": (4, 6), "b": (6,), "w2": (6, 3)})
 PARAMS["w2"] = PARAMS["w2"].at[2].set(0)

@@ -14,6 +14,8 @@ from rule_cases import CASES, WEIGHTS
 import sparse_optax as so
 from sparse_optax._compaction import rules
 
+pytestmark = pytest.mark.quickly_compiled
+
 CASES = CASES | MOVES | MADE | CALLS
 X = random_tree(1, shapes=(2, 4, 3))
 

@@ -17,6 +17,8 @@ from experiments.data import images
 from experiments.settings import ExperimentError
 from experiments.tasks import digits
 
+pytestmark = pytest.mark.quickly_compiled
+
 CONFIG = dataclasses.replace(
     digits.CONFIG,
     **{"dense_epochs": 2, "epochs": 4, "interval": 16, "finetune_epochs": 0},

@@ -14,8 +14,6 @@ from helpers import random_tree
 
 import sparse_optax
 
-pytestmark = pytest.mark.optimized
-
 _COMPILATIONS: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, _, **__: (

@@ -14,8 +14,6 @@ from jax.extend import core as jax_core
 import sparse_optax
 from sparse_optax import PruneState
 
-pytestmark = pytest.mark.optimized
-
 ADAM = optax.adam(0.05)
 DECAY = {"strength": 1e-3, "scale": 0.5, "mask": None}
 

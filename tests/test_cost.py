@@ -86,7 +86,6 @@ def test_numbers_that_make_no_sense_are_refused():
 # --------------------------------------------------------------------------- footprint
 
 
-@pytest.mark.optimized
 def test_memory_is_divided_among_devices(tmp_path, monkeypatch):
     monkeypatch.setattr(footprint, "DECODERS", (SMALL,))
     main(["footprint", "--devices", "1", "8", "--out", str(tmp_path)])

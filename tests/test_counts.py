@@ -12,8 +12,6 @@ from hypothesis import example, given, strategies as st
 import sparse_optax
 from sparse_optax import _counts
 
-pytestmark = pytest.mark.optimized
-
 TX = sparse_optax.prune_by_magnitude(0.5, mask=None)
 SIZE = 100_003
 PARAMS = jnp.arange(1.0, 1 + SIZE)

@@ -11,6 +11,8 @@ from experiments.data.tokenizer import FIRST, LAST
 from experiments.networks import decoding
 from experiments.networks.seq2seq import source_mask
 
+pytestmark = pytest.mark.quickly_compiled
+
 LENGTH = 5
 
 

@@ -34,6 +34,8 @@ from experiments.running import compaction
 from experiments.running.checkpoint import named_leaves
 from experiments.settings import ExperimentError
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

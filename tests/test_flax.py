@@ -14,6 +14,8 @@ from helpers import make_step, num_kept, num_nonzero
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 X = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
 

@@ -19,6 +19,8 @@ from experiments.tasks.digits import CONFIG
 from experiments.training import forms, loop, optimizers, phases
 from experiments.training.image_problem import ImageProblem
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 class WithoutNorm(Small):
     """Whose examples do not depend on one another."""

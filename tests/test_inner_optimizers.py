@@ -9,6 +9,8 @@ from helpers import first_unmarked, make_whole, num_nonzero, random_tree
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 SHAPES = ((4,), (6, 6))
 PARAMS = {"dense": {"bias": jnp.arange(4.0), "kernel": jnp.ones((6, 6))}}
 

@@ -13,8 +13,6 @@ from helpers import first_unmarked, make_chain, make_step, make_whole
 
 import sparse_optax
 
-pytestmark = pytest.mark.optimized
-
 
 def gradual(optimizer, strength=0.01, fraction=0.3):
     pruning = sparse_optax.prune_to_sparsity(

@@ -15,6 +15,8 @@ from jax.experimental.sparse import BCOO
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 PARAMS = {
     "embed": {"embedding": jnp.ones((5, 3))},
     "dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.zeros(4)},

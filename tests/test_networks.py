@@ -22,6 +22,8 @@ from experiments.tasks.digits import CONFIG
 from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
+pytestmark = pytest.mark.quickly_compiled
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
 LABELS = RNG.integers(0, 10, 12, np.int32)

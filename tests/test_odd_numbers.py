@@ -10,8 +10,6 @@ from helpers import TRANSFORMATIONS, make_step, num_kept, num_nonzero, random_tr
 
 import sparse_optax
 
-pytestmark = pytest.mark.optimized
-
 PARAMS = random_tree(0)
 ZEROS = optax.tree.zeros_like(PARAMS)
 TX = sparse_optax.prune_by_magnitude(0.5, mask=None)

@@ -10,6 +10,8 @@ from jax.experimental.sparse import BCOO
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 MASKED = optax.MaskedNode()
 W = jnp.array([[0.0, 1.0], [2.0, 0.0]])
 OTHERS = {

@@ -18,6 +18,8 @@ from experiments.records import RESULTS
 from experiments.settings import names
 from experiments.tasks import TASKS
 
+pytestmark = pytest.mark.quickly_compiled
+
 STORED = sorted((RESULTS / "runs").glob("*.json"))
 
 

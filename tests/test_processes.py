@@ -19,8 +19,6 @@ from helpers import on_host
 from job import start, update
 from transformer import transformer
 
-pytestmark = pytest.mark.optimized  # other processes compile in full
-
 PROGRAM = Path(__file__).parent / "job.py"
 NUM_UPDATES = 4
 

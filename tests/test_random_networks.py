@@ -14,6 +14,8 @@ from random_networks import kill_units, network
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 # Compiling takes the time here: programs that are quickly compiled run long enough.
 QUICKLY_COMPILED = {
     "xla_backend_optimization_level": 0,

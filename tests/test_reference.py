@@ -20,8 +20,6 @@ from helpers import (
 
 import sparse_optax
 
-pytestmark = pytest.mark.optimized
-
 LEARNING_RATE, B1, B2, EPS = 0.02, 0.9, 0.999, 1e-8
 STRENGTH, SCALE, DECAY_STEPS = 0.05, 0.3, 6
 NUM_STEPS = 24

@@ -10,8 +10,6 @@ from helpers import random_tree
 
 import sparse_optax
 
-pytestmark = pytest.mark.optimized
-
 FLOATS = [jnp.float32, jnp.bfloat16, jnp.float16]
 SHAPES = {"bias": (3,), "kernel": (4, 3), "scalar": ()}
 every_dtype = pytest.mark.parametrize("dtype", FLOATS)

@@ -6,6 +6,8 @@ import pytest
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 PARAMS = {"kernel": jnp.arange(1.0, 101).reshape(10, 10), "bias": jnp.zeros(20)}
 
 

@@ -9,6 +9,8 @@ import pytest
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 SIZES = (5, 24, 20, 2)
 
 

@@ -21,8 +21,6 @@ from hypothesis import given, settings, strategies as st
 import sparse_optax
 from sparse_optax import _selection
 
-pytestmark = pytest.mark.optimized
-
 TX = sparse_optax.prune_by_magnitude(0.5, mask=None)
 TREES = {
     "vector": [(13,)],

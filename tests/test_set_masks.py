@@ -10,6 +10,8 @@ from helpers import make_step, num_nonzero, random_tree
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 PARAMS = random_tree(0)
 MASKS = jax.tree.map(lambda w: w > 0, PARAMS)
 

@@ -22,8 +22,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import sparse_optax
 from sparse_optax import PruneState
 
-pytestmark = pytest.mark.optimized
-
 SHAPES = {"a": {"bias": (16,), "kernel": (8, 16)}, "b": {"kernel": (16, 4)}}
 LAYOUTS = {
     "model": {"a": {"bias": P("model"), "kernel": P(None, "model")},

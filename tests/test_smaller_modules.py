@@ -12,6 +12,8 @@ from flax import linen as nn, nnx
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 ATTENTION, ONLY_HEADS = "eqx.nn.MultiheadAttention", ", only heads pruned"
 PAGE = pathlib.Path(__file__).parents[1] / "docs/smaller.md"
 ROWS = re.findall(

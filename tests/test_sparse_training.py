@@ -317,7 +317,6 @@ def test_schedules_begin_anew_at_mask_updates():
 # Where it runs.
 
 
-@pytest.mark.optimized
 @every_method
 def test_jit_eager_and_scan_are_equal(regrow):
     tx = make(regrow, optax.sgd(0.5))  # which no compiler rounds differently
@@ -332,7 +331,6 @@ def test_jit_eager_and_scan_are_equal(regrow):
     chex.assert_trees_all_equal(scanned, eager)
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("regrow", ["gradient", "random"])
 def test_vmap_equals_a_loop(regrow):
     tx = make(regrow, optax.sgd(0.5))
@@ -376,7 +374,6 @@ LAYOUT = {
 }
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("regrow", "kind"),
     [("gradient", AxisType.Auto), ("random", AxisType.Explicit)],
@@ -410,7 +407,6 @@ def test_devices_choose_the_same_masks(regrow, kind):
     assert all(math.prod(map(int, dims.split(","))) < 64 for dims in gathered)
 
 
-@pytest.mark.optimized
 @every_method
 def test_resumes_bit_for_bit(regrow):
     tx = make(regrow)

@@ -11,6 +11,8 @@ from test_compilations import CALLS, on_disk
 
 import sparse_optax
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_public_function_works(name, tmp_path):

@@ -109,7 +109,6 @@ def test_caps_count_units_and_stacked_layers_are_apart(structure):
         np.testing.assert_array_equal(state.masks[:, :, i], mask)
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("structure", ALL, ids=lambda x: str(x)[:20])
 def test_masks_do_not_depend_on_how_they_are_made(structure):
     weights = jax.random.normal(jax.random.key(0), (3, 24, 16, 8)).astype(jnp.bfloat16)
@@ -154,7 +153,7 @@ def test_gradual_nm_that_is_resumed_ends_at_nm():
 def test_amounts_beyond_what_a_structure_allows():
     weights, structure = jnp.ones((8, 4)), so.NM(1, 4)
     for make in (so.prune_by_magnitude, so.prune_to_sparsity):
-        with pytest.raises(ValueError, match=r"must be at most 0.75, which NM\(n=1"):
+        with pytest.raises(ValueError, match=r"at most 0.75, the limit of NM\(n=1"):
             make(0.8, structure=structure)
     state = so.prune_by_magnitude(structure=structure).init(weights)
     with pytest.raises(ValueError, match=r"sparsity must be at most 0.75"):
@@ -297,7 +296,7 @@ def test_the_exact_sparsity_of_n_m_is_an_amount():
         _, masks = so.one_shot(jnp.ones((m, 3)), sparsity, structure=so.NM(n, m))
         assert num_kept(masks) == 3 * n
     for amount in (0.51, np.float32(0.51), {".*": 0.51}):
-        with pytest.raises(ValueError, match=r"at most 0\.5, which NM"):
+        with pytest.raises(ValueError, match=r"at most 0\.5, the limit of NM"):
             so.one_shot(jnp.ones((4, 3)), amount, structure=so.NM(2, 4))
     structures = {"a": so.NM(2, 4), "b": so.Unstructured()}
     params = dict.fromkeys("ab", jnp.ones((4, 4)))
@@ -370,7 +369,7 @@ def test_structures_from_outside_that_are_incomplete():
 
 LAYERS = {name: jnp.ones((40, 10)) for name in ("conv", "a", "b")}
 MIXED = {"conv": so.Unstructured(), ".*": so.NM(2, 4)}
-TOO_MUCH = r"sparsity must be at most {}, which .* allows?; got {}"
+TOO_MUCH = r"sparsity must be at most {}, the limit of .*; got {}"
 
 
 @pytest.mark.parametrize(
@@ -394,7 +393,6 @@ TOO_MUCH = r"sparsity must be at most {}, which .* allows?; got {}"
             "sparsity of a",
         ),
         (optax.linear_schedule(0, 90, 9), so.Unstructured(), r"in \[0, 1\]; .*with 90"),
-        (lambda count: jnp.nan * count, so.Unstructured(), r"in \[0, 1\]; .*with nan"),
     ],
 )
 def test_amounts_that_structures_do_not_allow_raise(sparsity, structure, message):
@@ -414,8 +412,13 @@ def test_amounts_that_structures_just_allow():
         ).init(LAYERS)
 
 
-def test_schedules_of_traced_numbers_are_not_evaluated():
+def test_schedules_that_cannot_be_checked_are_used():
     def init(final):
         return so.prune_to_sparsity(lambda count: final, every=3).init(LAYERS)
 
     assert jax.jit(init)(0.5).masks["a"].all()
+    so.prune_to_sparsity(lambda count: count / 10).init(LAYERS)  # is clamped
+    so.prune_by(so.magnitude, lambda count: [0.5, 0.3][int(count)]).init(LAYERS)
+    # Its last value is not exact.
+    schedule = so.cubic_sparsity(0.0, 1 - 1 / 3, 0, 9)
+    so.prune_to_sparsity(schedule, structure=so.NM(1, 3)).init({"w": jnp.ones((9, 2))})

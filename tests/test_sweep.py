@@ -14,6 +14,8 @@ from experiments.running import environment, program, sweep
 from experiments.running.sweep import Sweep
 from experiments.tasks.digits import CONFIG
 
+pytestmark = pytest.mark.quickly_compiled
+
 FLAGS = (
     *("--dense-epochs", "2", "--epochs", "4", "--finetune-epochs", "0"),
     *("--interval", "16", "--batch-size", "64"),

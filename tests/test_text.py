@@ -28,6 +28,8 @@ from experiments.settings import ExperimentError
 from experiments.tasks import transformer_multi30k, transformer_taskmaster
 from experiments.training.text_problem import sparsity_by_frequency
 
+pytestmark = pytest.mark.quickly_compiled
+
 TEXTS = [
     "A man in a blue shirt.",
     "Ein Mann im blauen Hemd, natürlich!",

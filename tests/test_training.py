@@ -21,6 +21,8 @@ from experiments.training.augmentation import augment
 from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 def changed(**changes):
     return dataclasses.replace(CONFIG, **changes)

@@ -26,6 +26,8 @@ from experiments.training import text_loop
 from experiments.training.phases import Phases
 from experiments.training.text_problem import TextProblem
 
+pytestmark = pytest.mark.quickly_compiled
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

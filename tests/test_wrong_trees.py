@@ -23,6 +23,8 @@ from helpers import (
 import sparse_optax
 from sparse_optax import get_masks
 
+pytestmark = pytest.mark.quickly_compiled
+
 PARAMS = random_tree(0)
 MASKS = jax.tree.map(lambda w: w > 0, PARAMS)
 TX = sparse_optax.prune_by_magnitude(0.5, mask=None)

@@ -84,7 +84,7 @@ def compact(
         <https://doi.org/10.1016/j.softx.2021.100907>`_, 2022, remove zero channels from
         PyTorch modules. Here, units and zeros are found in the traced equations.
     """
-    _fit.check_function("fn", fn)
+    _fit.check_function("fn", fn, inputs)
     if not isinstance(check, bool):
         raise TypeError(f"check must be a boolean; got {check!r}.")
     _arguments.check_integer("round_to", round_to, low=1)

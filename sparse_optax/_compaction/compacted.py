@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparse_optax import _fit, _trees
+from sparse_optax import _arguments, _fit, _trees
 from sparse_optax._compaction.analysis import Analysis, analyse
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.leaves import (
@@ -82,18 +82,22 @@ class Compacted:
             ValueError: if params have different names or shapes, or if `fn` reads
                 removed units for these inputs.
         """
-        _fit.check_tree(params, "params")
-        return self._apply(params, inputs)
+        try:
+            return self._apply(params, inputs)
+        except TypeError:
+            _fit.check_tree(params, "params")  # says it better, if it is that
+            raise
 
     @functools.cached_property
     def _apply(self) -> Callable:
         return jax.jit(self._evaluate)
 
     def _evaluate(self, params: Any, inputs: tuple) -> Any:
-        names = by_name(params).keys() ^ self.shapes.keys()
-        if names:
-            names = sorted(names)
-            raise ValueError(f"params does not match the compacted params at {names}.")
+        different = by_name(params).keys() ^ self.shapes.keys()
+        if different:
+            raise ValueError(
+                f"params does not match the compacted params at {sorted(different)}."
+            )
         whole = self._map("params", params, restore_shape)
         analysis = analyse(self.fn, whole, inputs, freeze_results=False)
         evaluation = Evaluation(analysis.table, self._removed(analysis))
@@ -186,7 +190,7 @@ class Compacted:
         Raises:
             TypeError: if it is not a function.
         """
-        _fit.check_function("fn", fn)
+        _arguments.check_callable("fn", fn)
         return dataclasses.replace(self, fn=fn)
 
     def state(self) -> dict[str, Any]:
@@ -220,16 +224,17 @@ class Compacted:
             ValueError: if `state` is not what `state()` returns, or if `params` has
                 other names or shapes than the params that were compacted.
         """
-        _fit.check_function("fn", fn)
-        if not isinstance(state, Mapping) or state.keys() != _STATE:
+        _arguments.check_callable("fn", fn)
+        is_state = isinstance(state, Mapping) and state.keys() == _STATE
+        if not is_state or state["params"].keys() != state["shapes"].keys():
             raise ValueError(f"state must be what `state()` returns; got {state!r}.")
         shapes = {n: tuple(np.asarray(x).tolist()) for n, x in state["shapes"].items()}
         found = {name: np.shape(x) for name, x in by_name(params).items()}
-        if found != shapes:
-            names = sorted(name for name, _ in found.items() ^ shapes.items())
+        if different := sorted(name for name, _ in found.items() ^ shapes.items()):
             raise ValueError(
-                f"params must have the shapes before compaction; got {names[0]} with "
-                f"{found.get(names[0])}, which had {shapes.get(names[0])}."
+                f"params does not have the names and shapes before compaction, at "
+                f"{different[0]}: {found.get(different[0], 'missing')} instead of "
+                f"{shapes.get(different[0], 'missing')}."
             )
         leaves = [state["params"][name] for name in found]
         structure = jax.tree.structure(_trees.unbox(params))

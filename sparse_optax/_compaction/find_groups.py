@@ -14,7 +14,7 @@ from sparse_optax._compaction.groups import (
     FrozenAxis,
     Member,
 )
-from sparse_optax._compaction.program import Value
+from sparse_optax._compaction.program import Program, Value
 
 
 def channel_groups(
@@ -65,7 +65,7 @@ def channel_groups(
         such couplings by hand; Fang et al, `DepGraph
         <https://arxiv.org/abs/2301.12900>`_, 2023, find them in PyTorch modules.
     """
-    _fit.check_function("fn", fn)
+    _fit.check_function("fn", fn, inputs)
     _arguments.check_integer("round_to", round_to, low=1)
     found = analysis.analyse(fn, params, inputs, freeze_results=True)
     groups, frozen = find_groups(found)
@@ -153,34 +153,49 @@ def _members(
 def _read_axes(found: Analysis) -> set[tuple[str, int]]:
     """The axes of leaves that a step sums over, such as axis 0 of `w` in `x @ w`.
 
-    A factor of a sum is recognised as a leaf, or one layer of it, by the units of its
-    axes, in the same order or, for a transposed leaf, in any order.
+    A table that is gathered from writes its features, even if it is read too.
     """
-
-    def units_of(value: Value) -> tuple[bytes, ...]:
-        resolved = [() if u is None else found.table.resolve(u) for u in value.axes]
-        return tuple(np.asarray(units).tobytes() for units in resolved)
-
     leaves = {
-        name: units_of(value)
+        value: (name, tuple(range(len(value.shape))))
         for name, value in zip(found.names, found.program.ins, strict=False)
     }
-    summed = {
-        (units[axis], units)
-        for step in found.program.all_steps()
-        for one in step.sums
-        for value, axis in one.factors
-        for units in [units_of(value)]
-    }
-    read = set()
-    for axis_units, units in summed:
-        n = len(units)
-        alike = [name for name, own in leaves.items() if own[-n:] == units] or [
-            name for name, own in leaves.items() if sorted(own[-n:]) == sorted(units)
-        ]
-        for name in alike:
-            read |= {(name, i) for i, x in enumerate(leaves[name]) if x == axis_units}
-    return read
+    read, gathered = set(), set()
+    for step, axes_of in _follow(found.program, leaves):
+        for one in step.sums:
+            for value, axis in one.factors:
+                if value in axes_of:
+                    name, axes = axes_of[value]
+                    read.add((name, axes[axis]))
+        if step.name == "gather" and step.ins[0] in axes_of:
+            gathered.add(axes_of[step.ins[0]][0])
+    return {(name, axis) for name, axis in read if name not in gathered}
+
+
+def _follow(program: Program, axes_of: dict[Value, tuple[str, tuple[int, ...]]]):
+    """Yields each step, with the leaves and their axes that values are made of.
+
+    Leaves are followed through transpositions and casts, and into inner programs; a
+    scan passes one layer of a stacked leaf.
+    """
+    for step in program.steps:
+        yield step, axes_of
+        if step.ins and step.ins[0] in axes_of:
+            name, axes = axes_of[step.ins[0]]
+            if step.name == "transpose":
+                axes_of[step.outs[0]] = (
+                    name,
+                    tuple(axes[i] for i in step.params["permutation"]),
+                )
+            elif step.name in ("convert_element_type", "copy"):
+                axes_of[step.outs[0]] = name, axes
+        for inner in step.programs.values():
+            passed = zip(inner.ins[::-1], step.ins[::-1], strict=False)
+            for value, outer in passed:
+                if outer in axes_of:
+                    name, axes = axes_of[outer]
+                    if value.shape in (outer.shape, outer.shape[1:]):
+                        axes_of[value] = name, axes[len(axes) - len(value.shape) :]
+            yield from _follow(inner, axes_of)
 
 
 def _first_member(
@@ -192,15 +207,16 @@ def _first_member(
     matrix too, but the kernel of its layer takes precedence.
     """
 
-    def rank_if_output(member: Member) -> tuple[bool, bool, int]:
-        rank = len(found.program.ins[found.names.index(member.leaf)].shape)
-        is_output = rank > 1 and member[:2] not in read
-        return is_output, is_output and member.axis == rank - 1, rank
+    def rank(member: Member) -> int:
+        return len(found.program.ins[found.names.index(member.leaf)].shape)
 
-    first = max(members, key=lambda member: rank_if_output(member)[:2])
+    outputs = [m for m in members if rank(m) > 1 and m[:2] not in read]
+    last = [m for m in outputs if m.axis == rank(m) - 1]
+    first = (last or outputs or members)[0]
     layer, slash, _ = first.leaf.rpartition("/")
-    beside = [m for m in members if slash and m.leaf.startswith(layer + slash)]
-    return max(beside or [first], key=rank_if_output)
+    same_layer = [m for m in outputs if slash and m.leaf.startswith(layer + slash)]
+    last = [m for m in same_layer if m.axis == rank(m) - 1]
+    return max(last or same_layer or [first], key=rank)
 
 
 def _kinds(found: Analysis) -> dict[str, np.ndarray]:

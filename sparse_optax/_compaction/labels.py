@@ -46,7 +46,7 @@ def connect(step: Step, table: UnitTable, wiring: Wiring, *, sums: bool) -> None
                 table.freeze(value.axes[axis], f"fixed by {step.name}")
                 continue
             if symbol in units:
-                reason = f"{step.name} with what is fixed"
+                reason = f"{step.name} with a fixed axis"
                 table.join(units[symbol], value.axes[axis], reason)
             units.setdefault(symbol, value.axes[axis])
             factors.setdefault(symbol, []).append((value, axis))
