@@ -208,7 +208,7 @@ def test_prune_takes_one_amount():
             prune(**given)
 
 
-def test_prune_is_a_scalar():
+def test_prune_flags_must_be_scalars():
     with pytest.raises(ValueError, match=r"prune must be a scalar.*\(2,\)"):
         update(lambda: by_magnitude(0.5))(prune=jnp.array([True, False]))
 

@@ -85,7 +85,7 @@ def test_it_is_the_greedy_choice(network, distribution):
 
 
 @pytest.mark.parametrize("name", first_unmarked(*PRUNING))
-def test_no_leaf_falls_below_its_floor(name):
+def test_no_leaf_keeps_less_than_min_kept(name):
     params = {"small": jnp.full(5, 1e-3), "large": jnp.arange(1.0, 16.0)}
     tx = TRANSFORMATIONS[name](min_kept=2, mask=None)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -134,7 +134,7 @@ def least_kept(tx, params):
     return [num_kept(mask) for mask in jax.tree.leaves(state.masks)]
 
 
-def test_floors_are_given_in_many_ways():
+def test_min_kept_accepts_numbers_trees_and_dicts():
     for arguments, expected in WAYS:
         assert least_kept(by_magnitude(**arguments), PARAMS) == expected
     params = {"w+": jnp.ones(5), "v": jnp.ones(5), "ww": jnp.ones(5)}
@@ -170,7 +170,7 @@ DO_NOT_FIT = [  # at init
 ]
 
 
-def test_wrong_floors_raise():
+def test_invalid_min_kept_raises():
     for arguments, error, message in BAD:
         for name in PRUNING:
             with pytest.raises(error, match=message):
@@ -183,7 +183,7 @@ def test_wrong_floors_raise():
     assert state.rules.max_sparsity.value == 0.1
 
 
-def test_an_ordinary_step_does_nothing_for_them():
+def test_caps_cost_nothing_without_a_pruning_step():
     params = random_tree(0)
 
     def steps(**floors):

@@ -184,7 +184,7 @@ def names(groups):
     return {group.name for group in groups}
 
 
-def test_groups_are_got_by_name():
+def test_groups_index_by_name():
     groups = groups_of("mlp")
     group = groups["w1:1"]
     assert (group.size, group.kind, len(groups)) == (3, "hidden", 2)
@@ -193,7 +193,7 @@ def test_groups_are_got_by_name():
         groups["w1"]
 
 
-def test_groups_are_left_out():
+def test_drop_and_freeze_exclude_groups():
     groups = groups_of("residual")
     assert names(groups.drop("up:1")) == {"in:0", "down:1"}
     assert names(groups.freeze("in", 1)) == names(groups.freeze("in", -1))
@@ -258,7 +258,7 @@ def without_rules(p, x):
     return y @ jnp.linalg.inv(p["square"])
 
 
-def test_what_has_no_rule_is_named():
+def test_primitives_without_a_rule_are_named():
     sizes = {"in": (4, 6), "mid": (6, 3), "square": (3, 3)}
     params = jax.tree.map(jnp.ones, sizes, is_leaf=lambda x: isinstance(x, tuple))
     groups = so.channel_groups(without_rules, params, jnp.ones((2, 4)))
@@ -300,7 +300,7 @@ def test_groups_are_printed():
     assert "in:0: 4 units, input" in lines
 
 
-def test_a_function_that_is_none():
+def test_arguments_that_are_not_functions_raise():
     with pytest.raises(TypeError, match="fn must be callable"):
         so.channel_groups(NETWORKS["mlp"].params(), mlp)
 

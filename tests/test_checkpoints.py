@@ -86,7 +86,7 @@ def test_every_damage_is_noticed(tmp_path):
         shutil.rmtree(folder)
 
 
-def test_a_sound_checkpoint_is_restored_bit_by_bit(tmp_path):
+def test_valid_checkpoints_restore_bit_for_bit(tmp_path):
     checkpoints = saved(tmp_path / "checkpoints", [1, 2, 3])
     assert [*checkpoints.files()] == [2, 3]
     restored = checkpoints.restore(3, small_state(0))
@@ -123,7 +123,7 @@ def test_checkpoints_whose_rows_are_gone_are_set_aside(tmp_path):
     assert latest(tmp_path, {1: "rows 1"}.get) == (1, [])
 
 
-def test_a_checkpoint_of_another_structure_is_refused(tmp_path):
+def test_restoring_another_tree_raises(tmp_path):
     state = small_state(1)
     checkpoints = saved(tmp_path, [1])
     pruning = state["opt_state"].pruning
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_structure_is_refused(tmp_path):
             checkpoints.restore(1, {**state, **changes})
 
 
-def test_a_checkpoint_of_other_devices_is_restored(tmp_path):
+def test_checkpoints_restore_on_other_devices(tmp_path):
     mesh = jax.make_mesh((8,), ("x",))
     state = {"w": jnp.arange(16.0), "masks": jnp.arange(16) % 3 == 0}
     spread = jax.device_put(state, jax.NamedSharding(mesh, jax.P("x")))
@@ -163,7 +163,9 @@ def finished(tmp_path_factory):
     return out
 
 
-def test_a_damaged_run_ends_the_same_or_is_refused(finished, tmp_path, capsys):
+def test_damaged_runs_resume_from_earlier_checkpoints_or_raise(
+    finished, tmp_path, capsys
+):
     out = shutil.copytree(finished, tmp_path / "run")
     metrics, summary = out / "metrics.jsonl", out / "summary.json"
 
@@ -199,7 +201,7 @@ def test_a_run_from_a_dense_network_is_the_run_that_trains_it(finished, tmp_path
     assert_same_run(tmp_path / "l2", tmp_path / "taken")
 
 
-def test_a_dense_network_that_cannot_be_taken_is_refused(finished, tmp_path):
+def test_unusable_dense_networks_raise(finished, tmp_path):
     def error(folder, *flags):
         out = tmp_path / "run"
         line = error_line(digits(out, *flags, "--dense-from", str(folder)))
@@ -219,7 +221,7 @@ def test_a_dense_network_that_cannot_be_taken_is_refused(finished, tmp_path):
     assert "it has no valid checkpoint" in error(copy)
 
 
-def test_a_run_goes_on_pruning_the_network_of_another(finished, tmp_path):
+def test_a_run_can_start_from_another_runs_pruned_network(finished, tmp_path):
     def zeros(out):
         params = sparse_optax.load_sparse(out / "network.safetensors")["params"]
         return jax.tree.map(lambda w: np.asarray(w) == 0, params)

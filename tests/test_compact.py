@@ -126,7 +126,7 @@ def test_shrink_and_expand(compacted):
     assert shapes_of(compacted.expand(small)) == shapes_of(state)
 
 
-def test_what_is_compacted_stays_as_it_is(compacted):
+def test_compacting_twice_changes_nothing(compacted):
     again = so.compact(compacted.apply, compacted.params, X)
     assert again.kept == {}
     assert shapes_of(again.params) == shapes_of(compacted.params)
@@ -311,7 +311,7 @@ def test_another_function_that_reads_what_was_removed(compacted):
         other.apply(compacted.params, X)
 
 
-def test_a_wrong_removal_is_found(monkeypatch):
+def test_check_detects_wrong_removals(monkeypatch):
     unread = compact_module.unread
 
     def wrong(program, leaves, table):

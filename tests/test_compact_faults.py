@@ -60,7 +60,7 @@ def remove_too_much(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_a_wrong_removal_is_found_in_halves(dtype, monkeypatch):
+def test_check_detects_wrong_removals_in_half_precision(dtype, monkeypatch):
     remove_too_much(monkeypatch)
     params, x = jax.tree.map(lambda w: w.astype(dtype), (PARAMS, X))
     with pytest.raises(RuntimeError, match="a bug in compact"):
@@ -72,7 +72,7 @@ def test_keys_among_the_params():
     assert so.compact(mlp, params, X).params["w2"].shape == (5, 3)
 
 
-def test_params_that_are_left_out():
+def test_leaves_that_fn_does_not_read():
     params = PARAMS | {"other": optax.MaskedNode()}
     assert so.compact(mlp, params, X).params["w2"].shape == (5, 3)
 
@@ -205,7 +205,7 @@ def test_what_a_scan_stacks(use):
     is_same(fn, params, random_tree(1, shapes=(7, 4, 4)))
 
 
-def test_parts_beside_the_whole():
+def test_trees_with_params_and_parts_of_them():
     def fn(variables, x):
         return mlp(variables["params"], x)
 
@@ -231,7 +231,7 @@ def test_params_named_as_the_end_of_others():
         so.compact(fn, {"a/w": X, "a": {"w": X}}, X)
 
 
-def test_axes_of_size_1_are_no_groups():
+def test_axes_of_size_1_form_no_groups():
     def fn(p, x):
         return jnp.tanh(x @ p["w1"])[:, None, :].reshape(len(x), -1) @ p["w2"]
 

@@ -89,7 +89,7 @@ def test_the_training_mode_returns_smaller_statistics(linen):
     assert compacted.apply(variables, IMAGES).shape == (4, 2)
 
 
-def test_a_function_that_reads_fewer_leaves(linen):
+def test_convert_to_a_function_of_fewer_leaves(linen):
     model = Linen()
 
     def train(variables, x):  # without the statistics, old or new
@@ -189,7 +189,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("name", "optimizer"), CASES, ids=["adam", "momentum", "heads"]
 )
-def test_training_goes_on_as_that_of_the_masked_network(name, optimizer):
+def test_training_equals_that_of_the_masked_network(name, optimizer):
     net = NETWORKS[name]
     params, x = net.params(), net.inputs()
     tx = optax.chain(optimizer, so.prune_by_magnitude(mask=None))
@@ -218,7 +218,7 @@ def test_training_goes_on_as_that_of_the_masked_network(name, optimizer):
     assert_same(small_state, compacted.shrink(state), 1e-4)
 
 
-def test_gradual_pruning_starts_anew_on_a_smaller_network():
+def test_gradual_pruning_restarts_on_a_smaller_network():
     net = NETWORKS["mlp"]
     params, x = net.params(), net.inputs()
     tx = so.prune_to_sparsity(0.8, mask=None, min_kept=4)

@@ -218,7 +218,7 @@ def test_a_second_call_compiles_nothing(name, tmp_path):
     assert num_compilations(lambda: call(2)) == 0
 
 
-def test_a_compacted_network_is_compiled_once():
+def test_compacted_networks_compile_once():
     params = tree(0)
     params["a"] = params["a"].at[:, 1].set(0)
     compacted = sparse_optax.compact(network, params, jnp.ones((2, 7)))

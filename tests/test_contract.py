@@ -137,7 +137,7 @@ def test_inject_hyperparams_equals_direct(make):
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["evaluated", "static"])
-def test_injected_schedule_counts_all_steps_unless_static(static):
+def test_injected_schedules_count_all_updates_unless_static(static):
     schedule = optax.linear_schedule(1.0, 0.0, 10)
     make = injected(sparse_optax.add_relevance_decay, *["strength"] * static)
     tx = make(strength=schedule, mask=None)
@@ -247,7 +247,7 @@ def test_unexpected_extra_args_change_nothing(make):
 
 
 @every_transformation
-def test_init_takes_shapes_and_makes_arrays_that_share_no_buffer(make):
+def test_init_accepts_shapes_and_shares_no_buffers(make):
     tx, params = make(), random_tree(0)
     state = tx.init(params)
     chex.assert_trees_all_equal(tx.init(jax.eval_shape(lambda: params)), state)

@@ -73,7 +73,7 @@ def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch):
     assert "| training of LeNet, batch 4 | that with plain Adam |" in table
 
 
-def test_numbers_that_make_no_sense_are_refused():
+def test_invalid_numbers_raise():
     for command in (
         *("benchmark --sizes 10", "benchmark --turns 0", "benchmark --leaves -1"),
         *("storage --size 9999", "storage --large 0", "storage --turns 0"),

@@ -107,7 +107,7 @@ def test_a_fraction_of_any_number_has_one_rounding(fraction, n):
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 @example(2**32 - 1, 2**32)
-def test_words_hold_what_they_are_given(a, b):
+def test_words_of_the_code_are_exact(a, b):
     with jax.enable_x64(True):
         words = [_counts.to_words(jnp.int64(n)) for n in (a, b)]
         assert (int(words[0].high) << 32) + int(words[0].low) == a
@@ -116,7 +116,7 @@ def test_words_hold_what_they_are_given(a, b):
 
 
 @pytest.mark.parametrize("limit", first_unmarked(2, 12))
-def test_arrays_with_more_weights_than_a_word_holds(monkeypatch, limit):
+def test_arrays_with_more_than_2_to_the_32_weights(monkeypatch, limit):
     """Such as those of more than 2^32, where a word holds less."""
     monkeypatch.setattr(_counts, "_WORD", limit)
     params = {"a": jnp.ones((2, 3, 4)), "b": jnp.ones((4, 3))}

@@ -110,7 +110,7 @@ def test_random_masks_nest(way):
     assert so.sparsity(fewer) == np.float32(31 / 39)
 
 
-def test_gradients_that_are_needed_and_not_given():
+def test_criteria_without_their_gradients_raise():
     tx = so.prune_by(so.saliency, 0.5)
     state = tx.init(PARAMS)
     tx.update(GRADS, state, PARAMS)  # nothing is pruned
@@ -175,7 +175,7 @@ def test_gradients_pass_by_the_ranking(name):
     jax.tree.map(np.testing.assert_array_equal, gradient, masks)
 
 
-def test_what_is_not_finite_counts_for_no_norm():
+def test_norms_ignore_values_that_are_not_finite():
     tree = {"a": jnp.array([3.0, 4, jnp.nan, jnp.inf])}
     scores = so.per_leaf(so.magnitude)(tree, None)
     np.testing.assert_allclose(scores["a"], [0.6, 0.8, np.nan, np.inf], rtol=1e-6)

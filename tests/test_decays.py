@@ -74,7 +74,7 @@ def test_lobster_leaves_a_weight_alone_where_the_gradient_is_nan():
 
 @every_decay
 @pytest.mark.parametrize("how", ["flag", "traced", "function", "wrapper"])
-def test_schedules_begin_anew_at_a_pruning_step(name, how):
+def test_schedules_restart_at_a_pruning_step(name, how):
     seen = []
     decay = DECAYS[name](lambda t: seen.append(t) or 0.1 + 0.0 * t)
     pruning = sparse_optax.prune_by_magnitude(0.5)

@@ -168,7 +168,7 @@ def test_counts_are_numbers_schedules_and_dicts():
             assert sum(SIZES.values()) - num_kept(state.masks) == wanted
 
 
-def test_a_dict_says_the_amount_of_each_leaf_whatever_the_distribution():
+def test_dicts_of_amounts_override_the_distribution():
     amounts = {"conv.*": 0.2, "dense": 0.8, "out": 0.5}
     for distribution in ("global", "uniform", "erk"):
         tx = so.prune_by_magnitude(distribution=distribution)

@@ -135,7 +135,7 @@ def test_programs_need_a_package(run, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["export", "latency", "pages"])
-def test_a_summary_without_a_name_is_named(command, run):
+def test_summaries_with_missing_keys_raise(command, run):
     (run / "summary.json").write_text("{}")
     line = error_line([command, run])
     assert re.search(r"run/summary\.json is damaged: it has no '\w+'", line)
@@ -213,7 +213,7 @@ def test_all_ways_to_multiply_compute_the_same_network(name):
         np.testing.assert_allclose(found, wanted, 1e-4, 1e-4, err_msg=variant)
 
 
-def test_a_way_that_computes_another_network_is_an_error(monkeypatch):
+def test_variants_with_different_logits_raise(monkeypatch):
     monkeypatch.setattr(latency, "BATCHES", (2,))
     _, variables = init_network(NETWORKS["lenet300"], (28, 28, 1), 255, seed=0)
     layer = matrices.Layer(

@@ -21,7 +21,7 @@ def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, loaded, PARAMS)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_paths_are_named(tmp_path):
     (tmp_path / "plain").touch()
     (tmp_path / "folder").mkdir()
     for path, error in (

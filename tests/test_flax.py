@@ -134,7 +134,7 @@ def test_pruning_an_nnx_model_outside_of_a_step_is_pruning_inside():
     chex.assert_trees_all_equal(sparse_optax.get_masks(marked), masks)
 
 
-def test_a_split_optimizer_has_no_masks_to_be_found():
+def test_get_masks_raises_for_nnx_graph_states():
     # nnx.split makes one flat state of it, without the states of the transformations.
     _, state = nnx.split(make_nnx(whole)[1])
     with pytest.raises(ValueError, match=r"plain dicts.*pass the opt_state"):

@@ -109,7 +109,7 @@ def test_quantile_spares_its_share():
 
 
 @pytest.mark.parametrize("size, share", [(1, 1.0), (9, 0.5), (7_000, 0.3), (50, 0.0)])
-def test_a_permutation_is_one_of_the_remaining_weights(size, share):
+def test_permutations_stay_within_remaining_weights(size, share):
     key = jax.random.key(size)
     alive = jax.random.bernoulli(key, share, (size,))
     x = jnp.arange(1.0, size + 1)

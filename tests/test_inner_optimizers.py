@@ -73,7 +73,7 @@ def test_sharpness_aware_minimization_inside():
     assert num_nonzero(params["dense"]["kernel"]) == 18
 
 
-def test_a_chain_of_optax_hands_prune_to_every_member():
+def test_chain_passes_prune_to_every_transformation():
     # As the documentation says: `prune()` or the wrapper are for these optimizers.
     tx = optax.chain(optax.lbfgs(), sparse_optax.prune_by_magnitude(0.5))
     with pytest.raises(Exception, match="prune"):
@@ -84,7 +84,7 @@ def test_a_chain_of_optax_hands_prune_to_every_member():
 
 
 @pytest.mark.parametrize("prune", [True, jnp.array(True)], ids=["bool", "jax"])
-def test_schedules_inside_begin_anew_before_the_update(prune):
+def test_inner_schedules_restart_before_the_update(prune):
     seen = []
     inner = optax.chain(
         sparse_optax.add_relevance_decay(lambda t: seen.append(t) or 0.1 + 0.0 * t),
@@ -105,13 +105,13 @@ def test_schedules_inside_begin_anew_before_the_update(prune):
     ],
     ids=["prune_by_magnitude", "relevance_pruning"],
 )
-def test_what_would_wait_for_prune_in_vain_is_refused(inner):
+def test_prune_by_as_the_optimizer_raises(inner):
     tx = sparse_optax.relevance_pruning(optax.chain(optax.sgd(0.1), inner), 1e-4)
     with pytest.raises(ValueError, match="would never prune"):
         tx.init(PARAMS)
 
 
-def test_what_belongs_around_the_whole_is_refused():
+def test_multi_steps_and_optimizers_as_pruning_raise():
     for arguments in (
         (optax.MultiSteps(optax.sgd(0.1), 2), sparse_optax.prune_by_magnitude(0.5)),
         (optax.sgd(0.1), optax.MultiSteps(sparse_optax.prune_by_magnitude(0.5), 2)),

@@ -98,7 +98,7 @@ NOTHING = FORMS | {"decoupled": functools.partial(make_whole, decoupled=True)}
         quick=2,
     ),
 )
-def test_without_decay_and_pruning_it_is_the_optimizer_inside(form, optimizer):
+def test_without_decay_and_pruning_it_equals_the_optimizer(form, optimizer):
     inner = OPTIMIZERS[optimizer]
     tx = NOTHING[form](inner, strength=0.0, fraction=0.0)
     rng = np.random.default_rng(2)

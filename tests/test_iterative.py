@@ -160,7 +160,7 @@ def test_fine_tuning_starts_at_the_best_and_keeps_its_masks():
     assert int(rounds[-1].state.best["finetuned"]) == 0
 
 
-def test_a_run_goes_on_from_any_round():
+def test_iterative_pruning_resumes_from_any_round():
     rounds = list(FULL.run(**FULL_OPTIONS))
     assert len(rounds) == 7
     for after in range(7):
@@ -271,7 +271,7 @@ def test_rounds_may_be_vmapped_over_bounds_and_seeds():
     assert pruned[0].sum() > pruned[2].sum()
 
 
-def test_patience_freezes_a_round():
+def test_patience_stops_the_pure_loop():
     frozen, (metric, _, _) = jax.jit(lambda s: scanned(s, 10.0, patience=2))(start())
     assert int(frozen.num_rounds) == int(frozen.rounds_since_prune) == 2
     assert len(np.unique(metric[1:])) == 1
@@ -289,7 +289,7 @@ def test_rounds_that_never_prune():
 # Errors.
 
 
-def test_wrong_arguments_raise_at_once():
+def test_invalid_arguments_raise_at_construction():
     script = Script([0.9, 0.9])
     for changes, error, message in (
         ({"finetune": lambda s: s}, ValueError, "finetune_rounds"),

@@ -186,7 +186,7 @@ def metrics(*values):
     return lambda _: next(remaining)
 
 
-def test_a_bound_that_the_best_does_not_meet_raises():
+def test_a_bound_above_the_best_metric_raises():
     rounds = list(run(PRUNING, evaluate=metrics(0.9, 0.6), max_rounds=2))
     assert rounds[-1].best_metric == np.float32(0.6)
     with pytest.raises(ValueError, match=r"bound=0.7 is not met by state.best.*0\.6"):
@@ -194,7 +194,7 @@ def test_a_bound_that_the_best_does_not_meet_raises():
     run(PRUNING, state=rounds[-1].state, bound=0.55)  # a looser one is fine
 
 
-def test_a_tighter_bound_of_the_pure_functions_forgets_the_best():
+def test_tighter_bounds_reset_the_best_network():
     def rounds(bound, *values):
         functions = identity, metrics(*values), PRUNE_FIFTH
         return sparse_optax.pruning_loop(*functions, bound=bound)
@@ -227,7 +227,7 @@ def test_an_evaluate_that_returns_no_metric_is_named():
 
 
 @pytest.mark.parametrize("name", ["train", "prune"])
-def test_what_is_no_state_of_the_same_kind_is_named(name):
+def test_functions_that_change_the_state_raise(name):
     def change(function):
         return lambda s: (s[0] | {"a": function(s[0]["a"])}, s[1])
 

@@ -140,7 +140,7 @@ BAD_MASKS = [
 
 
 @pytest.mark.parametrize("function", TAKE_A_MASK)
-def test_wrong_masks_raise(function):
+def test_invalid_masks_raise(function):
     for mask, error, message in BAD_MASKS:
         with pytest.raises(error, match=message):
             TAKE_A_MASK[function](SMALL, mask=mask)
@@ -170,7 +170,7 @@ def test_patterns_of_other_groups_are_ignored():
     assert names_where(masks) == ["enc", "head"]
 
 
-def test_functions_may_look_at_weights_at_init():
+def test_mask_functions_can_read_values_at_init():
     # And not at every update, where they would see tracers.
     mask = lambda p: jax.tree.map(lambda w: bool(jnp.any(w > 0)), p)  # noqa: E731
     params = {"a": jnp.ones((2, 2)), "b": jnp.zeros((2, 2))}

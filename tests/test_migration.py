@@ -41,7 +41,7 @@ def names():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", list(rows()))
-def test_a_row_runs(code):
+def test_migration_rows_run(code):
     given = names()
     made = eval(code, given)
     if not isinstance(made, optax.GradientTransformation):

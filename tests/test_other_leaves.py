@@ -146,7 +146,7 @@ def test_other_leaves_raise_where_there_are_masks(kind):
             call()
 
 
-def test_what_cannot_be_counted_raises():
+def test_trees_without_weights_raise():
     with pytest.raises(ValueError, match=r"neither weights nor masks .*complex64"):
         sparse_optax.sparsity({"c": ODD["complex"]})
     with pytest.raises(
@@ -171,7 +171,7 @@ def test_trees_without_arrays(name, tree):
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1, 1, 1)], ids=str)
-def test_a_tree_that_is_one_array(shape):
+def test_trees_of_a_single_array_work(shape):
     params = jnp.ones(shape)
     tx = TRANSFORMATIONS["relevance_pruning"](fraction=1.0, mask=None)
     updates, state = tx.update(params, tx.init(params), params, prune=True)
@@ -179,7 +179,7 @@ def test_a_tree_that_is_one_array(shape):
     assert num_nonzero(optax.apply_updates(params, updates)) == 0
 
 
-def test_what_is_no_array_in_the_state_of_an_optimizer_stays():
+def test_non_arrays_in_optimizer_states_stay():
     def init(params):
         return {"count": 0, "mom": jax.tree.map(jnp.ones_like, params), "name": "abc"}
 

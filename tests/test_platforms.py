@@ -77,7 +77,7 @@ def costs(tx):
     )
 
 
-def test_a_step_moves_a_byte_of_mask_more_than_weight_decay():
+def test_an_update_reads_one_byte_per_weight_more_than_weight_decay():
     plain, _ = costs(optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3)))
     moved, temporaries = costs(CHAIN)
     assert plain < moved <= plain + 1.01

@@ -82,7 +82,7 @@ def check_result(folder, went_on_from):
 @pytest.mark.parametrize(
     ("num_processes", "layout"), [(2, "tensor-parallel"), (4, "fsdp")]
 )
-def test_processes_prune_what_one_does(tmp_path, num_processes, layout):
+def test_several_processes_prune_like_one(tmp_path, num_processes, layout):
     each = 8 // num_processes
     code, log = launch(tmp_path, num_processes, each, "--layout", layout)
     assert code == 0, log
@@ -93,7 +93,7 @@ def test_processes_prune_what_one_does(tmp_path, num_processes, layout):
 
 
 @pytest.mark.slow
-def test_a_killed_job_goes_on_with_other_devices(tmp_path):
+def test_killed_jobs_resume_on_other_devices(tmp_path):
     """Two processes of four devices each, then one of two, and then of one."""
     for jobs, killed_at in (((2, 4), 1), ((1, 2), 2)):
         code, log = launch(tmp_path, *jobs, "--killed-at", str(killed_at))

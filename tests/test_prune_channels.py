@@ -125,7 +125,7 @@ def test_masks_are_the_same_without_jit():
     jax.tree.map(np.testing.assert_array_equal, masks, by_one_shot(structure=groups))
 
 
-def test_a_unit_is_ranked_by_what_is_left_of_it():
+def test_units_rank_by_their_remaining_weights():
     state = so.prune_by_magnitude(structure=GROUPS).init(PARAMS)
     params, masks = PARAMS, None
     for k in (5, 3, 2, 1):  # round(0.4 * 12), round(0.4 * 7) and so on
@@ -284,7 +284,7 @@ def test_decays_need_groups(make):
             make(structure=structure)
 
 
-def test_groups_of_other_params():
+def test_groups_for_other_params_raise():
     params = PARAMS | {"b": jnp.ones(7)}
     message = r"structure has groups for b of shape \(8,\), which has \(7,\) here"
     with pytest.raises(ValueError, match=message):
@@ -301,7 +301,7 @@ def test_groups_of_other_params():
             tx.update(other, tx.init(other), other)
 
 
-def test_masks_that_are_none_of_groups():
+def test_masks_that_do_not_select_groups_raise():
     def prune(mask, params=PARAMS, structure=GROUPS):
         tx = so.prune_by(so.magnitude, 0.5, structure=structure, mask=mask)
         return tx.init(params)

@@ -95,7 +95,7 @@ def test_only_masks_and_counters_pass_the_conditional(make):
         assert out.aval.dtype == np.bool_ or out.aval.size <= 2
 
 
-def test_the_optimizer_sees_nothing_of_what_was_just_removed():
+def test_the_optimizer_sees_no_newly_removed_weights():
     seen = []
 
     def update(updates, state, params=None):

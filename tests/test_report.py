@@ -34,7 +34,7 @@ def test_every_sparsity_has_one_meaning():
     assert "prunable" not in str(without)
 
 
-def test_without_masks_what_is_zero_is_not_kept():
+def test_without_masks_zeros_count_as_pruned():
     params = {"a": jnp.array([0.0, -0.0, 1e-45, jnp.nan, 2.0]), "b": jnp.zeros((2, 2))}
     report = sparse_optax.sparsity_report(params)
     assert report.leaves == {"a": (3, 5), "b": (0, 4)}

@@ -54,7 +54,7 @@ def test_the_highest_of_a_group_are_kept():
             assert scores[units].min() > scores[~units].max()
 
 
-def test_a_wrong_multiple_raises():
+def test_invalid_round_to_raises():
     with pytest.raises(ValueError, match="round_to"):
         sparse_optax.channel_groups(fn, network(), jnp.ones((1, 5)), round_to=0)
 

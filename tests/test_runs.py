@@ -203,7 +203,7 @@ def test_commits_are_those_that_made_the_rounds(tmp_path, monkeypatch, capsys):
     assert summary["commit"] == "second" and summary["earlier_commits"] == ["first"]
 
 
-def test_a_commit_is_dirty_if_code_changed_and_no_text(tmp_path, monkeypatch):
+def test_a_commit_is_dirty_if_code_changed(tmp_path, monkeypatch):
     code, text = tmp_path / "code.py", tmp_path / "README.md"
     monkeypatch.setattr(environment, "__file__", str(code))
     commit = environment.commit.__wrapped__
@@ -268,7 +268,7 @@ def test_training_that_diverges_is_an_error(tmp_path):
         ),
     ],
 )
-def test_values_that_make_no_sense_are_refused(flags, message, tmp_path):
+def test_invalid_values_raise(flags, message, tmp_path):
     assert re.search(message, error_line(digits(tmp_path / "run", *flags.split())))
     assert not (tmp_path / "run").exists()
 

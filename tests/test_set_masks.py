@@ -41,7 +41,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_masks_are_put_in_as_they_are_found(optimizer):
+def test_get_masks_returns_what_set_masks_puts_in(optimizer):
     tx = OPTIMIZERS[optimizer]()
     state = tx.init(PARAMS)
     for put in (sparse_optax.set_masks, jax.jit(sparse_optax.set_masks)):
@@ -70,7 +70,7 @@ def test_a_lottery_ticket_is_rewound():
     assert np.array_equal(params["zeros"] != 0, masks["zeros"])
 
 
-def test_moments_of_pruned_weights_are_forgotten():
+def test_moments_of_pruned_weights_are_zero():
     tx = whole()
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     _, state = tx.update(grads, tx.init(PARAMS), PARAMS)
@@ -80,7 +80,7 @@ def test_moments_of_pruned_weights_are_forgotten():
     assert state.pruning.num_pruning_steps == 0
 
 
-def test_another_optimizer_of_more_leaves_keeps_them_whole():
+def test_set_masks_leaves_extra_leaves_dense():
     tx = sparse_optax.prune_by_magnitude(0.5)  # matrices
     _, state = sparse_optax.prune(PARAMS, tx.init(PARAMS), 0.5)
     masks = sparse_optax.get_masks(state)
@@ -91,7 +91,7 @@ def test_another_optimizer_of_more_leaves_keeps_them_whole():
     chex.assert_trees_all_equal(after["dense"]["kernel"], masks["dense"]["kernel"])
 
 
-def test_an_optimizer_of_fewer_leaves_refuses_what_it_cannot_keep():
+def test_set_masks_raises_for_leaves_that_are_not_prunable():
     state = sparse_optax.prune_by_magnitude(0.5).init(PARAMS)
     with pytest.raises(ValueError, match="pruned weights at dense/bias, which no"):
         sparse_optax.set_masks(state, MASKS)
@@ -152,7 +152,7 @@ BAD = [
 ]
 
 
-def test_masks_that_do_not_fit():
+def test_masks_with_another_tree_raise():
     for masks, error, message in BAD:
         with pytest.raises(error, match=message):
             sparse_optax.set_masks(chain().init(PARAMS), masks)

@@ -289,7 +289,7 @@ def test_an_equinox_model_works_again(path):
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_without_like_what_needs_it_is_named(tree, named, path):
+def test_trees_that_need_like_are_named(tree, named, path):
     sparse_optax.save_sparse(path, tree)
     with pytest.raises(ValueError, match=f"the file contains {named}: pass `like`"):
         sparse_optax.load_sparse(path)
@@ -309,7 +309,7 @@ def test_without_like_what_needs_it_is_named(tree, named, path):
         ({"a": jnp.ones((2, 3)), "b": {"c": jnp.ones(4), "d": 1}}, "", "b/d: int"),
     ],
 )
-def test_what_differs_from_like_is_named(like, file_has, like_has, path):
+def test_differences_from_like_are_named(like, file_has, like_has, path):
     sparse_optax.save_sparse(path, {"a": jnp.ones((2, 3)), "b": {"c": jnp.ones(4)}})
     with pytest.raises(ValueError, match="and `like` differ") as info:
         sparse_optax.load_sparse(path, like=like)
@@ -377,13 +377,13 @@ def other_numbers():
 
 
 @pytest.mark.parametrize("values", [*other_numbers()])
-def test_neither_are_files_of_other_numbers(values, path):
+def test_files_of_other_values_are_no_larger_than_numpys(values, path):
     sparse_optax.save_sparse(path, values)
     assert path.stat().st_size <= compressed([values]) + 512
 
 
 @pytest.mark.parametrize("box", [nnx.Param, jnp.asarray])
-def test_neither_are_files_of_many_leaves(box, path):
+def test_files_of_many_leaves_are_no_larger_than_numpys(box, path):
     leaf = normal((100, 100), 0.01)
     heads = {name: {"kernel": box(leaf)} for name in ("query", "key")}
     tree = {"encoder": {"layers": {i: {"attention": heads} for i in range(100)}}}
@@ -423,7 +423,7 @@ def test_others_can_see_what_is_in_the_container(path):
     ],
     ids=lambda x: "" if isinstance(x, str) else type(x).__name__,
 )
-def test_what_a_file_cannot_hold_is_named(leaf, named, path):
+def test_leaves_that_cannot_be_saved_are_named(leaf, named, path):
     with pytest.raises(TypeError, match=f"tree has a/b: {named}"):
         sparse_optax.save_sparse(path, {"a": {"b": leaf}})
     assert list(path.parent.iterdir()) == []
@@ -476,7 +476,7 @@ def test_other_versions_of_the_format_are_refused_by_name(monkeypatch, path):
             sparse_optax.load_sparse(file)
 
 
-def test_no_damage_goes_unnoticed(path):
+def test_damage_at_any_byte_raises(path):
     tree = {"w": normal((50, 20), 0.03), "b": jnp.ones(20), "s": [None, jnp.zeros(9)]}
     sparse_optax.save_sparse(path, tree)
     sound = path.read_bytes()
@@ -530,7 +530,7 @@ def test_mode_and_links_are_kept(tmp_path):
     check_same(sparse_optax.load_sparse(tmp_path / "file"), jnp.ones(3))
 
 
-def test_what_is_loaded_needs_the_file_no_more(path):
+def test_loaded_arrays_do_not_need_the_file(path):
     sparse_optax.save_sparse(path, [np.ones(1000), jnp.ones(1000)])
     loaded = sparse_optax.load_sparse(path)
     path.write_bytes(b"")

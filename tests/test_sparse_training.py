@@ -273,7 +273,7 @@ def test_grown_weights_begin_with_the_state_of_init(name):
         chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_state_that_does_not_begin_at_zero_begins_so_again():
+def test_grown_weights_get_the_initial_optimizer_state():
     tx = make(optimizer=optax.adagrad(0.1, initial_accumulator_value=0.5), every=2)
     params, state = start(tx, random_tree(0, shapes=SHAPES))
     for i in range(2):
@@ -307,7 +307,7 @@ def test_first_step_of_adam_for_a_late_weight():
     )
 
 
-def test_schedules_begin_anew_at_mask_updates():
+def test_schedules_restart_at_mask_updates():
     decay = sparse_optax.add_l1_decay(optax.linear_schedule(0.1, 0.0, 5))
     tx = make(optimizer=optax.chain(decay, optax.sgd(0.1)))
     counts = [train(tx, n)[1].optimizer[0].num_steps for n in range(1, 5)]
@@ -440,7 +440,7 @@ def test_prune_makes_the_network_sparser_for_good():
     sparse_optax.check_sparsity(params, state)
 
 
-def test_set_masks_is_what_regrowth_goes_on_from():
+def test_regrowth_continues_from_set_masks():
     tx = make(every=1)
     masks = {"a": {"bias": optax.MaskedNode(), "kernel": tree(5)["a"]["kernel"] > 1},
              "b": {"kernel": tree(5)["b"]["kernel"] > 0}}  # fmt: skip
@@ -451,7 +451,7 @@ def test_set_masks_is_what_regrowth_goes_on_from():
     assert np.any(get_masks(state)["a"]["kernel"] != masks["a"]["kernel"])
 
 
-def test_the_flag_of_pruning_transformations_is_ignored():
+def test_sparse_training_ignores_prune():
     tx = optax.chain(make())
     params, state = start(tx, tree(0))
     _, state = tx.update(tree(1), state, params, prune=True)

@@ -180,7 +180,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("structure", "message"), BAD)
-def test_structures_that_do_not_fit(structure, message):
+def test_structures_that_do_not_fit_raise(structure, message):
     params = {"v": jnp.ones((8, 8)), "w": jnp.ones((6, 4))}
     with pytest.raises(ValueError, match=message):
         so.prune_by_magnitude(0.1, structure=structure).init(params)
@@ -251,7 +251,7 @@ class Neurons:
         return {"hidden": 0}
 
 
-def test_structures_from_outside():
+def test_custom_structures_work():
     weights = jnp.arange(8.0).reshape(4, 2)
     _, masks = so.one_shot(weights, count=1, structure=Halves())
     np.testing.assert_array_equal(masks, weights >= 4)
@@ -283,7 +283,7 @@ def test_reports_show_units_and_layers():
     assert "[units]" in str(report)
 
 
-def test_amounts_and_caps_name_units_that_span_leaves():
+def test_amounts_and_caps_can_name_groups_of_units():
     params = {"in": jnp.ones((1, 4)), "out": jnp.arange(4.0)[:, None]}
     tx = so.prune_by_magnitude({"hidden": 0.5}, structure=Neurons(), min_kept={".*": 1})
     _, state = so.prune(params, tx.init(params), {"hidden": 1.0})
@@ -359,7 +359,7 @@ class Forgetful(Neurons):
         return {"in": masks["in"] & kept["hidden"]}
 
 
-def test_structures_from_outside_that_are_incomplete():
+def test_incomplete_custom_structures_raise():
     with pytest.raises(TypeError, match="as a frozen dataclass does"):
         so.prune_by_magnitude(0.5, structure=Plain())
     params = {"in": jnp.ones((1, 4)), "out": jnp.ones((4, 1))}

@@ -138,7 +138,7 @@ def test_a_run_that_diverges_costs_no_other_run(tmp_path, capsys):
         ("--dense-from other", "--dense-from has no effect in any"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(flags, message, tmp_path):
+def test_invalid_values_raise(flags, message, tmp_path):
     arguments = ["sweep", "digits", "--out", tmp_path / "x", *flags.split()]
     assert message in error_line(arguments)
     assert not list(tmp_path.glob("x/*.json"))

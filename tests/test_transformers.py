@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_with_the_same_bits(finished, tmp_path):
     assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_run_on_other_texts_is_refused(finished, tmp_path, monkeypatch):
+def test_resuming_on_changed_texts_raises(finished, tmp_path, monkeypatch):
     """The settings are the same, but the data have changed."""
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "summary.json").unlink()
@@ -149,7 +149,7 @@ def test_wmt14_runs_on_other_texts(tmp_path):
         ("--num-train 20001", "--num-train must be 20000 or less"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(flags, message, tmp_path):
+def test_invalid_values_raise(flags, message, tmp_path):
     assert message in error_line(toy(tmp_path / "run", *flags.split()))
     assert not (tmp_path / "run").exists()
 

@@ -178,7 +178,7 @@ def test_apply_if_finite_discards_the_pruning_step_of_a_rejected_update(inner):
     sparse_optax.check_sparsity(let, state)
 
 
-def test_a_wrapper_that_drops_extra_args_drops_the_pruning_step():
+def test_wrappers_without_extra_args_drop_the_pruning_step():
     """`MultiSteps.gradient_transformation` is passed no extra args by what wraps it."""
     inner = optax.MultiSteps(base(), 1).gradient_transformation()
     tx, params = optax.apply_if_finite(inner, 3), random_tree(0)

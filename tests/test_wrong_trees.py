@@ -82,7 +82,7 @@ OTHER_MODELS = {
 
 
 @pytest.mark.parametrize("case", OTHER_MODELS)
-def test_a_state_of_another_model(case):
+def test_states_of_other_models_raise(case):
     other, message = OTHER_MODELS[case]
     functions = [*WEIGHTS_AND_STATE, *WITH_MASKS]
     assert_each_raises(functions, other, STATE, f"params .*{message}")
@@ -127,7 +127,7 @@ def test_masks_of_another_dtype(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "complex64"])
-def test_other_numbers_in_place_of_weights(dtype):
+def test_params_that_are_not_weights_raise(dtype):
     other = jax.tree.map(lambda w: w.astype(dtype), MASKS)
     hint = "Use set_masks to put masks into a state" if dtype == "bool" else ""
     message = f"params has an array of {dtype}, .* at dense/bias.*{hint}"
@@ -145,7 +145,7 @@ WITHOUT_MASKS = {
 
 
 @pytest.mark.parametrize("case", WITHOUT_MASKS)
-def test_a_state_without_masks(case):
+def test_states_without_masks_raise(case):
     functions = [*WEIGHTS_AND_STATE, *STATE_ALONE]
     message = "opt_state has no masks"
     assert_each_raises(functions, PARAMS, WITHOUT_MASKS[case], message)
@@ -165,7 +165,7 @@ def test_another_mask_than_in_the_state(name, masks):
 
 
 @every_pruning
-def test_rules_of_another_transformation(name):
+def test_states_of_other_transformations_raise(name):
     without = TRANSFORMATIONS[name]()
     for caps in ({"min_kept": 3}, {"max_sparsity": 0.9}, {"min_kept": {".*": 3}}):
         tx, message = (
@@ -178,7 +178,7 @@ def test_rules_of_another_transformation(name):
                 after.update(PARAMS, before.init(PARAMS), PARAMS)
 
 
-def test_states_of_the_two_transformations_are_not_mistaken():
+def test_prune_by_and_prune_to_sparsity_states_do_not_mix():
     by_magnitude, to_sparsity = (TRANSFORMATIONS[name]() for name in PRUNING[:2])
     with pytest.raises(ValueError, match="belongs to prune_by, not to prune_to_spar"):
         to_sparsity.update(PARAMS, by_magnitude.init(PARAMS), PARAMS)
@@ -203,7 +203,7 @@ def restored_by_orbax(state, folder):
 
 
 @pytest.mark.parametrize("restored", [restored_by_flax, restored_by_orbax])
-def test_a_state_of_plain_dicts(restored, tmp_path):
+def test_states_of_plain_dicts_raise(restored, tmp_path):
     state = restored(optax.chain(optax.adam(0.1), TX).init(PARAMS), tmp_path)
     functions = [*WEIGHTS_AND_STATE, *STATE_ALONE]
     message = r"plain dicts.*tx.init\(params\)"
@@ -221,7 +221,7 @@ def test_update_with_a_state_of_plain_dicts(name):
 # Trees that are not those of the parameters.
 
 
-def test_a_training_state_in_place_of_its_parts():
+def test_training_states_instead_of_their_parts_raise():
     state = TrainState.create(apply_fn=None, params=PARAMS, tx=TX)
     functions = [*WEIGHTS_AND_STATE, *WITH_MASKS, *WEIGHTS_ALONE]
     message = "pass the params and the opt_state"
@@ -285,7 +285,7 @@ def test_wrappers_that_make_other_arrays_of_the_weights_are_named():
     assert_each_raises(functions[:5], params, state, message)
 
 
-def test_what_needs_concrete_arrays_says_so():
+def test_functions_that_need_concrete_arrays_raise_for_tracers():
     def in_jit(function, x):
         jax.jit(lambda x: str(function(x)))(x)
 
