@@ -88,12 +88,14 @@ def compare(seed):
     ones = jax.tree.map(jnp.ones_like, compacted.params)
     alive = units_with(net, derivatives)
     kept = units_with(net, jax.device_get(expand(ones)))
+    # Constant units have derivatives: those that become part of a bias, and those
+    # whose bias is rounded to zero.
+    constant = compacted.folded or "straight_through" in net.layers
     return {
         "outputs": difference(found, outputs),
         "expanded": difference(expanded, found),
         "gradients": difference(found_grads, compacted.shrink(grads)),
-        # Constant units have derivatives, and become part of a bias.
-        "alive": 0.0 if compacted.folded else float(np.sum(alive & ~kept)),
+        "alive": 0.0 if constant else float(np.sum(alive & ~kept)),
     }, (int(np.sum(~alive)), int(np.sum(~kept)))
 
 
