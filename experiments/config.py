@@ -234,10 +234,10 @@ class Config:
                 "--criterion relevance with --prune gradual needs the paper's form."
             )
         if self.structure == "units" and self.regularizer == "relevance":
-            name = "decoupled" if self.decoupled else "form"
-            usual = self.form == Form() and not self.decoupled
             wanted = "the default with --structure units, whose relevance has one form"
-            check(name, getattr(self, name), usual, wanted)
+            check("decoupled", self.decoupled, not self.decoupled, wanted)
+            for changed, value in beyond_defaults(self.form).items():
+                check(changed, value, False, wanted)
         found = re.fullmatch(STRUCTURE, self.structure)
         wanted = "unstructured, units, N:M, blockHxW or channel"
         check("structure", self.structure, found is not None, wanted)
@@ -252,11 +252,10 @@ class Config:
     def check_effects(self, default: "Config") -> None:
         """Raises an error for a setting that is not the default and has no effect."""
         for name in self.without_effect():
-            value = getattr(self, name)
-            if value != getattr(default, name):
+            for changed, value in changes(self, default, name).items():
                 others = preventing(type(self), name, vars(self))
                 raise ExperimentError(
-                    f"{flag(name)} has no effect with "
+                    f"{flag(changed)} has no effect with "
                     f"{' and '.join(f'{flag(x)} {vars(self)[x]}' for x in others)}; "
                     f"got {value!r}."
                 )
@@ -337,6 +336,18 @@ class DialogueConfig(TextConfig):
 
     edition: Literal["tm1", "tm4"] = "tm4"
     """Edition of Taskmaster: the first (2019) or the fourth (2024)."""
+
+
+def changes(settings: Any, default: Any, name: str) -> dict[str, Any]:
+    """Returns a setting by its flag's name if it is not the default.
+
+    Of a group of settings, those that are not.
+    """
+    value, usual = getattr(settings, name), getattr(default, name)
+    if dataclasses.is_dataclass(value):
+        fields = vars(value)
+        return {k: x for k, x in fields.items() if x != getattr(usual, k)}
+    return {name: value} if value != usual else {}
 
 
 def beyond_defaults(settings: Any) -> dict[str, Any]:

@@ -244,7 +244,10 @@ def test_training_that_diverges_is_an_error(tmp_path):
         ("--warmup-steps 48", "--warmup-steps must be less than 48"),
         ("--prune gradual --patience 3", "--patience .* gradual; got 3"),
         ("--regularizer l2 --scale 5", "--scale has no effect .* l2; got 5"),
-        ("--regularizer l2 --control mean", "--form has no effect .* l2"),
+        (
+            "--regularizer l2 --control mean",
+            "--control has no effect .* l2; got 'mean'",
+        ),
         ("--regularizer lobster --decoupled", "--decoupled .* lobster"),
         ("--prune snip --criterion random", "--criterion .* snip; got 'random'"),
         (
@@ -254,7 +257,7 @@ def test_training_that_diverges_is_an_error(tmp_path):
         ("--structure 4:2", "--structure must be N:M with 0 < N <= M; got '4:2'"),
         ("--target-sparsity 0.95", "--target-sparsity .* with --prune gated; got 0.95"),
         ("--regularizer none --scale 0.1", "--scale .* with --regularizer none; got"),
-        ("--structure units --control mean", "--form must be .* --structure units"),
+        ("--structure units --control mean", "--control must be .* --structure units"),
         ("--structure units --decoupled", "--decoupled must be .* --structure units"),
         ("--structure units --distribution erk", "does not fit the network: .*"),
         ("--structure block4x4", "--structure block4x4 does not fit .* output/kernel"),

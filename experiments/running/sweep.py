@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments import records
-from experiments.config import Control, ImageConfig, Regularizer
+from experiments.config import Control, ImageConfig, Regularizer, changes
 from experiments.data import images
 from experiments.records import Row, read_json, write_json
 from experiments.running import figures, terminal
@@ -77,11 +77,19 @@ class Sweep:
         for config in runs:
             config.validate()
         default = IMAGE_TASKS[self.base.experiment]
+        several = {"control": self.controls}
+        several |= {name: vars(self)[f"{name}s"] for name in GRID}
+        given = {flag(name) for name, values in several.items() if values}
         idle = set.intersection(*(set(run.without_effect()) for run in runs))
+        for name in (*GRID, "form"):
+            for changed in map(flag, changes(self.base, default, name)):
+                if changed in given:
+                    raise ExperimentError(f"{changed} has no effect with {changed}s.")
         for name in idle | {"dense_from", "checkpoint_every"}:
-            changed = getattr(self.base, name) != getattr(default, name)
-            if changed or vars(self).get(f"{name}s"):
-                raise ExperimentError(f"{flag(name)} has no effect in any of the runs.")
+            found = {*map(flag, changes(self.base, default, name))}
+            found |= given & {flag("control" if name == "form" else name)}
+            for changed in found:
+                raise ExperimentError(f"{changed} has no effect in any of the runs.")
 
     def runs(self) -> list[ImageConfig]:
         base, default = self.base, IMAGE_TASKS[self.base.experiment]
