@@ -108,7 +108,9 @@ def find_states(opt_state, kind):
 
 
 def first_unmarked(*cases, quick=1):
-    """Cases for `parametrize`: all after the first `quick` are marked as slow."""
+    """Cases for `parametrize`: those after the first `quick` run on demand only."""
     rest = [case if isinstance(case, tuple) else (case,) for case in cases[quick:]]
-    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in rest]
-    return [*cases[:quick], *slow]
+    return [
+        *cases[:quick],
+        *(pytest.param(*case, marks=pytest.mark.every_case) for case in rest),
+    ]

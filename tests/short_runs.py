@@ -16,9 +16,11 @@ from safetensors import numpy as safetensors
 from experiments.__main__ import main
 from experiments.networks.resnet import Norm
 from experiments.records import RunFolder
+from experiments.running import figures
 from experiments.running.checkpoint import NOTES
 
 ROOT = Path(__file__).parent.parent
+draw_run = figures.draw_run
 
 # Sixteen updates are an epoch of the digits, and here a round.
 DIGITS = (
@@ -93,8 +95,12 @@ def quick_compilation(folder):
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly(tmp_path_factory):
-    """Compiles fast in the modules that import this."""
-    with quick_compilation(tmp_path_factory.getbasetemp() / "xla"):
+    """Compiles fast, and draws no runs, in the modules that import this."""
+    with (
+        quick_compilation(tmp_path_factory.getbasetemp() / "xla"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(figures, "draw_run", lambda *_: None)
         yield
 
 

@@ -288,7 +288,7 @@ def wait_for(condition, process):
 
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tmp_path):
-    flags = "--epochs", "40", "--fraction", "0.05"
+    flags = "--epochs", "20", "--fraction", "0.05"
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
     def last_write():
@@ -315,15 +315,14 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     # In dense training, near the write of a checkpoint, and in pruning.
     kill_when(lambda: count_rows(killed) >= 1)
     kill_when(lambda: any(killed.glob("checkpoints/*.tmp")))
-    for number in (8, 13, 20):
-        kill_when(lambda: count_rows(killed) >= number, random.uniform(0, 0.03))  # noqa: B023
+    kill_when(lambda: count_rows(killed) >= 8, random.uniform(0, 0.03))
     # By Ctrl-C, later than the last checkpoint: some rows are made again.
-    kill_when(lambda: count_rows(killed) >= 26, how=signal.SIGINT)
+    kill_when(lambda: count_rows(killed) >= 14, how=signal.SIGINT)
     assert "Resuming after" in finish(killed, *flags)
     assert "Resuming after" not in finish(whole, *flags)
     assert_same_run(killed, whole)
     rows = read_rows(whole)
-    assert len({(row["phase"], row["round"]) for row in rows}) == len(rows) == 45
+    assert len({(row["phase"], row["round"]) for row in rows}) == len(rows) == 25
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What the method costs: what is measured, and what is stored of it."""
 
+import dataclasses
 import json
 import math
 
@@ -18,6 +19,7 @@ from experiments.cost import (
     training_time,
 )
 from experiments.networks import LeNet300
+from experiments.tasks import digits
 
 SMALL = footprint.Decoder(layers=3, width=64, keys=32, hidden=128, vocabulary=512)
 WEIGHTS = 2 * 512 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
@@ -59,6 +61,7 @@ def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch):
         return training_time.image_task(LeNet300, images, 1)._replace(batch_size=4)
 
     monkeypatch.setattr(training_time, "TASKS", {"LeNet": little})
+    monkeypatch.setattr(training_time, "AT_ONCE", ())
     monkeypatch.setattr(torch_rivals, "comparable", lambda: False)
     sizes = "--sizes 30000 --rivals 1000 --growth 1000 2000 --leaves 1 --turns 1"
     main(["benchmark", *sizes.split(), "--out", str(tmp_path)])
@@ -71,6 +74,13 @@ def test_the_benchmark_measures_and_stores(tmp_path, monkeypatch):
     assert len(targets) == 12
     table = benchmark.draw_and_show(tmp_path, found)
     assert "| training of LeNet, batch 4 | that with plain Adam |" in table
+
+
+@pytest.mark.slow
+def test_runs_at_once_are_timed():
+    config = dataclasses.replace(digits.CONFIG, batch_size=500)
+    # With one run, both ways are the same program.
+    assert 0 < training_time.measure_at_once(config, 8, num_runs=1, num_turns=1) < 10
 
 
 def test_invalid_numbers_raise():

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from short_runs import assert_same_run, checkpoints, digits, error_line, read_rows
+from short_runs import (
+    assert_same_run,
+    checkpoints,
+    digits,
+    error_line,
+    quickly,  # noqa: F401
+    read_rows,
+)
 
 from experiments.__main__ import main
 from experiments.data import images
@@ -18,9 +25,8 @@ from experiments.tasks.digits import CONFIG
 from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
-TINY = dataclasses.replace(
-    CONFIG, batch_size=64, interval=16, dense_epochs=2, epochs=2, fraction=0.2
-)
+EPOCHS = {"dense_epochs": 2, "epochs": 2, "finetune_epochs": 2}
+TINY = dataclasses.replace(CONFIG, batch_size=64, interval=16, fraction=0.2, **EPOCHS)
 
 
 @pytest.fixture(scope="module")

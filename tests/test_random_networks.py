@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import first_unmarked
 from hypothesis import strategies as st
 from random_networks import kill_units, network
 
@@ -109,7 +108,17 @@ def part(request):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("part", first_unmarked(*range(3), quick=1), indirect=True)
+PARTS = (
+    *(
+        0,
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(2, marks=pytest.mark.slow),
+    ),
+    *(pytest.param(part, marks=pytest.mark.every_case) for part in range(3, 20)),
+)
+
+
+@pytest.mark.parametrize("part", PARTS, indirect=True)
 @hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
 @hypothesis.given(seed=st.integers(0, 2**31))
 def test_compacted_networks_are_the_same_functions(part, seed):

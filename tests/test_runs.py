@@ -15,6 +15,7 @@ from short_runs import (
     Small,
     assert_same_run,
     digits,
+    draw_run,
     error_line,
     folder_of,
     quickly,  # noqa: F401
@@ -27,7 +28,7 @@ from short_runs import (
 from experiments import networks
 from experiments.__main__ import main
 from experiments.data import images
-from experiments.running import environment
+from experiments.running import environment, figures
 from experiments.tasks import IMAGE_TASKS
 from experiments.tasks.digits import CONFIG
 
@@ -48,6 +49,7 @@ def finished(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "load", lambda _: dataset._replace(read_test=read_test))
+        patch.setattr(figures, "draw_run", draw_run)
         main(digits(out, *HEAVY))
     return out, reads
 
@@ -178,7 +180,8 @@ def test_every_image_task_runs_on_its_data(name, tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(images, "load", short_load)
-    monkeypatch.setitem(networks.NETWORKS, "resnet32", Small)
+    for network in ("lenet5", "resnet32"):
+        monkeypatch.setitem(networks.NETWORKS, network, Small)
     data = folder_of("SPARSE_OPTAX_DATA_DIR")
     flags = "--dense-epochs 1 --epochs 2 --finetune-epochs 1 --interval 3 --bound 0.01"
     flags = [*flags.split(), "--batch-size", "100", "--no-relative-bound"]

@@ -10,6 +10,7 @@ import optax
 import pytest
 from short_runs import (
     assert_same_run,
+    draw_run,
     error_line,
     quickly,  # noqa: F401
     read_rows,
@@ -21,6 +22,7 @@ from short_runs import (
 import sparse_optax
 from experiments.__main__ import main
 from experiments.data import toy as toy_data
+from experiments.running import figures
 from experiments.tasks.transformer_toy import CONFIG
 from experiments.training import text_loop
 from experiments.training.phases import Phases
@@ -32,7 +34,9 @@ pytestmark = pytest.mark.quickly_compiled
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "whole"
-    main(toy(out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_run", draw_run)
+        main(toy(out))
     return out
 
 
