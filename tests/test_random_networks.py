@@ -108,14 +108,9 @@ def part(request):
     jax.clear_caches()
 
 
-PARTS = (
-    *(
-        0,
-        pytest.param(1, marks=pytest.mark.slow),
-        pytest.param(2, marks=pytest.mark.slow),
-    ),
-    *(pytest.param(part, marks=pytest.mark.every_case) for part in range(3, 20)),
-)
+slow, every_case = pytest.mark.slow, pytest.mark.every_case
+PARTS = [0, *(pytest.param(i, marks=slow) for i in (1, 2))]
+PARTS += [pytest.param(i, marks=every_case) for i in range(3, 20)]
 
 
 @pytest.mark.parametrize("part", PARTS, indirect=True)
