@@ -228,11 +228,10 @@ class Config:
         check("bound", self.bound, self.bound < largest, f"in [0, {largest})")
         if self.form.unit == "quantile":
             check("scale", self.scale, self.scale < 1, "below 1, because it is a share")
-        ranked = self.criterion == "relevance" and self.prune == "gradual"
-        if ranked and self.form != Form():
-            raise ExperimentError(
-                "--criterion relevance with --prune gradual needs the paper's form."
-            )
+        if self.criterion == "relevance" and self.prune == "gradual":
+            wanted = "the default with --criterion relevance and --prune gradual"
+            for changed, value in beyond_defaults(self.form).items():
+                check(changed, value, False, wanted)
         if self.structure == "units" and self.regularizer == "relevance":
             wanted = "the default with --structure units, whose relevance has one form"
             check("decoupled", self.decoupled, not self.decoupled, wanted)

@@ -100,7 +100,7 @@ def quickly(tmp_path_factory):
         quick_compilation(tmp_path_factory.getbasetemp() / "xla"),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(figures, "draw_run", lambda *_: None)
+        patch.setattr(figures, "draw_run", lambda rounds, summary, path: None)
         yield
 
 

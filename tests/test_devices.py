@@ -25,6 +25,9 @@ from experiments.tasks.digits import CONFIG
 from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
+# What is tested of programs does not depend on how well they are optimized: how the
+# partitioner divides them, and results up to rounding.
+
 EPOCHS = {"dense_epochs": 2, "epochs": 2, "finetune_epochs": 2}
 TINY = dataclasses.replace(CONFIG, batch_size=64, interval=16, fraction=0.2, **EPOCHS)
 

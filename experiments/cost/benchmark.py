@@ -15,6 +15,7 @@ from experiments.records import Row
 from experiments.running import figures
 from experiments.running.environment import environment
 from experiments.settings import setting
+from experiments.tasks import digits, lenet300_mnist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ def measure_training(settings: Settings, targets: Targets) -> Iterator[Found]:
         yield Found(what, f"that {rival}", found["ours"], "0.7")
         unit = "that by PyTorch with plain Adam"
         yield Found(f"{what}, {rival}", unit, found["theirs"])
-    for config, side in training_time.AT_ONCE:
+    for config, side in ((digits.CONFIG, 8), (lenet300_mnist.CONFIG, 28)):
         for number in (2, 8):
             value = training_time.measure_at_once(config, side, number, min(few, 5))
             what = f"{number} runs of {config.network} on {side}x{side} images, in turn"

@@ -21,7 +21,7 @@ from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables, init_network
 from experiments.networks.seq2seq import Seq2Seq, init_seq2seq
 from experiments.running.program import Numbers, runs_at_once
-from experiments.tasks import digits, lenet300_mnist
+from experiments.tasks import digits
 from experiments.training import Optimizer, loop
 
 NUM_EXAMPLES = 10_000
@@ -69,12 +69,6 @@ TASKS: dict[str, Callable[[], Task]] = {
     "ResNet-32": lambda: image_task(ResNet32, random_images(1_000, 32, 3), 2),
     "a 2-layer transformer": transformer,
 }
-
-# The networks of which many runs are made at once, and the side of their images.
-AT_ONCE: tuple[tuple[ImageConfig, int], ...] = (
-    (digits.CONFIG, 8),
-    (lenet300_mnist.CONFIG, 28),
-)
 
 
 def trainer(task: Task, optimizer: Optimizer) -> Callable[[], Any]:

@@ -85,10 +85,10 @@ class Sweep:
             for changed in map(flag, changes(self.base, default, name)):
                 if changed in given:
                     raise ExperimentError(f"{changed} has no effect with {changed}s.")
-        for name in idle | {"dense_from", "checkpoint_every"}:
+        for name in sorted(idle | {"dense_from", "checkpoint_every"}):
             found = {*map(flag, changes(self.base, default, name))}
             found |= given & {flag("control" if name == "form" else name)}
-            for changed in found:
+            for changed in sorted(found):
                 raise ExperimentError(f"{changed} has no effect in any of the runs.")
 
     def runs(self) -> list[ImageConfig]:
