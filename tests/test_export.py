@@ -17,6 +17,7 @@ from short_runs import (
     Small,
     checkpoints,
     digits,
+    draw_run,
     error_line,
     quickly,  # noqa: F401
     read_summary,
@@ -30,7 +31,7 @@ from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables, init_network
 from experiments.networks.seq2seq import init_seq2seq
 from experiments.pages import runs as stored_runs
-from experiments.running import compaction
+from experiments.running import compaction, figures
 from experiments.running.checkpoint import named_leaves
 from experiments.settings import ExperimentError
 
@@ -180,6 +181,7 @@ def test_a_run_is_stored_for_the_pages(finished, tmp_path, monkeypatch):
     rounds = json.loads((tmp_path / "rounds" / f"{name}.json").read_text())
     assert rounds["phase"] == ["prune"] * 8 + ["finetune"] * 2
     assert rounds["kept_by_leaf"].keys() == summary["layers"].keys()
+    monkeypatch.setattr(figures, "draw_run", draw_run)
     stored_runs.draw(name, tmp_path)
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     with pytest.raises(ExperimentError, match="contains no finished run"):
