@@ -338,9 +338,9 @@ class DialogueConfig(TextConfig):
 
 
 def changes(settings: Any, default: Any, name: str) -> dict[str, Any]:
-    """Returns a setting by its flag's name if it is not the default.
+    """Returns what differs from the default: a setting, or those of a group.
 
-    Of a group of settings, those that are not.
+    The keys of the dict are the names of the flags.
     """
     value, usual = getattr(settings, name), getattr(default, name)
     if dataclasses.is_dataclass(value):

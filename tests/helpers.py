@@ -108,7 +108,7 @@ def find_states(opt_state, kind):
 
 
 def first_unmarked(*cases, quick=1):
-    """Cases for `parametrize`: those after the first `quick` run on demand only."""
+    """Cases for `parametrize`: after the first `quick`, marked as `every_case`."""
     rest = [case if isinstance(case, tuple) else (case,) for case in cases[quick:]]
     return [
         *cases[:quick],
