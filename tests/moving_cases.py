@@ -152,6 +152,10 @@ product.defvjp(
 )
 
 
+double_by_rows = jax.custom_vjp(jax.custom_batching.sequential_vmap(lambda x: 2 * x))
+double_by_rows.defvjp(lambda x: (double_by_rows(x), None), lambda _, g: (2 * g,))
+
+
 def nested(h, p, x):
     return jax.jit(lambda h: jax.jit(jnp.tanh)(h) * p["v"])(h)
 
@@ -184,6 +188,7 @@ def scan(f, carry):
 CALLS = {
     "jit": both(nested),
     "vmap": both(lambda h, p, x: jax.vmap(jax.vmap(lambda h: h * p["v"]))(h)),
+    "custom_vmap_call": both(lambda h, p, x: double_by_rows(h)),
     "remat2": both(lambda h, p, x: jax.checkpoint(lambda h: jnp.sin(h) * p["v"])(h)),
     "remat2 of a product": Case(
         lambda h, p, x: jax.checkpoint(lambda h: jnp.sin(h @ p["w"]))(h), (1,)

@@ -39,7 +39,7 @@ def size_of(params):
         ("lenet300", (28, 28, 1), 266_610),
         ("lenet5", (28, 28, 1), 431_080),
         ("pixel-transformer", (8, 8, 1), 43_690),
-        ("resnet32", (32, 32, 3), 464_154),
+        ("resnet20", (32, 32, 3), 272_474),
     ],
 )
 def test_networks_have_their_published_sizes(name, shape, count):
@@ -54,20 +54,30 @@ def test_networks_have_their_published_sizes(name, shape, count):
 
 @pytest.mark.parametrize(("strides", "shape"), [(1, (5, 6)), (2, (3, 3))])
 def test_conv_is_the_convolution(strides, shape):
+    """Alone, and for batches of images or kernels, of which one may be the same."""
     keys = jax.random.split(jax.random.key(0))
-    images = jax.random.normal(keys[0], (3, 9, 8, 2))
+    images = jax.random.normal(keys[0], (2, 32, 9, 8, 2))
+    kernels = jax.random.normal(keys[1], (2, 5, 3, 2, 4))
 
     def outcome(conv):
-        settings = {"padding": "VALID", "rngs": nnx.Rngs(1)}
-        layer = nnx.Conv(2, 4, (5, 3), strides, conv_general_dilated=conv, **settings)
+        def loss(images, kernel):
+            names = "NHWC", "HWIO", "NHWC"
+            settings = {"padding": "VALID", "dimension_numbers": names}
+            outputs = conv(images, kernel, (strides, strides), **settings)
+            return jnp.sum(jnp.sin(outputs)), outputs
 
-        def loss(layer, images):
-            return jnp.sum(jnp.sin(layer(images)))
+        def both(images, kernel):
+            return jax.grad(loss, argnums=(0, 1), has_aux=True)(images, kernel)
 
-        return layer(images), nnx.grad(loss, argnums=(0, 1))(layer, images)
+        batched = [jax.vmap(both, axes) for axes in ((0, None), (None, 0), (0, 0))]
+        args = (images[0], kernels[0]), (images, kernels[0]), (images[0], kernels)
+        return [
+            jax.jit(f)(*x)
+            for f, x in zip([both, *batched], [*args, (images, kernels)], strict=True)
+        ]
 
     ours, theirs = map(outcome, (convolution.conv, jax.lax.conv_general_dilated))
-    assert ours[0].shape == (3, *shape, 4)
+    assert ours[0][1].shape == (32, *shape, 4)
     for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -80,9 +90,10 @@ def test_max_pool():
 
 @pytest.mark.parametrize("features", [16, 32])
 def test_blocks_of_the_resnet_by_hand(features):
-    """relu(x + norm(conv(relu(norm(conv(x)))))), halved where there are more features.
+    """relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))).
 
-    In inference, with the statistics of a new norm: mean 0 and variance 1.
+    With more features, images are halved, and the shortcut projects the features. In
+    inference, with the statistics of a new norm: mean 0 and variance 1.
     """
     block = resnet.Block(16, features, nnx.Rngs(0))
     block.eval()
@@ -98,8 +109,10 @@ def test_blocks_of_the_resnet_by_hand(features):
     scale = (1 + 1e-5) ** -0.5
     y = jnp.maximum(scale * conv(x, block.conv1.kernel[...], stride), 0)
     y = scale * conv(y, block.conv2.kernel[...], 1)
-    shortcut = np.zeros_like(y)
-    shortcut[..., :16] = x[:, ::stride, ::stride]
+    shortcut = x
+    if features > 16:
+        kernel = block.shortcut.layers[0].kernel[0, 0]
+        shortcut = scale * x[:, ::stride, ::stride] @ kernel
     np.testing.assert_allclose(block(x), jnp.maximum(y + shortcut, 0), atol=1e-4)
 
 

@@ -17,7 +17,7 @@ from experiments.tasks import (
     lenet5_fashion,
     lenet5_mnist,
     lenet300_mnist,
-    resnet32_cifar10,
+    resnet20_cifar10,
 )
 
 # Multiples of the value of a task that are tried first.
@@ -130,12 +130,10 @@ TASKS = {
         tuned_on="lenet300-mnist",
     ),
     # Tuned by itself: strengths under SGD differ.
-    "resnet32-cifar10": Task(
+    "resnet20-cifar10": Task(
         dataclasses.replace(
-            resnet32_cifar10.CONFIG,
-            bfloat16=True,
+            resnet20_cifar10.CONFIG,
             fraction=0.05,
-            dense_epochs=60,
             epochs=80,
             finetune_epochs=20,
         ),

@@ -16,7 +16,7 @@ from experiments.cost.measurement import ratios, seconds
 from experiments.cost.steps import CHAIN
 from experiments.data.batches import Batch
 from experiments.data.images import Split
-from experiments.networks import LeNet5, LeNet300, ResNet32
+from experiments.networks import LeNet5, LeNet300, ResNet20
 from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import Variables, init_network
 from experiments.networks.seq2seq import Seq2Seq, init_seq2seq
@@ -66,7 +66,7 @@ def transformer() -> Task:
 TASKS: dict[str, Callable[[], Task]] = {
     "LeNet-300-100": lambda: image_task(LeNet300, random_images(NUM_EXAMPLES, 28), 500),
     "LeNet-5": lambda: image_task(LeNet5, random_images(NUM_EXAMPLES, 28), 50),
-    "ResNet-32": lambda: image_task(ResNet32, random_images(1_000, 32, 3), 2),
+    "ResNet-20": lambda: image_task(ResNet20, random_images(1_000, 32, 3), 2),
     "a 2-layer transformer": transformer,
 }
 

@@ -1,6 +1,7 @@
 """A convolution that is fast on every backend, also inside of a loop."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+
+CHUNK = 16  # images; XLA is slow where a kernel's gradient sums over more of them
 
 
 def make_conv(
@@ -35,34 +38,68 @@ def conv(
 ) -> jax.Array:
     """Convolves `inputs`, `[B, H, W, C]`, with `kernel`, `[h, w, C, D]`, unpadded.
 
-    A `conv_general_dilated` for `nnx.Conv`. XLA's convolution is some ten times slower
-    inside of a `lax.scan` on CPU than one product with all patches, which replaces it
-    there.
+    A `conv_general_dilated` for `nnx.Conv`. On CPU, XLA is fast at convolutions in this
+    form, but in a `lax.scan` some ten times slower at the forms in which JAX derives
+    their gradients, and slow at batches of kernels. There, gradients have this form
+    too, and `jax.vmap` makes one convolution after the other.
     """
     del unused
     assert padding == "VALID"
-    by_backend = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
+    default = functools.partial(_conv, tuple(strides), precision)
+    cpu = functools.partial(_conv_on_cpu, tuple(strides), precision)
+    return lax.platform_dependent(inputs, kernel, cpu=cpu, default=default)
+
+
+def _conv(
+    strides: tuple[int, ...],
+    precision: lax.PrecisionLike,
+    inputs: jax.Array,
+    kernel: jax.Array,
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        strides,
+        "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
 
-    def by_patches(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        height, width, channels, features = kernel.shape
-        down, right = strides
-        bottom = inputs.shape[1] - height + 1
-        end = inputs.shape[2] - width + 1
-        patches = jnp.concatenate(
-            [
-                inputs[:, i : i + bottom : down, j : j + end : right, :]
-                for i in range(height)
-                for j in range(width)
-            ],
-            axis=-1,
-        )
-        weights = kernel.reshape(height * width * channels, features)
-        return jnp.matmul(patches, weights, precision=precision)
 
-    return lax.platform_dependent(inputs, kernel, cpu=by_patches, default=by_backend)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv_on_cpu(strides, precision, inputs, kernel):
+    conv = functools.partial(_conv, strides, precision)
+    return jax.custom_batching.sequential_vmap(conv)(inputs, kernel)
+
+
+def _forward(strides, precision, inputs, kernel):
+    return _conv_on_cpu(strides, precision, inputs, kernel), (inputs, kernel)
+
+
+def _backward(strides, precision, arrays, grads):
+    """Returns the gradients of inputs and kernel; `grads` are those of the outputs."""
+    inputs, kernel = arrays
+    convolve = functools.partial(_conv_on_cpu, (1, 1), precision)
+    # Those of the outputs without strides: zeros where the window does not stand.
+    height, width = kernel.shape[:2]
+    (rows, columns), (down, right) = grads.shape[1:3], strides
+    below = inputs.shape[1] - height - (rows - 1) * down
+    beside = inputs.shape[2] - width - (columns - 1) * right
+    gaps = [(0, 0, 0), (0, below, down - 1), (0, beside, right - 1), (0, 0, 0)]
+    grads = lax.pad(grads, jnp.zeros([], grads.dtype), gaps)
+
+    edges = [(0, 0), (height - 1, height - 1), (width - 1, width - 1), (0, 0)]
+    reverse = kernel[::-1, ::-1].swapaxes(2, 3)
+    input_grads = convolve(jnp.pad(grads, edges), reverse)
+
+    def of_chunk(chunk):
+        inputs, grads = chunk
+        return convolve(inputs.transpose(3, 1, 2, 0), grads.transpose(1, 2, 0, 3))
+
+    size = math.gcd(len(inputs), CHUNK)
+    chunks = [x.reshape(-1, size, *x.shape[1:]) for x in (inputs, grads)]
+    kernel_grads = lax.map(of_chunk, chunks).sum(0).transpose(1, 2, 0, 3)
+    return input_grads, kernel_grads
+
+
+_conv_on_cpu.defvjp(_forward, _backward)

@@ -6,7 +6,7 @@ from experiments.tasks import (
     lenet5_fashion,
     lenet5_mnist,
     lenet300_mnist,
-    resnet32_cifar10,
+    resnet20_cifar10,
     transformer_multi30k,
     transformer_taskmaster,
     transformer_toy,
@@ -14,7 +14,7 @@ from experiments.tasks import (
 )
 
 MODULES = (
-    *(digits, lenet300_mnist, lenet5_mnist, lenet5_fashion, resnet32_cifar10),
+    *(digits, lenet300_mnist, lenet5_mnist, lenet5_fashion, resnet20_cifar10),
     *(transformer_toy, transformer_multi30k),
     *(transformer_taskmaster, transformer_wmt14),
 )

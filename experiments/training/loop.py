@@ -179,7 +179,7 @@ def relevant_shares(params: Any, irrelevance: Any) -> tuple[jax.Array, Any]:
 def make_count_correct(
     network: Network, data: Split, devices: Devices = ONE
 ) -> Callable[[Any], jax.Array]:
-    # In pieces, because the patches of a convolution take much more memory.
+    # In pieces: the activations of all images at once may not fit in memory.
     size = min(500, len(data.labels))
     size += -size % devices.number
     missing = -len(data.labels) % size

@@ -17,7 +17,12 @@ from jax.extend import core
 
 from sparse_optax._compaction.units import AxisUnits, Units
 
-_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
+_INLINED = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_vmap_call": "call",
+}
 
 
 @dataclasses.dataclass(eq=False)
