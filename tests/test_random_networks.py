@@ -81,10 +81,12 @@ def compare(seed):
     outputs, grads = run(params, net.inputs)
     found, found_grads = run_compacted(compacted.params, net.inputs)
     expand = quickly_compiled(compacted.expand)
-    expanded, _ = run(expand(compacted.params), net.inputs)
+    # As NumPy arrays: jax compiles again for arrays that a program returned.
+    small = jax.device_get(compacted.params)
+    expanded, _ = run(jax.device_get(expand(small)), net.inputs)
     params, grads = jax.device_get((params, grads))
     derivatives = jax.tree.map(lambda w, g: (w != 0) & (g != 0), params, grads)
-    ones = jax.tree.map(jnp.ones_like, compacted.params)
+    ones = jax.tree.map(np.ones_like, small)
     alive = units_with(net, derivatives)
     kept = units_with(net, jax.device_get(expand(ones)))
     # Constant units have derivatives: those that become part of a bias, and those
