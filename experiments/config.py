@@ -23,13 +23,15 @@ from experiments.settings import (
     setting,
 )
 
-Regularizer = Literal["relevance", "l2", "l1", "lobster", "none"]
+Penalty = Literal["l2", "l1", "root", "log"]
+Regularizer = Literal["relevance", "l2", "l1", "root", "log", "lobster", "none"]
 Prune = Literal["gated", "gradual", "snip", "rigl", "set", "static"]
 Criterion = Literal["magnitude", "saliency", "random", "relevance"]
 Distribution = Literal["global", "uniform", "erk"]
 Control = Literal["none", "permuted", "mean"]
 
-DECAYS = "relevance", "l2", "l1", "lobster"
+PENALTIES = "l2", "l1", "root", "log"
+DECAYS = "relevance", *PENALTIES, "lobster"
 SPARSE = "rigl", "set", "static"  # trained with random masks
 AT_INIT = "snip", *SPARSE  # pruned before any training
 STRUCTURE = (
@@ -41,8 +43,10 @@ OF_RELEVANCE = {"regularizer": ("relevance",)}, {"criterion": ("relevance",)}
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the irrelevance I of a weight is computed."""
+    """How the irrelevance I of a weight is computed, and what it weighs."""
 
+    penalty: Penalty = "l2"
+    """The penalty that I weighs, by its --regularizer."""
     measure: Literal["gradient", "saliency", "per-example"] = "gradient"
     """|g|, with the gradient g (gradient); |g * w| (saliency); or the mean of |g| over
     the single examples of a batch (per-example)."""
@@ -88,9 +92,10 @@ class Config:
     """Split every batch among all devices."""
 
     regularizer: Regularizer = after_dense("relevance")
-    """The penalty between pruning steps: 2*strength*I*w with the irrelevance I
-    (relevance), 2*strength*w (l2), strength*sign(w) (l1), strength*max(0, 1-|g|)*w,
-    subtracted from the finished update (lobster), or none."""
+    """The gradient of the penalty between pruning steps: 2*strength*I*w with the
+    irrelevance I (relevance), 2*strength*w (l2), strength*sign(w) (l1),
+    strength*sign(w)/sqrt(|w|+0.01)/2 (root), strength*sign(w)/(|w|+0.01) (log),
+    strength*max(0, 1-|g|)*w, subtracted from the finished update (lobster), or none."""
     strength: float = after_dense(1e-4, "[0, inf)", only={"regularizer": DECAYS})
     """Coefficient of the regularizer right after a pruning step (gamma)."""
     scale: float = after_dense(1.0, "(0, inf)", only=OF_RELEVANCE)
@@ -103,10 +108,13 @@ class Config:
     form: tyro.conf.OmitArgPrefixes[Form] = after_dense(Form(), only=OF_RELEVANCE)
     """Form of the relevance; by default the form of the paper."""
     decoupled: bool = after_dense(
-        False, only={"regularizer": ("relevance", "l2", "l1")}
+        False, only={"regularizer": ("relevance", *PENALTIES)}
     )
     """Add the regularizer to the update, as AdamW does, rather than to the gradient.
     The learning rate scales it either way."""
+    proximal: bool = after_dense(False, only={"regularizer": ("relevance", *PENALTIES)})
+    """Shrink the weights that the update leads to, never beyond zero, by the learning
+    rate times the gradient of the regularizer there."""
 
     prune: Prune = after_dense("gated")
     """When to prune: whenever the validation metric exceeds the bound (gated), along a
@@ -228,6 +236,12 @@ class Config:
         check("bound", self.bound, self.bound < largest, f"in [0, {largest})")
         if self.form.unit == "quantile":
             check("scale", self.scale, self.scale < 1, "below 1, because it is a share")
+        if self.proximal:
+            wanted = "off with --proximal"
+            check("decoupled", self.decoupled, not self.decoupled, wanted)
+            wanted = "unstructured with --proximal"
+            kept = self.structure != "units"
+            check("structure", self.structure, kept, wanted)
         if self.criterion == "relevance" and self.prune == "gradual":
             wanted = "the default with --criterion relevance and --prune gradual"
             for changed, value in beyond_defaults(self.form).items():

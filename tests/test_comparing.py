@@ -10,7 +10,7 @@ from short_runs import Small, error_line, quick_compilation, read_lines
 
 from experiments import networks
 from experiments.__main__ import main
-from experiments.comparing import compare, engine, methods, study, tuning
+from experiments.comparing import compare, engine, methods, penalties, study, tuning
 from experiments.comparing.engine import FIRST_SEED, Task
 from experiments.config import AT_INIT
 from experiments.data import images
@@ -158,6 +158,7 @@ def test_tuning_ends_when_the_best_is_tried_on_all_sides(arm, peak, beyond):
     [
         (study.STUDY, "digits"),
         (study.STUDY, "digits-batches-of-8"),
+        (penalties.COMPARISON, "digits"),
         (methods.METHODS, "lenet300-mnist"),
     ],
 )

@@ -219,6 +219,56 @@ def test_decoupled_decay_is_added_after_the_optimizer(optimizer, regularizer):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("penalty", ["l2", "l1", "root", "log"])
+def test_irrelevance_weighs_any_penalty(penalty):
+    """The slopes are derivatives of the penalties, here by differences."""
+    values = {
+        "l2": lambda a: a**2,
+        "l1": lambda a: a,
+        "root": lambda a: np.sqrt(a + 0.01),
+        "log": lambda a: np.log1p(a / 0.01),
+    }[penalty]
+    added, _ = penalties(Form(penalty=penalty))
+    for name, w in W.items():
+        size, step = np.abs(w).astype(float), 1e-6
+        slope = (values(size + step) - values(size)) / step
+        expected = 0.5 * np.exp(-np.abs(G[0][name]) / 2) * slope * np.sign(w)
+        found = added[0][name] * np.where(ALIVE[name], w, 1)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("regularizer", ["relevance", "l2", "l1", "root", "log"])
+def test_proximal_steps_follow_the_update_and_stop_at_zero(regularizer):
+    """sign(v) max(0, |v| - rate * strength * I * slope), after plain gradient steps.
+
+    The learning rate falls with a cosine, and the strength makes some weights zero.
+    """
+    config = dataclasses.replace(
+        CONFIG,
+        **{"optimizer": "sgd", "regularizer": regularizer, "scale": 2.0},
+        **{"strength": 1.5, "proximal": True, "schedule": "cosine"},
+        learning_rate=0.2,
+    )
+    tx = optimizers.pruning_optimizer(config, 10, 10)
+    params = jax.tree.map(jnp.asarray, W)
+    state, expected, trace = tx.init(params), W, jax.tree.map(np.zeros_like, W)
+    slope = forms.SLOPES["l2" if regularizer == "relevance" else regularizer]
+    for number, g in enumerate([*G, *G]):
+        sizes = jax.tree.map(np.abs, g)
+        updates, state = tx.update(g, state, params, grad=sizes)
+        params = optax.apply_updates(params, updates)
+        rate = 0.1 * (1 + np.cos(np.pi * number / 10))
+        for name in W:
+            weight = np.exp(-sizes[name] / 2) if regularizer == "relevance" else 1
+            trace[name] = g[name] + 0.9 * trace[name]
+            v = expected[name] - rate * trace[name]
+            size = np.abs(v) - rate * 1.5 * weight * np.asarray(slope(np.abs(v)))
+            expected = expected | {name: np.sign(v) * np.maximum(size, 0)}
+            np.testing.assert_allclose(params[name], expected[name], atol=1e-5)
+    reaches_zero = any((np.asarray(params[name]) == 0).any() for name in W)
+    assert reaches_zero == (regularizer in ("l1", "root", "log"))
+
+
 def test_gradients_of_single_examples():
     """Their mean is the batch's gradient; the mean of their sizes is larger."""
 

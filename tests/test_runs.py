@@ -268,6 +268,8 @@ def test_training_that_diverges_is_an_error(tmp_path):
             "--unit must be the default with --criterion relevance .* got 'leaf'",
         ),
         ("--structure units --decoupled", "--decoupled must be .* --structure units"),
+        ("--proximal --decoupled", "--decoupled must be off with --proximal"),
+        ("--proximal --structure units", "--structure must be .* --proximal"),
         ("--structure units --distribution erk", "does not fit the network: .*"),
         ("--structure block4x4", "--structure block4x4 does not fit .* output/kernel"),
         (

@@ -34,7 +34,7 @@ def small_split(number=50, size=4):
     return images.Split(pixels, rng.integers(0, 10, number, np.int32))
 
 
-@pytest.mark.parametrize("name", ["relevance", "l2", "l1", "none"])
+@pytest.mark.parametrize("name", ["relevance", "l2", "l1", "root", "log", "none"])
 def test_regularizers_by_hand(name):
     """Their strength decays in four updates, and starts again at a pruning step."""
     strength, scale, steps = 0.3, 0.5, 4
@@ -44,6 +44,8 @@ def test_regularizers_by_hand(name):
         "relevance": 2 * strength * np.exp(-np.abs(g) / scale) * w,
         "l2": 2 * strength * w,
         "l1": strength * np.sign(w),
+        "root": strength * np.sign(w) * 0.5 / np.sqrt(np.abs(w) + 0.01),
+        "log": strength * np.sign(w) / (np.abs(w) + 0.01),
         "none": 0 * w,
     }[name]
     params, grads = {"w": jnp.asarray(w)}, {"w": jnp.asarray(g)}

@@ -13,7 +13,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.comparing import methods, study
+from experiments.comparing import methods, penalties, study
 from experiments.comparing.engine import Comparison
 from experiments.config import ImageConfig
 from experiments.data import images
@@ -22,7 +22,8 @@ from experiments.running.sweep import Diverged, check_finite, complete
 from experiments.settings import check
 
 COMPARISONS = {
-    comparison.name: comparison for comparison in (study.STUDY, methods.METHODS)
+    comparison.name: comparison
+    for comparison in (study.STUDY, penalties.COMPARISON, methods.METHODS)
 }
 STORED = (
     *("config_id", "seed", "strength", "scale", "learning_rate", "bound"),
@@ -34,13 +35,14 @@ STORED = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Makes the relevance study, or compares the method with others.
+    """Makes the relevance study, or compares penalties, or the method with others.
 
     Rows are stored in experiments/results; `pages` shows them.
     """
 
-    comparison: tyro.conf.Positional[Literal["study", "methods"]]
-    """study: does sparing relevant weights help? methods: sparsity against accuracy."""
+    comparison: tyro.conf.Positional[Literal["study", "penalties", "methods"]]
+    """study: does sparing relevant weights help? penalties: which shape of the penalty
+    prunes best? methods: sparsity against accuracy."""
     tasks: tuple[str, ...] = ()
     """Tasks by name; by default all that need no accelerator."""
     arms: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Forms of relevance other than the paper's, and their controls, for the study.
+"""Forms of relevance other than the paper's, and their controls, for comparisons.
 
 With a_i = |g_i| and w_i a weight, a form is
 
@@ -6,11 +6,13 @@ With a_i = |g_i| and w_i a weight, a form is
     M_i = m_i or its running mean,
     I_i = exp(-M_i / (scale * unit))   the irrelevance, in [0, 1],
 
-and the penalty is 2 * strength * I_i * w_i, as in `sparse_optax.add_relevance_decay`,
-which has the default form. A control permutes I at random within each leaf, or takes
-its mean: the same amount of decay, but no information on which weights are relevant.
+and the pull towards zero is strength * I_i * slope(|w_i|), for the slope of a penalty.
+By default, that is l2, as in `sparse_optax.add_relevance_decay`. A control permutes
+I at random within each leaf, or takes its mean: the same amount of decay, but no
+information on which weights are relevant.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +21,22 @@ import numpy as np
 import optax
 
 import sparse_optax
-from experiments.config import Control, Form
+from experiments.config import Control, Form, Penalty
 from experiments.training import Optimizer
 
 TINY = float(jnp.finfo(jnp.float32).tiny)
 PERMUTATIONS = 2**30  # folded into the seed
 UNIT_MEMORY = 0.99  # decay of the running mean square
 QUANTILE_STEP = 0.1  # largest change of the logarithm of a running quantile
+SMOOTH = 0.01  # added to |w| where the slope of a penalty is infinite at zero
+
+# Derivatives of w^2, |w|, sqrt(|w| + SMOOTH) and log(1 + |w| / SMOOTH) by |w|.
+SLOPES: dict[Penalty, Callable[[jax.Array], jax.Array]] = {
+    "l2": lambda size: 2 * size,
+    "l1": jnp.ones_like,
+    "root": lambda size: 0.5 / jnp.sqrt(size + SMOOTH),
+    "log": lambda size: 1 / (size + SMOOTH),
+}
 
 
 class FormState(NamedTuple):
@@ -41,12 +52,18 @@ def add_decay_in_form(
     strength: optax.ScalarOrSchedule,
     scale: float | jax.Array,
     seed: int | jax.Array,
+    proximal_rate: optax.Schedule | None = None,
 ) -> Optimizer:
-    """Adds 2 * strength * I * w to the updates, with I in the given form.
+    """Adds strength * I * slope(|w|) * sign(w) to the updates, in the given form.
 
     `strength` is gamma, or a schedule over updates since the last pruning step, and
     `scale` is in the unit of the form. `update` takes g or |g| as `grad`. Weights that
     are exactly zero count as pruned: units, means and permutations leave them out.
+
+    With a `proximal_rate`, the learning rate over all updates, it is the last
+    transformation of a chain. It shrinks v, the weights after the update, to
+    sign(v) * max(0, |v| - rate * strength * I * slope(|v|)): for l1 the proximal step,
+    and for root and log the step of a reweighted l1.
     """
 
     def init_fn(params):
@@ -87,11 +104,22 @@ def add_decay_in_form(
 
         steps = state.decay.num_steps
         gamma = strength(steps) if callable(strength) else strength
-        penalty = jax.tree.map(lambda i, w: 2 * gamma * i * w, irrelevance, params)
+        slope = SLOPES[form.penalty]
+
+        def pull(i, w):
+            return gamma * i * slope(jnp.abs(w))
+
+        def shrunk(u, i, w):
+            if proximal_rate is None:
+                return u + pull(i, w) * jnp.sign(w)
+            v, rate = w + u, proximal_rate(state.num_updates)
+            return jnp.sign(v) * jnp.maximum(jnp.abs(v) - rate * pull(i, v), 0) - w
+
+        updates = jax.tree.map(shrunk, updates, irrelevance, params)
         steps = jnp.asarray(optax.safe_increment(steps))
         decay = sparse_optax.StepsSincePruning(steps)
         state = FormState(decay, num_updates, mean, unit, irrelevance)
-        return optax.tree.add(updates, penalty), state
+        return updates, state
 
     return Optimizer(init_fn, update_fn)
 

@@ -34,8 +34,8 @@ def pruning_optimizer(
     config: Config, num_steps: int, steps_per_epoch: int, units: Units = None
 ) -> Optimizer:
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
-    regularizer = make_regularizer(config, config.strength, decay_steps, units)
     rate = learning_rate(config.learning_rate, config.schedule, num_steps)
+    regularizer = make_regularizer(config, config.strength, decay_steps, units, rate)
     return method(config, regularizer, rate, num_steps, units)
 
 
@@ -50,7 +50,7 @@ def finetuning_optimizer(
         config = dataclasses.replace(config, prune="static")
     schedule = config.finetune_schedule
     rate = learning_rate(config.finetune_learning_rate, schedule, num_steps)
-    regularizer = make_regularizer(config, 0.0, 0, units)
+    regularizer = make_regularizer(config, 0.0, 0, units, rate)
     return method(config, regularizer, rate, num_pruning_steps, units)
 
 
@@ -79,7 +79,7 @@ def method(
     chain = regularizer, optimizer, scale
     if config.decoupled:
         chain = optimizer, regularizer, scale
-    if config.regularizer == "lobster":
+    if config.proximal or config.regularizer == "lobster":
         chain = optimizer, scale, regularizer
     chain = optax.chain(*chain)
     if config.prune in SPARSE:
