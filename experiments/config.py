@@ -128,7 +128,7 @@ class Config:
     """Fraction of the weights that is pruned in the end, if pruning is not gated."""
     fraction: float = after_dense(0.04, "(0, 1)", only={"prune": ("gated",)})
     """Fraction of the remaining weights that one gated pruning step removes."""
-    pruned_from: str | None = after_dense(None, only={"prune": ("gated",)})
+    pruned_from: str | None = after_dense(None, only={"prune": ("gated", "gradual")})
     """Folder of a finished run whose sparse network is pruned further. Its zeros stay
     zero."""
     criterion: Criterion = after_dense(

@@ -24,6 +24,7 @@ from short_runs import (
     error_line,
     quickly,  # noqa: F401
     read_rows,
+    read_summary,
 )
 
 import sparse_optax
@@ -233,6 +234,17 @@ def test_a_run_can_start_from_another_runs_pruned_network(finished, tmp_path):
     )
     assert all(jax.tree.leaves(still))
     assert any(x.any() for x in jax.tree.leaves(zeros(finished)))
+    # Gradual pruning begins at the sparsity of that network.
+    before = read_summary(finished)["sparsity"]
+    gradual = "--prune", "gradual", "--pruned-from", str(finished)
+    target = (1 + before) / 2
+    goal = "--target-sparsity", str(target)
+    main(digits(tmp_path / "gradual", *flags, *gradual, *goal))
+    found = [row["sparsity"] for row in read_rows(tmp_path / "gradual", "prune")]
+    assert before <= found[0] < target == pytest.approx(found[-1], abs=1e-4)
+    goal = "--target-sparsity", "0.01"
+    line = error_line(digits(tmp_path / "no", *flags, *gradual, *goal))
+    assert f"--target-sparsity must be at least {before:.4g}, the sparsity of" in line
     line = error_line(digits(tmp_path / "no", *flags, "--pruned-from", str(tmp_path)))
     assert "contains no finished run" in line and not (tmp_path / "no").exists()
     other = types.SimpleNamespace(variables=Variables({"w": np.ones(3)}, {}))

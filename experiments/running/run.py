@@ -88,14 +88,14 @@ class Run:
         self.seconds_before = 0.0
         self.environment = environment()  # now: the code may change while this runs
         self.earlier_commits: list[str | None] = []
-        self.phases = Phases(config, problem)
+        pruned = other_networks.pruned(config, problem)
+        self.phases = Phases(config, problem, pruned)
         self.checkpoints = Checkpoints(folder.checkpoints, config.run_id)
         self.saved = self.checkpoints.latest(self.print, folder.digest)
         taken = None
         if config.dense_from is not None and self.saved is None:
             rounds = self.phases.num_rounds.dense
             taken = other_networks.dense(config, problem, rounds)
-        self.pruned = other_networks.pruned(config, problem)
         # Only now: a run that cannot start must not claim its folder.
         folder.claim(config)
         folder.rewind(self.saved or 0)
@@ -134,7 +134,7 @@ class Run:
             self.record(self.dense, phase="dense", round=index, **outcome)
         self.save()  # for --dense-from
         self.dense_variables = self.dense.variables
-        self.pruning = self.phases.start_pruning(self.dense, self.pruned)
+        self.pruning = self.phases.start_pruning(self.dense)
 
     def train_sparse(self) -> None:
         if self.bound < 0 and self.config.prune == "gated":
@@ -249,7 +249,7 @@ class Run:
             target = {"dense": self.dense}
             self.dense = self.checkpoints.restore(count, target)["dense"]
         else:
-            pruning = self.phases.start_pruning(self.dense, self.pruned)
+            pruning = self.phases.start_pruning(self.dense)
             target = {"dense": self.dense.variables, "pruning": pruning}
             restored = self.checkpoints.restore(count, target)
             self.dense_variables, self.pruning = restored["dense"], restored["pruning"]

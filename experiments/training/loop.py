@@ -165,6 +165,12 @@ def num_kept(params: Any) -> Any:
     return jax.tree.map(jnp.count_nonzero, params)
 
 
+def sparsity(params: Any) -> float:
+    """Returns the share of weights that are zero."""
+    kept = jax.device_get(jax.tree.leaves(num_kept(params)))
+    return 1 - sum(map(int, kept)) / optax.tree.size(params)
+
+
 def relevant_shares(params: Any, irrelevance: Any) -> tuple[jax.Array, Any]:
     """Returns the share of nonzero weights with an irrelevance below 1/2.
 

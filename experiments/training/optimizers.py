@@ -31,16 +31,25 @@ def dense_optimizer(config: Config, num_steps: int) -> Optimizer:
 
 
 def pruning_optimizer(
-    config: Config, num_steps: int, steps_per_epoch: int, units: Units = None
+    config: Config,
+    num_steps: int,
+    steps_per_epoch: int,
+    units: Units = None,
+    start: float = 0.0,
 ) -> Optimizer:
+    """Returns the optimizer of pruning, from a network of sparsity `start`."""
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
     rate = learning_rate(config.learning_rate, config.schedule, num_steps)
     regularizer = make_regularizer(config, config.strength, decay_steps, units, rate)
-    return method(config, regularizer, rate, num_steps, units)
+    return method(config, regularizer, rate, num_steps, units, start)
 
 
 def finetuning_optimizer(
-    config: Config, num_steps: int, num_pruning_steps: int, units: Units = None
+    config: Config,
+    num_steps: int,
+    num_pruning_steps: int,
+    units: Units = None,
+    start: float = 0.0,
 ) -> Optimizer:
     """Returns the pruning optimizer with a strength of zero, for the same state.
 
@@ -51,7 +60,7 @@ def finetuning_optimizer(
     schedule = config.finetune_schedule
     rate = learning_rate(config.finetune_learning_rate, schedule, num_steps)
     regularizer = make_regularizer(config, 0.0, 0, units, rate)
-    return method(config, regularizer, rate, num_pruning_steps, units)
+    return method(config, regularizer, rate, num_pruning_steps, units, start)
 
 
 def preconditioner(config: Config, name: str) -> Optimizer:
@@ -72,6 +81,7 @@ def method(
     rate: optax.Schedule,
     num_pruning_steps: int,
     units: Units,
+    start: float,
 ) -> Optimizer:
     """Returns the optimizer of a method, with its parts in the right order."""
     optimizer = preconditioner(config, config.optimizer)
@@ -84,10 +94,11 @@ def method(
     chain = optax.chain(*chain)
     if config.prune in SPARSE:
         return sparse_training(config, chain, num_pruning_steps)
-    return sparse_optax.hide_pruned(chain, pruning(config, num_pruning_steps, units))
+    prune = pruning(config, num_pruning_steps, units, start)
+    return sparse_optax.hide_pruned(chain, prune)
 
 
-def pruning(config: Config, num_steps: int, units: Units) -> Optimizer:
+def pruning(config: Config, num_steps: int, units: Units, start: float) -> Optimizer:
     """Returns the pruning transformation, which prunes by itself only if gradual.
 
     Gradual pruning makes a pruning step at the end of every round.
@@ -100,7 +111,7 @@ def pruning(config: Config, num_steps: int, units: Units) -> Optimizer:
     if config.prune != "gradual":  # `Phases` gives the amount
         return sparse_optax.prune_by(criterion(config), **settings)
     end = max(round(RAMP * num_steps), 1)
-    cubic = sparse_optax.cubic_sparsity(0.0, config.target_sparsity, 0, end)
+    cubic = sparse_optax.cubic_sparsity(start, config.target_sparsity, 0, end)
     return sparse_optax.prune_to_sparsity(
         cubic, every=config.interval, criterion=criterion(config), **settings
     )

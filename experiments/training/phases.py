@@ -33,9 +33,19 @@ class Phases:
     Seed, strength, scale, fraction, bound and target sparsity may be traced.
     """
 
-    def __init__(self, config: Config, problem: Problem):
+    def __init__(
+        self, config: Config, problem: Problem, pruned: Variables | None = None
+    ):
+        """Prunes the dense network, or one that is `pruned`; its zeros stay zero."""
         self.config = config
         self.problem = problem
+        self.pruned = pruned
+        start = 0.0
+        if pruned is not None:
+            start = loop.sparsity(pruned.params)
+            wanted = f"at least {start:.4g}, the sparsity of --pruned-from"
+            reached = config.prune == "gated" or config.target_sparsity >= start
+            check("target_sparsity", config.target_sparsity, reached, wanted)
         updates = problem.updates_per_epoch
         # At least one round, if there are any epochs.
         epochs = config.dense_epochs, config.epochs, config.finetune_epochs
@@ -49,7 +59,7 @@ class Phases:
         self.dense_optimizer = problem.adapt(optimizers.dense_optimizer(config, dense))
         units = problem.units() if config.structure == "units" else None
         self.pruning_optimizer = problem.adapt(
-            optimizers.pruning_optimizer(config, pruning, updates, units)
+            optimizers.pruning_optimizer(config, pruning, updates, units, start)
         )
         try:
             jax.eval_shape(self.pruning_optimizer.init, problem.variables.params)
@@ -57,7 +67,7 @@ class Phases:
             text = f"--structure {config.structure} does not fit the network: {error}"
             raise ExperimentError(text) from error
         finetuning_optimizer = problem.adapt(
-            optimizers.finetuning_optimizer(config, finetuning, pruning, units)
+            optimizers.finetuning_optimizer(config, finetuning, pruning, units, start)
         )
         single = config.form.measure == "per-example"
         self.train_dense = problem.make_train(self.dense_optimizer, per_example=False)
@@ -71,14 +81,13 @@ class Phases:
         return self.problem.devices.replicate(state)
 
     def start_pruning(
-        self, dense: loop.TrainState, pruned: Variables | None = None
+        self, dense: loop.TrainState
     ) -> sparse_optax.IterativePruningState:
-        """Starts from the dense network, or from one whose zeros stay pruned."""
-        config, variables = self.config, pruned or dense.variables
+        config, variables = self.config, self.pruned or dense.variables
         if config.prune in AT_INIT:  # the untrained network
             variables = self.problem.variables
         state = loop.init_state(variables, self.pruning_optimizer)
-        if pruned is not None:
+        if self.pruned is not None:
             opt_state = sparse_optax.masks_from_zeros(
                 state.params, state.opt_state, mask=None
             )
