@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -24,13 +24,13 @@ from experiments.settings import (
 )
 
 Penalty = Literal["l2", "l1", "root", "log"]
-Regularizer = Literal["relevance", "l2", "l1", "root", "log", "lobster", "none"]
+Regularizer = Literal["relevance", Penalty, "lobster", "none"]
 Prune = Literal["gated", "gradual", "snip", "rigl", "set", "static"]
 Criterion = Literal["magnitude", "saliency", "random", "relevance"]
 Distribution = Literal["global", "uniform", "erk"]
 Control = Literal["none", "permuted", "mean"]
 
-PENALTIES = "l2", "l1", "root", "log"
+PENALTIES: tuple[Penalty, ...] = get_args(Penalty)
 DECAYS = "relevance", *PENALTIES, "lobster"
 SPARSE = "rigl", "set", "static"  # trained with random masks
 AT_INIT = "snip", *SPARSE  # pruned before any training
@@ -43,10 +43,8 @@ OF_RELEVANCE = {"regularizer": ("relevance",)}, {"criterion": ("relevance",)}
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the irrelevance I of a weight is computed, and what it weighs."""
+    """How the irrelevance I of a weight is computed."""
 
-    penalty: Penalty = "l2"
-    """The penalty that I weighs, by its --regularizer."""
     measure: Literal["gradient", "saliency", "per-example"] = "gradient"
     """|g|, with the gradient g (gradient); |g * w| (saliency); or the mean of |g| over
     the single examples of a batch (per-example)."""
@@ -105,6 +103,8 @@ class Config:
     )
     """Epochs over which the strength decays linearly to zero after a pruning step; 0
     keeps it constant."""
+    penalty: Penalty = after_dense("l2", only={"regularizer": ("relevance",)})
+    """The penalty that I weighs, under its name as a regularizer."""
     form: tyro.conf.OmitArgPrefixes[Form] = after_dense(Form(), only=OF_RELEVANCE)
     """Form of the relevance; by default the form of the paper."""
     decoupled: bool = after_dense(
@@ -114,7 +114,7 @@ class Config:
     The learning rate scales it either way."""
     proximal: bool = after_dense(False, only={"regularizer": ("relevance", *PENALTIES)})
     """Shrink the weights that the update leads to, never beyond zero, by the learning
-    rate times the gradient of the regularizer there."""
+    rate times the gradient of the penalty there. For l1, this is the proximal step."""
 
     prune: Prune = after_dense("gated")
     """When to prune: whenever the validation metric exceeds the bound (gated), along a
@@ -239,9 +239,12 @@ class Config:
         if self.proximal:
             wanted = "off with --proximal"
             check("decoupled", self.decoupled, not self.decoupled, wanted)
-            wanted = "unstructured with --proximal"
-            kept = self.structure != "units"
-            check("structure", self.structure, kept, wanted)
+            wanted = "anything but units with --proximal"
+            check("structure", self.structure, self.structure != "units", wanted)
+        if self.pruned_from is not None and self.prune == "gradual":
+            wanted = "unstructured with --pruned-from and --prune gradual"
+            sound = self.structure == "unstructured"
+            check("structure", self.structure, sound, wanted)
         if self.criterion == "relevance" and self.prune == "gradual":
             wanted = "the default with --criterion relevance and --prune gradual"
             for changed, value in beyond_defaults(self.form).items():
@@ -249,6 +252,7 @@ class Config:
         if self.structure == "units" and self.regularizer == "relevance":
             wanted = "the default with --structure units, whose relevance has one form"
             check("decoupled", self.decoupled, not self.decoupled, wanted)
+            check("penalty", self.penalty, self.penalty == "l2", wanted)
             for changed, value in beyond_defaults(self.form).items():
                 check(changed, value, False, wanted)
         found = re.fullmatch(STRUCTURE, self.structure)

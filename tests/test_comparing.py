@@ -11,7 +11,7 @@ from short_runs import Small, error_line, quick_compilation, read_lines
 from experiments import networks
 from experiments.__main__ import main
 from experiments.comparing import compare, engine, methods, penalties, study, tuning
-from experiments.comparing.engine import FIRST_SEED, Task
+from experiments.comparing.engine import Task
 from experiments.config import AT_INIT
 from experiments.data import images
 from experiments.settings import ExperimentError
@@ -181,8 +181,9 @@ def test_arms_are_tuned_alike_and_compared_on_other_seeds(plan, task):
                 assert getattr(config, name) == getattr(base, name)
         seeds = {config.seed for config in asked["comparison"]}
         number = plan.tasks[task].num_seeds
-        assert seeds == set(range(FIRST_SEED, FIRST_SEED + number))
-        assert all(config.seed < FIRST_SEED for config in asked["tuning"])
+        first = plan.tasks[task].first_seed
+        assert seeds == set(range(first, first + number))
+        assert all(config.seed < first for config in asked["tuning"])
         names = plan.arms[arm].names
         (best,) = {tuple(getattr(x, n) for n in names) for x in asked["comparison"]}
         if len(plan.arms[arm].first(base)) > 1:
@@ -192,6 +193,18 @@ def test_arms_are_tuned_alike_and_compared_on_other_seeds(plan, task):
         by_relevance = "relevance" in (config.regularizer, config.criterion)
         has_controls = plan is study.STUDY and by_relevance
         assert controls == ({"none", "permuted", "mean"} if has_controls else {"none"})
+
+
+def test_penalties_are_tuned_alike_on_seeds_of_their_own():
+    plan = penalties.COMPARISON
+    assert len(plan.arms) == 1 + 4 * 3 * 2
+    for name, arm in plan.arms.items():
+        config = arm.configure(study.DIGITS)
+        assert len(set(arm.first(config))) == (1 if name == "none" else 9)
+        plain = name.removesuffix(", leaf").removesuffix(", relevance")
+        assert arm.counterpart == (plain if plain != name else "l2")
+    seen = range(10, 10 + study.TASKS["digits"].num_seeds)
+    assert plan.tasks["digits"].first_seed not in seen
 
 
 def test_rows_of_another_plan_are_noticed(made, stored):

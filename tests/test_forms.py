@@ -18,6 +18,7 @@ from experiments.networks.functional import init_network
 from experiments.tasks.digits import CONFIG
 from experiments.training import forms, loop, optimizers, phases
 from experiments.training.image_problem import ImageProblem
+from experiments.training.penalties import SLOPES
 
 pytestmark = pytest.mark.quickly_compiled
 
@@ -37,9 +38,9 @@ G = [
 ALIVE = {"a": W["a"] != 0, "b": W["b"] != 0}
 
 
-def penalties(form, grads=G):
+def penalties(form, grads=G, penalty="l2"):
     """Returns I at each of some updates, by what they add, and the state."""
-    tx = forms.add_decay_in_form(form, 0.5, 2.0, seed=0)
+    tx = forms.add_decay_in_form(form, 0.5, 2.0, seed=0, penalty=penalty)
     params = jax.tree.map(jnp.asarray, W)
     state, added = tx.init(params), []
     update = jax.jit(tx.update)
@@ -228,7 +229,7 @@ def test_irrelevance_weighs_any_penalty(penalty):
         "root": lambda a: np.sqrt(a + 0.01),
         "log": lambda a: np.log1p(a / 0.01),
     }[penalty]
-    added, _ = penalties(Form(penalty=penalty))
+    added, _ = penalties(Form(), penalty=penalty)
     for name, w in W.items():
         size, step = np.abs(w).astype(float), 1e-6
         slope = (values(size + step) - values(size)) / step
@@ -252,7 +253,7 @@ def test_proximal_steps_follow_the_update_and_stop_at_zero(regularizer):
     tx = optimizers.pruning_optimizer(config, 10, 10)
     params = jax.tree.map(jnp.asarray, W)
     state, expected, trace = tx.init(params), W, jax.tree.map(np.zeros_like, W)
-    slope = forms.SLOPES["l2" if regularizer == "relevance" else regularizer]
+    slope = SLOPES["l2" if regularizer == "relevance" else regularizer]
     for number, g in enumerate([*G, *G]):
         sizes = jax.tree.map(np.abs, g)
         updates, state = tx.update(g, state, params, grad=sizes)
@@ -265,6 +266,14 @@ def test_proximal_steps_follow_the_update_and_stop_at_zero(regularizer):
             size = np.abs(v) - rate * 1.5 * weight * np.asarray(slope(np.abs(v)))
             expected = expected | {name: np.sign(v) * np.maximum(size, 0)}
             np.testing.assert_allclose(params[name], expected[name], atol=1e-5)
+    # Fine-tuning goes on from the state, and shrinks nothing.
+    tx = optimizers.finetuning_optimizer(config, 10, 10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    tuned, _ = tx.update(zeros, state, params, grad=zeros)
+    momentum = {name: 0.9 * trace[name] for name in W}
+    rate = config.finetune_learning_rate
+    for name in W:
+        np.testing.assert_allclose(tuned[name], -rate * momentum[name], rtol=1e-4)
     reaches_zero = any((np.asarray(params[name]) == 0).any() for name in W)
     assert reaches_zero == (regularizer in ("l1", "root", "log"))
 

@@ -19,6 +19,7 @@ from experiments.networks.encoder_decoder import Shape
 from experiments.networks.functional import init_network
 from experiments.networks.seq2seq import init_seq2seq
 from experiments.tasks.digits import CONFIG
+from experiments.training import optimizers
 from experiments.training.image_problem import ImageProblem
 from experiments.training.phases import Phases
 
@@ -52,11 +53,13 @@ def test_networks_have_their_published_sizes(name, shape, count):
     assert size_of(params) == count and found.shape == (2, 10)
 
 
-@pytest.mark.parametrize(("strides", "shape"), [(1, (5, 6)), (2, (3, 3))])
-def test_conv_is_the_convolution(strides, shape):
+@pytest.mark.parametrize(
+    ("strides", "shape", "batch"), [(1, (5, 6), 32), (2, (3, 3), 25)]
+)
+def test_conv_is_the_convolution(strides, shape, batch):
     """Alone, and for batches of images or kernels, of which one may be the same."""
     keys = jax.random.split(jax.random.key(0))
-    images = jax.random.normal(keys[0], (2, 32, 9, 8, 2))
+    images = jax.random.normal(keys[0], (2, batch, 9, 8, 2))
     kernels = jax.random.normal(keys[1], (2, 5, 3, 2, 4))
 
     def outcome(conv):
@@ -77,7 +80,7 @@ def test_conv_is_the_convolution(strides, shape):
         ]
 
     ours, theirs = map(outcome, (convolution.conv, jax.lax.conv_general_dilated))
-    assert ours[0][1].shape == (32, *shape, 4)
+    assert ours[0][1].shape == (batch, *shape, 4)
     for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -111,9 +114,20 @@ def test_blocks_of_the_resnet_by_hand(features):
     y = scale * conv(y, block.conv2.kernel[...], 1)
     shortcut = x
     if features > 16:
-        kernel = block.shortcut.layers[0].kernel[0, 0]
+        kernel = block.project.kernel[0, 0]
         shortcut = scale * x[:, ::stride, ::stride] @ kernel
     np.testing.assert_allclose(block(x), jnp.maximum(y + shortcut, 0), atol=1e-4)
+
+
+def test_norms_are_not_pruned_before_training():
+    """They are the leaves with one axis, apart from the bias of the output."""
+    params = jax.eval_shape(
+        lambda: init_network(networks.ResNet20, (32, 32, 3), 255, 0)[1].params
+    )
+    found = optimizers.prunable(dataclasses.replace(CONFIG, prune="snip"))(params)
+    of_norms = jax.tree.map(lambda w: w.ndim == 1, params)
+    of_norms["output"]["bias"] = False
+    assert found == jax.tree.map(lambda is_norm: not is_norm, of_norms)
 
 
 def test_statistics_are_running_ones_of_the_batches():

@@ -158,7 +158,9 @@ def test_a_form_wins_only_over_all_of_its_opponents(best):
     controls = [rows(other(x), name, x) for x in ("permuted", "mean")]
     others = rows(other("l2"), "l2"), rows(other("alike"), alike)
     found = pd.concat([*others, rows(BETTER, name), *controls])
-    results = {result.name: result for result in statistics.results_of(found)}
+    results = {
+        result.name: result for result in statistics.results_of(found, study.ARMS)
+    }
     for opponent in ("l2", "alike", "permuted", "mean"):
         ratio = stats.gmean(BETTER) / stats.gmean(other(opponent))
         assert results[name].ratios[opponent].ratio == pytest.approx(ratio)
@@ -167,7 +169,7 @@ def test_a_form_wins_only_over_all_of_its_opponents(best):
     said = study_page.verdict([*results.values()])
     assert ("winners: none" in said) == (best is not None)
     # Six pairs cannot reach the level, whatever they say.
-    few = statistics.results_of(found[found.seed < 6])
+    few = statistics.results_of(found[found.seed < 6], study.ARMS)
     assert not any(result.wins for result in few if result.name == name)
 
 

@@ -94,10 +94,14 @@ def test_dense_training_by_hand():
         np.testing.assert_allclose(params, w, rtol=1e-6)
 
 
-def test_gradual_pruning_follows_the_cubic_schedule():
-    """s * (1 - (1 - t/n)^3) at every interval, up to three quarters of the updates."""
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_gradual_pruning_follows_the_cubic_schedule(start):
+    """s + (s_0 - s) (1 - t/n)^3 at every interval, up to three quarters of the updates.
+
+    s_0 is the sparsity of the network that it starts from.
+    """
     config = changed(prune="gradual", target_sparsity=0.8, interval=10)
-    tx = optimizers.pruning_optimizer(config, 80, 10)
+    tx = optimizers.pruning_optimizer(config, 80, 10, start=start)
     params = {"w": jnp.arange(1.0, 1001.0)}
     state = tx.init(params)
     step = jax.jit(lambda s: tx.update({"w": jnp.zeros(1000)}, s, params)[1])
@@ -106,7 +110,7 @@ def test_gradual_pruning_follows_the_cubic_schedule():
         state = step(state)
         kept.append(int(sparse_optax.get_masks(state)["w"].sum()))
     updates = np.minimum(np.arange(10, 81, 10), 60)
-    sparsity = 0.8 * (1 - (1 - updates / 60) ** 3)
+    sparsity = 0.8 + (start - 0.8) * (1 - updates / 60) ** 3
     assert kept[9::10] == [1000 - round(1000 * s) for s in sparsity]
     assert kept[:9] == [1000] * 9 and kept[10:19] == kept[9:10] * 9
     assert not sparse_optax.get_masks(state)["w"][:800].any()

@@ -37,7 +37,8 @@ STORED = (
 class Settings:
     """Makes the relevance study, or compares penalties, or the method with others.
 
-    Rows are stored in experiments/results; `pages` shows them.
+    Rows are stored in experiments/results. `pages` shows those of the study and of
+    methods.
     """
 
     comparison: tyro.conf.Positional[Literal["study", "penalties", "methods"]]

@@ -16,8 +16,6 @@ from experiments.config import ImageConfig
 from experiments.records import RESULTS, Row, read_rows
 from experiments.settings import ExperimentError
 
-FIRST_SEED = 10  # of those on which arms are compared
-
 # Makes the runs of a stage, "tuning" or "comparison".
 Make = Callable[[str, list[ImageConfig]], list[Row]]
 Variant = dict[str, Any]  # settings
@@ -39,6 +37,7 @@ class Task(NamedTuple):
     config: ImageConfig
     title: str = ""
     arms: tuple[str, ...] = ()  # all those of the comparison, by default
+    first_seed: int = 10  # of those on which arms are compared
     num_seeds: int = 9
     at_once: int = 3  # on wide matrices 1: the number decides about the last bits
     bounds: tuple[float, ...] = ()  # validation accuracies at which arms are compared
@@ -89,7 +88,7 @@ class Comparison:
                 make=lambda configs: make("tuning", configs),
             )
         config = dataclasses.replace(config, **dict(zip(names, best, strict=True)))
-        seeds = range(FIRST_SEED, FIRST_SEED + plan.num_seeds)
+        seeds = range(plan.first_seed, plan.first_seed + plan.num_seeds)
         make(
             "comparison",
             [

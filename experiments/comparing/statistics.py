@@ -1,13 +1,13 @@
 """What the study concludes from: pairs of runs that differ in one thing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from experiments.comparing.study import ARMS
+from experiments.comparing.engine import Arm
 
 Frame = Any  # a pandas.DataFrame, whose types pyright cannot follow
 LEVEL = 0.01
@@ -100,7 +100,7 @@ class Result(NamedTuple):
         return all(ratio.p_value < LEVEL for ratio in self.ratios.values())
 
 
-def results_of(rows: Frame) -> list[Result]:
+def results_of(rows: Frame, arms: Mapping[str, Arm]) -> list[Result]:
     """Returns the results of the arms in rows, each on the tasks that it is in."""
     rows = rows[rows.stage == "comparison"]
     results = []
@@ -108,7 +108,7 @@ def results_of(rows: Frame) -> list[Result]:
         shared = rows[rows.task.isin(rows[rows.arm == name].task)]
         runs = {key: own for key, own in shared.groupby(["arm", "control"])}
         others = {"l2": runs["l2", "none"]} if name != "l2" else {}
-        if (counterpart := ARMS[name].counterpart) not in (name, "l2"):
+        if (counterpart := arms[name].counterpart) not in (name, "l2"):
             others["alike"] = runs[counterpart, "none"]
         for control in ("permuted", "mean"):
             if (name, control) in runs:

@@ -1,7 +1,6 @@
 """A convolution that is fast on every backend, also inside of a loop."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +38,10 @@ def conv(
     """Convolves `inputs`, `[B, H, W, C]`, with `kernel`, `[h, w, C, D]`, unpadded.
 
     A `conv_general_dilated` for `nnx.Conv`. On CPU, XLA is fast at convolutions in this
-    form, but in a `lax.scan` some ten times slower at the forms in which JAX derives
-    their gradients, and slow at batches of kernels. There, gradients have this form
-    too, and `jax.vmap` makes one convolution after the other.
+    form. In `lax.scan`, it is some ten times slower at the forms into which JAX
+    transposes them, and it is slow at batches of kernels. So gradients on CPU are
+    convolutions in this form too (forward-mode derivatives raise), and `jax.vmap`
+    computes one convolution after the other.
     """
     del unused
     assert padding == "VALID"
@@ -96,8 +96,11 @@ def _backward(strides, precision, arrays, grads):
         inputs, grads = chunk
         return convolve(inputs.transpose(3, 1, 2, 0), grads.transpose(1, 2, 0, 3))
 
-    size = math.gcd(len(inputs), CHUNK)
-    chunks = [x.reshape(-1, size, *x.shape[1:]) for x in (inputs, grads)]
+    size = min(len(inputs), CHUNK)
+    missing = [(0, -len(inputs) % size), (0, 0), (0, 0), (0, 0)]  # zeros add nothing
+    chunks = [
+        jnp.pad(x, missing).reshape(-1, size, *x.shape[1:]) for x in (inputs, grads)
+    ]
     kernel_grads = lax.map(of_chunk, chunks).sum(0).transpose(1, 2, 0, 3)
     return input_grads, kernel_grads
 

@@ -34,7 +34,10 @@ def pad(x: jax.Array) -> jax.Array:
 
 
 class Block(nnx.Module):
-    """Two convolutions and a shortcut; with more features, both halve the image."""
+    """Two convolutions, and a shortcut around them.
+
+    With more features, the first convolution and the shortcut halve the image.
+    """
 
     def __init__(self, channels: int, features: int, rngs: nnx.Rngs):
         more = features > channels
@@ -43,24 +46,27 @@ class Block(nnx.Module):
         self.norm1 = Norm(features, rngs)
         self.conv2 = conv3(features, features, 1, rngs)
         self.norm2 = Norm(features, rngs)
-        self.shortcut = nnx.data(None)
+        self.projects = more
         if more:
-            project = make_conv(
+            self.project = make_conv(
                 channels, features, 1, rngs, strides=stride, use_bias=False
             )
-            self.shortcut = nnx.Sequential(project, Norm(features, rngs))
+            self.project_norm = Norm(features, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[B, H, W, features]`, or half of the height and width."""
         y = nnx.relu(self.norm1(self.conv1(pad(x))))
         y = self.norm2(self.conv2(pad(y)))
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        if self.projects:
+            x = self.project_norm(self.project(x))
+        return nnx.relu(x + y)
 
 
 class ResNet20(nnx.Module):
     """ResNet-20 for 32x32 images, with 272,474 parameters.
 
-    As He et al. 2016, section 4.2, with shortcuts that project (option B there).
+    That of He et al. 2016, section 4.2, except where the number of features changes:
+    shortcuts project them with a convolution and a norm, and do not pad with zeros.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], rngs: nnx.Rngs):

@@ -9,7 +9,7 @@ from matplotlib import ticker
 
 from experiments.comparing import statistics
 from experiments.comparing.statistics import LEVEL, OPPONENTS, Frame, Result
-from experiments.comparing.study import STUDY, TASKS
+from experiments.comparing.study import ARMS, STUDY, TASKS
 from experiments.pages.tables import made, markdown
 from experiments.records import Row
 from experiments.running import figures
@@ -28,12 +28,12 @@ def study(folder: Path) -> dict[str, str]:
     rows = pd.DataFrame([row for those in stored.values() for row in those])
     rows["log_kept"] = np.log(rows.kept.clip(lower=1))
     results = {
-        str(task): statistics.results_of(own)
+        str(task): statistics.results_of(own, ARMS)
         for task, own in rows.groupby("task", sort=False)
     }
     shared = [
         result
-        for result in statistics.results_of(rows)
+        for result in statistics.results_of(rows, ARMS)
         if result.ratios and result.runs.task.nunique() > 1
     ]
     papers = {task: by_name(those)["relevance"] for task, those in results.items()}

@@ -232,6 +232,7 @@ class Run:
             "commits": [*self.earlier_commits, self.environment["commit"]],
             "metrics": self.folder.digest(count),
             "problem": self.problem.digest,
+            "start": self.phases.start,
         }
         self.checkpoints.save(count, tree, notes)
         self.saved = count
@@ -242,6 +243,11 @@ class Run:
             raise ExperimentError(
                 f"the texts have changed since the run in {self.folder.path} began; "
                 "choose another --out."
+            )
+        if notes["start"] != self.phases.start:
+            raise ExperimentError(
+                f"--pruned-from {self.config.pruned_from}: it has changed since the "
+                f"run in {self.folder.path} began; choose another --out."
             )
         self.seconds_before = notes["seconds"]
         self.note_commits(notes["commits"])

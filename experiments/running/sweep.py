@@ -85,7 +85,8 @@ class Sweep:
             for changed in map(flag, changes(self.base, default, name)):
                 if changed in given:
                     raise ExperimentError(f"{changed} has no effect with {changed}s.")
-        for name in sorted(idle | {"dense_from", "checkpoint_every"}):
+        alone = {"dense_from", "pruned_from", "checkpoint_every"}
+        for name in sorted(idle | alone):
             found = {*map(flag, changes(self.base, default, name))}
             found |= given & {flag("control" if name == "form" else name)}
             for changed in sorted(found):

@@ -12,7 +12,6 @@ I at random within each leaf, or takes its mean: the same amount of decay, but n
 information on which weights are relevant.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,21 +21,12 @@ import optax
 
 import sparse_optax
 from experiments.config import Control, Form, Penalty
-from experiments.training import Optimizer
+from experiments.training import Optimizer, penalties
 
 TINY = float(jnp.finfo(jnp.float32).tiny)
 PERMUTATIONS = 2**30  # folded into the seed
 UNIT_MEMORY = 0.99  # decay of the running mean square
 QUANTILE_STEP = 0.1  # largest change of the logarithm of a running quantile
-SMOOTH = 0.01  # added to |w| where the slope of a penalty is infinite at zero
-
-# Derivatives of w^2, |w|, sqrt(|w| + SMOOTH) and log(1 + |w| / SMOOTH) by |w|.
-SLOPES: dict[Penalty, Callable[[jax.Array], jax.Array]] = {
-    "l2": lambda size: 2 * size,
-    "l1": jnp.ones_like,
-    "root": lambda size: 0.5 / jnp.sqrt(size + SMOOTH),
-    "log": lambda size: 1 / (size + SMOOTH),
-}
 
 
 class FormState(NamedTuple):
@@ -52,18 +42,15 @@ def add_decay_in_form(
     strength: optax.ScalarOrSchedule,
     scale: float | jax.Array,
     seed: int | jax.Array,
-    proximal_rate: optax.Schedule | None = None,
+    penalty: Penalty = "l2",
+    rate: optax.Schedule | None = None,
 ) -> Optimizer:
-    """Adds strength * I * slope(|w|) * sign(w) to the updates, in the given form.
+    """Shrinks weights by a penalty as far as they are irrelevant, in the given form.
 
     `strength` is gamma, or a schedule over updates since the last pruning step, and
     `scale` is in the unit of the form. `update` takes g or |g| as `grad`. Weights that
     are exactly zero count as pruned: units, means and permutations leave them out.
-
-    With a `proximal_rate`, the learning rate over all updates, it is the last
-    transformation of a chain. It shrinks v, the weights after the update, to
-    sign(v) * max(0, |v| - rate * strength * I * slope(|v|)): for l1 the proximal step,
-    and for root and log the step of a reweighted l1.
+    `rate` is that of `penalties.add_penalty`.
     """
 
     def init_fn(params):
@@ -104,18 +91,11 @@ def add_decay_in_form(
 
         steps = state.decay.num_steps
         gamma = strength(steps) if callable(strength) else strength
-        slope = SLOPES[form.penalty]
-
-        def pull(i, w):
-            return gamma * i * slope(jnp.abs(w))
-
-        def shrunk(u, i, w):
-            if proximal_rate is None:
-                return u + pull(i, w) * jnp.sign(w)
-            v, rate = w + u, proximal_rate(state.num_updates)
-            return jnp.sign(v) * jnp.maximum(jnp.abs(v) - rate * pull(i, v), 0) - w
-
-        updates = jax.tree.map(shrunk, updates, irrelevance, params)
+        now = None if rate is None else rate(state.num_updates)
+        updates = jax.tree.map(
+            lambda u, w, i: penalties.shrink(penalty, u, w, gamma * i, now),
+            *(updates, params, irrelevance),
+        )
         steps = jnp.asarray(optax.safe_increment(steps))
         decay = sparse_optax.StepsSincePruning(steps)
         state = FormState(decay, num_updates, mean, unit, irrelevance)

@@ -40,7 +40,9 @@ def pruning_optimizer(
     """Returns the optimizer of pruning, from a network of sparsity `start`."""
     decay_steps = round(config.strength_decay_epochs * steps_per_epoch)
     rate = learning_rate(config.learning_rate, config.schedule, num_steps)
-    regularizer = make_regularizer(config, config.strength, decay_steps, units, rate)
+    proximal = rate if config.proximal else None
+    strength = config.strength
+    regularizer = make_regularizer(config, strength, decay_steps, units, proximal)
     return method(config, regularizer, rate, num_steps, units, start)
 
 
@@ -59,7 +61,7 @@ def finetuning_optimizer(
         config = dataclasses.replace(config, prune="static")
     schedule = config.finetune_schedule
     rate = learning_rate(config.finetune_learning_rate, schedule, num_steps)
-    regularizer = make_regularizer(config, 0.0, 0, units, rate)
+    regularizer = make_regularizer(config, 0.0, 0, units)
     return method(config, regularizer, rate, num_pruning_steps, units, start)
 
 

@@ -40,11 +40,10 @@ class Phases:
         self.config = config
         self.problem = problem
         self.pruned = pruned
-        start = 0.0
-        if pruned is not None:
-            start = loop.sparsity(pruned.params)
+        self.start = start = 0.0 if pruned is None else loop.sparsity(pruned.params)
+        if start and config.prune == "gradual":
             wanted = f"at least {start:.4g}, the sparsity of --pruned-from"
-            reached = config.prune == "gated" or config.target_sparsity >= start
+            reached = config.target_sparsity >= start
             check("target_sparsity", config.target_sparsity, reached, wanted)
         updates = problem.updates_per_epoch
         # At least one round, if there are any epochs.

@@ -3,8 +3,6 @@
 All share one schedule of the strength, counted in updates since the last pruning step.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,6 +11,7 @@ import sparse_optax
 from experiments.config import PENALTIES, Config, Form
 from experiments.training import Optimizer
 from experiments.training.forms import add_decay_in_form
+from experiments.training.penalties import add_penalty
 
 Units = sparse_optax.ChannelGroups | None
 
@@ -28,8 +27,8 @@ def make_regularizer(
 
     Its coefficient gamma is `strength` right after a pruning step, and decays to zero
     in `decay_steps` updates, or stays constant if that is 0. `update` needs g as
-    `grad`. With units, relevance and l1 apply to whole units. A proximal step needs the
-    learning rate.
+    `grad`. With units, relevance and l1 apply to whole units. With a learning rate, it
+    is the last transformation of a chain: see `penalties.shrink`.
     """
     decay = make_decay(config, strength, decay_steps, units, rate)
     ranks = config.criterion == "relevance" and config.form != Form()
@@ -49,21 +48,22 @@ def make_decay(
     gamma = 0.0 if config.regularizer == "none" else strength
     if decay_steps:
         gamma = optax.linear_schedule(gamma, 0.0, decay_steps)
-    # The library's own, wherever it has the form.
-    if config.regularizer == "l1" and not config.proximal:
-        return sparse_optax.add_l1_decay(gamma, structure=units, mask=None)
     if config.regularizer == "lobster":
         return sparse_optax.add_lobster_decay(gamma, mask=None)
-    if config.regularizer == "l2" and not config.proximal:
+    # The library's own, wherever it has the form.
+    own = not config.proximal
+    if own and config.regularizer == "l1":
+        return sparse_optax.add_l1_decay(gamma, structure=units, mask=None)
+    if own and config.regularizer == "l2":
         return sparse_optax.add_relevance_decay(
             gamma, irrelevance_fn=lambda abs_grad, _: jnp.ones_like(abs_grad), mask=None
         )
-    form, scale = config.form, config.scale
-    if config.regularizer in PENALTIES:  # of an infinite scale all are irrelevant
-        form, scale = Form(penalty=config.regularizer), math.inf
-    elif form == Form() and not (config.decoupled or config.proximal):
+    if config.regularizer in PENALTIES:
+        return add_penalty(config.regularizer, gamma, rate)
+    default = config.form == Form() and config.penalty == "l2"
+    if own and default and not config.decoupled:
         return sparse_optax.add_relevance_decay(
-            gamma, scale, structure=units, mask=None
+            gamma, config.scale, structure=units, mask=None
         )
-    proximal_rate = rate if config.proximal else None
-    return add_decay_in_form(form, gamma, scale, config.seed, proximal_rate)
+    form = config.form, gamma, config.scale, config.seed
+    return add_decay_in_form(*form, config.penalty, rate)
