@@ -96,13 +96,18 @@ def _backward(strides, precision, arrays, grads):
         inputs, grads = chunk
         return convolve(inputs.transpose(3, 1, 2, 0), grads.transpose(1, 2, 0, 3))
 
-    size = min(len(inputs), CHUNK)
-    missing = [(0, -len(inputs) % size), (0, 0), (0, 0), (0, 0)]  # zeros add nothing
-    chunks = [
-        jnp.pad(x, missing).reshape(-1, size, *x.shape[1:]) for x in (inputs, grads)
-    ]
-    kernel_grads = lax.map(of_chunk, chunks).sum(0).transpose(1, 2, 0, 3)
-    return input_grads, kernel_grads
+    kernel_grads = lax.map(of_chunk, (_chunks(inputs), _chunks(grads))).sum(0)
+    return input_grads, kernel_grads.transpose(1, 2, 0, 3)
+
+
+def _chunks(x):
+    """Divides a batch into chunks, the last of which ends with zeros."""
+    batch = x.shape[0]
+    if not isinstance(batch, int):  # a symbol of `jax.export`
+        return x[None]
+    size = min(batch, CHUNK)
+    padded = jnp.pad(x, [(0, -batch % size), (0, 0), (0, 0), (0, 0)])
+    return padded.reshape(-1, size, *x.shape[1:])
 
 
 _conv_on_cpu.defvjp(_forward, _backward)
