@@ -25,7 +25,7 @@ CONFIG = dataclasses.replace(
     **{"batch_size": 64, "relative_bound": False, "fraction": 0.3, "bound": 0.05},
 )
 SMALL = {
-    "study": Task(CONFIG, "A task.", ("none", "l2", "relevance"), 2, at_once=2),
+    "study": Task(CONFIG, arms=("none", "l2", "relevance"), num_seeds=2, at_once=2),
     "methods": Task(
         CONFIG,
         **{"arms": ("l2", "gradual-l2"), "num_seeds": 2, "at_once": 2},
