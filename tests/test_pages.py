@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from short_runs import ROOT
 
-from experiments.comparing import methods, statistics, study
+from experiments.comparing import methods, penalties, statistics, study
 from experiments.config import Form
 from experiments.pages import methods as methods_page, pages, study as study_page
 from experiments.records import RESULTS
@@ -48,7 +48,7 @@ def test_every_stored_run_is_found_from_its_settings():
         assert row["config_id"] == config.config_id
 
 
-@pytest.mark.parametrize("plan", [study.STUDY, methods.METHODS])
+@pytest.mark.parametrize("plan", [study.STUDY, penalties.COMPARISON, methods.METHODS])
 def test_every_stored_row_is_found_from_the_settings_of_its_task(plan):
     plan.check_stored()
     folder = RESULTS / plan.name

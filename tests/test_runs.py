@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -68,6 +69,7 @@ def test_a_run_leaves_summary_metrics_checkpoint_and_figures(finished):
         assert 0.5 < summary[f"dense_{split}_accuracy"] <= 1
         assert 0.5 < summary[f"{split}_accuracy"] <= 1
     assert summary["hardware"] and summary["versions"] and summary["date"]
+    assert summary["xla_flags"] == os.environ.get("XLA_FLAGS", "")
     masks = [
         x for name, x in read_state(out).items() if "best" in name and "masks" in name
     ]

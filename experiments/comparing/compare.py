@@ -37,8 +37,7 @@ STORED = (
 class Settings:
     """Makes the relevance study, or compares penalties, or the method with others.
 
-    Rows are stored in experiments/results. `pages` shows those of the study and of
-    methods.
+    Rows are stored in experiments/results, and `pages` shows them.
     """
 
     comparison: tyro.conf.Positional[Literal["study", "penalties", "methods"]]

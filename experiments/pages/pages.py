@@ -14,7 +14,7 @@ from experiments.cost import (
     latency,
     storage,
 )
-from experiments.pages import methods, runs, study, text
+from experiments.pages import methods, penalties, runs, study, text
 from experiments.records import RESULTS, Row, parse, write_whole
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
@@ -60,6 +60,7 @@ def write(folder: Path) -> None:
         "images": runs.images(),
         "methods": methods.methods(figures),
         "study": study.study(figures) | text.controls(),
+        "penalties": penalties.penalties(),
         "text": text.text(),
         "cost": {
             "benchmark": drawn("benchmark", benchmark.draw_and_show),

@@ -13,7 +13,7 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """Returns hardware, versions, commit and date; call it when a run starts."""
+    """Returns hardware, software, commit and date; call it when a run starts."""
     packages = ("jax", "jaxlib", "numpy", "flax", "optax", "sparse_optax")
     device = jax.devices()[0]
     return {
@@ -21,6 +21,7 @@ def environment() -> dict[str, Any]:
         "hardware": f"{jax.device_count()} x {device.device_kind} on "
         f"{platform.machine()} with {os.cpu_count()} cores{processor()}",
         "versions": {name: metadata.version(name) for name in packages},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
