@@ -31,11 +31,14 @@ relevance on digits; nothing was known of the others.
 """
 
 import dataclasses
+from collections import defaultdict
+from statistics import mean
 from typing import Any
 
 from experiments.comparing import study
 from experiments.comparing.engine import Arm, Task, Variant
 from experiments.config import PENALTIES, Form, ImageConfig, Penalty
+from experiments.records import Row
 
 # Multiples of the strength of a task in the middle of the grids: slopes differ.
 FACTORS: dict[Penalty, float] = {"l2": 1.0, "l1": 1.0, "root": 0.3, "log": 0.03}
@@ -72,6 +75,22 @@ ARMS = {
 }
 
 TASKS = {"digits": study.TASKS["digits"]._replace(arms=(), first_seed=30, num_seeds=9)}
+
+
+def going_on(rows: list[Row]) -> list[str]:
+    """Returns the arms that rule 2 takes from the rows of the screening."""
+    sizes = defaultdict(list)
+    for row in rows:
+        if row["stage"] == "comparison":
+            sizes[row["arm"]].append(study.STUDY.size(row, study.DIGITS))
+    found: list[str] = []
+    for arm in sorted(
+        sizes.keys() - {"none", "l2", "l1"}, key=lambda x: mean(sizes[x])
+    ):
+        alike = [x for x in found if x.split(",")[0] == arm.split(",")[0]]
+        if len(alike) < 2:
+            found.append(arm)
+    return found[:4]
 
 
 def alone(task: Task, config: ImageConfig) -> list[Variant]:
