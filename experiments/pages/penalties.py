@@ -1,5 +1,7 @@
 """The page of the comparison of penalties."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
@@ -20,13 +22,13 @@ def section(name: str, stored: list[Row]) -> str:
     """Returns a table of the arms on a task, those that keep fewest weights first."""
     rows = pd.DataFrame(stored)
     rows["log_kept"] = np.log(rows.kept.clip(lower=1))
-    tuning = rows[rows.stage == "tuning"].groupby("arm").size()
+    tuning = Counter(row["arm"] for row in stored if row["stage"] == "tuning")
     runs = {
         str(arm): own
         for arm, own in rows[rows.stage == "comparison"].groupby("arm", sort=False)
     }
     arms = sorted(runs, key=lambda arm: runs[arm].log_kept.mean())
-    table = [line(name, arm, runs, int(tuning.get(arm, 0))) for arm in arms]
+    table = [line(name, arm, runs, tuning[arm]) for arm in arms]
     total, seeds = stored[0]["total"], TASKS[name].num_seeds
     return (
         f"### {name}\n\n{TASKS[name].title} {seeds} seeds; {total:,} weights. "
