@@ -238,6 +238,7 @@ def test_a_run_can_start_from_another_runs_pruned_network(
     assert all(jax.tree.leaves(still))
     assert any(x.any() for x in jax.tree.leaves(zeros(finished)))
     before = read_summary(finished)["sparsity"]
+    assert read_summary(tmp_path / "run")["start_sparsity"] == pytest.approx(before)
     gradual = "--prune", "gradual", "--target-sparsity", "0.01"
     gradual = *gradual, "--pruned-from", str(finished)
     line = error_line(digits(tmp_path / "no", *flags, *gradual))

@@ -207,16 +207,17 @@ def test_penalties_are_tuned_alike_on_seeds_of_their_own():
     assert plan.tasks["digits"].first_seed not in seen
 
 
-def test_four_penalties_go_on_at_most_two_of_them_alike():
+def test_four_arms_go_on_at_most_two_with_one_penalty():
     kept = {
-        **{"l1": 1, "root, leaf": 40, "root": 2, "root, relevance": 50, "none": 3},
-        **{"log": 60, "l2": 4, "l2, leaf": 90, "l1, leaf": 70},
+        **{"l1": 1, "root, leaf": 40, "root": 2, "root, proximal": 50, "none": 3},
+        **{"log": 60, "l2": 4, "l2, leaf": 90, "log, leaf": 5, "l1, leaf": 70},
     }
     rows = [
         {"arm": arm, "stage": stage, "kept": share * number}
         for arm, number in kept.items()
         for stage, share in (("tuning", 1 / number), ("comparison", 2))
     ]
+    rows.append({"arm": "log, leaf", "stage": "tuning", "kept": 1, "diverged": True})
     assert penalties.going_on(rows) == ["root", "root, leaf", "log", "l1, leaf"]
 
 

@@ -227,6 +227,14 @@ def test_variants_with_different_logits_raise(monkeypatch):
         latency.measure_network(summary, variables, turns=1)
 
 
+def test_networks_that_were_pruned_before_are_named_so(finished, tmp_path):
+    summary = {"pruned_from": str(finished)}
+    assert latency.structure_before(summary) == "unstructured"
+    assert latency.structure_before({}) is None
+    with pytest.raises(ExperimentError, match=r"--pruned-from .* there is no run"):
+        latency.structure_before({"pruned_from": str(tmp_path)})
+
+
 def test_the_latency_of_networks_on_texts(monkeypatch):
     monkeypatch.setattr(latency, "BATCHES", (2,))
     summary = {"network": "transformer", "label_smoothing": 0.0, "num_layers": 1}

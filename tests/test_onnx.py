@@ -13,7 +13,8 @@ import sparse_optax
 
 
 @pytest.mark.slow
-def test_a_compacted_network_runs_in_onnx_runtime():
+def test_a_compacted_network_runs_in_onnx_runtime(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the example writes a file
     needed = "jax2onnx", "onnxruntime"
     reason = "needs pip install '.[onnx]'"
     _, runtime = (pytest.importorskip(name, reason=reason) for name in needed)

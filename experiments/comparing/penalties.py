@@ -78,15 +78,14 @@ TASKS = {"digits": study.TASKS["digits"]._replace(arms=(), first_seed=30, num_se
 
 
 def going_on(rows: list[Row]) -> list[str]:
-    """Returns the arms that rule 2 takes from the rows of the screening."""
+    """Returns the arms that rule 2 takes from all rows of the screening."""
+    barred = {"none", "l2", "l1"} | {row["arm"] for row in rows if row.get("diverged")}
     sizes = defaultdict(list)
     for row in rows:
-        if row["stage"] == "comparison":
+        if row["stage"] == "comparison" and row["arm"] not in barred:
             sizes[row["arm"]].append(study.STUDY.size(row, study.DIGITS))
     found: list[str] = []
-    for arm in sorted(
-        sizes.keys() - {"none", "l2", "l1"}, key=lambda x: mean(sizes[x])
-    ):
+    for arm in sorted(sizes, key=lambda x: mean(sizes[x])):
         alike = [x for x in found if x.split(",")[0] == arm.split(",")[0]]
         if len(alike) < 2:
             found.append(arm)

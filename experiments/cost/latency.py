@@ -83,7 +83,18 @@ def outcome(summary: Row) -> Row:
     pruning = "structure", "distribution", "regularizer"
     names = *settings, *pruning, f"dense_test_{key}", f"test_{key}"
     found = {name: summary[name] for name in names} | {"metric": key}
-    return found | {"pruned_from": summary.get("pruned_from")}  # older runs have none
+    return found | {"pruned_first": structure_before(summary)}
+
+
+def structure_before(summary: Row) -> str | None:
+    """Returns what the run of `--pruned-from` has pruned, or None without it."""
+    path = summary.get("pruned_from")  # older runs have none
+    if path is None:
+        return None
+    config = RunFolder(Path(path)).config()
+    if config is None:
+        raise ExperimentError(f"--pruned-from {path} of a run: there is no run.")
+    return config["structure"]
 
 
 def has_matrices(run: Row) -> bool:
@@ -224,7 +235,7 @@ def which(run: Row) -> dict[str, str]:
         unit = "units" if run["structure"] == "units" else "weights"
         if run["distribution"] == "uniform":
             unit += " of each layer alike"
-        if run["pruned_from"]:
+        if run["pruned_first"] == "units":
             unit = "units, then weights"
         pruned = f"{unit}, {run['regularizer']}"
     return {

@@ -41,7 +41,7 @@ def line(name: str, arm: str, runs: dict[str, Frame], num_tuning: int) -> Row:
     first = own.iloc[0]
     opponents = {"to l1": "l1", "to l2": "l2"}
     is_weighed = ARMS[arm].configure(TASKS[name].config).regularizer == "relevance"
-    if is_weighed and ARMS[arm].counterpart != "l2":
+    if is_weighed and ARMS[arm].counterpart not in opponents.values():
         opponents["to its plain form"] = ARMS[arm].counterpart
     return {
         "arm": arm,
@@ -51,7 +51,7 @@ def line(name: str, arm: str, runs: dict[str, Frame], num_tuning: int) -> Row:
         "kept": f"{np.exp(own.log_kept.mean()):,.0f}",
         "test error, %": f"{100 * (1 - own.test_accuracy.mean()):.2f}",
     } | {
-        heading: str(statistics.compare(own, runs[other]))
+        heading: str(statistics.compare(own, runs[other])) if other != arm else ""
         for heading, other in opponents.items()
-        if other in runs and other != arm
+        if other in runs
     }

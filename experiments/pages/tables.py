@@ -121,10 +121,13 @@ def strength(run: Row) -> str:
 
 
 def pruning(run: Row) -> str:
+    start = run.get("start_sparsity")
+    since = f", from {100 * start:.4g} %" if start else ""
     if run.get("prune", "gated") != "gated":
-        return f"{run['prune']}, to {100 * run['target_sparsity']:g} % sparsity"
+        target = 100 * run["target_sparsity"]
+        return f"{run['prune']}, to {target:g} % sparsity{since}"
     metric = metric_of(run)
     bound = f"{metric.hundredths(run['bound']):g} {metric.unit or metric.name}"
     if run["relative_bound"]:
         bound = f"dense - {bound}" if run["bound"] else "dense"
-    return f"{100 * run['fraction']:g} % each, above {bound}"
+    return f"{100 * run['fraction']:g} % each{since}, above {bound}"

@@ -182,6 +182,7 @@ class Run:
             "config_id": self.config.config_id,
             **self.problem.test(self.dense_variables, best.variables),
             "validation_bound": self.bound,
+            "start_sparsity": self.phases.start,
             **loop.sizes(best),
             "bytes": export.write(self.folder.path, best.variables),
             "compacted": compaction.sizes(compacted),
