@@ -14,7 +14,8 @@ from short_runs import ROOT
 from experiments.comparing import methods, penalties, statistics, study
 from experiments.config import Form
 from experiments.pages import methods as methods_page, pages, study as study_page
-from experiments.records import RESULTS
+from experiments.records import RESULTS, RunFolder
+from experiments.running.checkpoint import Checkpoints
 from experiments.settings import names
 from experiments.tasks import TASKS
 
@@ -54,6 +55,17 @@ def test_every_stored_row_is_found_from_the_settings_of_its_task(plan):
     folder = RESULTS / plan.name
     stored = {path.stem for path in folder.glob("*.jsonl")}
     assert stored and stored <= plan.tasks.keys()
+
+
+@pytest.mark.parametrize(
+    "stored", sorted((RESULTS / "dense").iterdir()), ids=lambda x: x.name
+)
+def test_stored_dense_training_can_go_on(stored):
+    folder = RunFolder(stored)
+    config = TASKS[folder.config()["experiment"]]
+    folder.check(config)
+    checkpoints = Checkpoints(folder.checkpoints, config.run_id)
+    assert [*checkpoints.files()] == [checkpoints.latest(pytest.fail, folder.digest)]
 
 
 def test_rounds_are_those_of_stored_runs():
