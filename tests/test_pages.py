@@ -57,6 +57,11 @@ def test_every_stored_row_is_found_from_the_settings_of_its_task(plan):
     assert stored and stored <= plan.tasks.keys()
 
 
+def test_the_penalties_that_go_on_are_those_of_the_screening():
+    four = penalties.going_on(penalties.COMPARISON.rows("digits"))
+    assert set(four) | {"none", "l2", "l1"} == {*penalties.GOING_ON}
+
+
 @pytest.mark.parametrize(
     "stored", sorted((RESULTS / "dense").iterdir()), ids=lambda x: x.name
 )

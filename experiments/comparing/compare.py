@@ -29,7 +29,8 @@ STORED = (
     *("config_id", "seed", "strength", "scale", "learning_rate", "bound"),
     *("target_sparsity", "kept", "total", "sparsity", "at_once", "validation_bound"),
     *("dense_validation_accuracy", "validation_accuracy", "diverged"),
-    *("dense_test_accuracy", "test_accuracy", "hardware", "commit", "wall_seconds"),
+    *("dense_test_accuracy", "test_accuracy", "hardware", "xla_flags"),
+    *("commit", "wall_seconds"),
 )
 
 

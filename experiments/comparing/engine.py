@@ -19,6 +19,8 @@ from experiments.settings import ExperimentError
 # Makes the runs of a stage, "tuning" or "comparison".
 Make = Callable[[str, list[ImageConfig]], list[Row]]
 Variant = dict[str, Any]  # settings
+# Of tuning: the seeds of each round, and how many settings are left after it.
+Rounds = Sequence[tuple[Sequence[int], int]]
 
 
 class Arm(NamedTuple):
@@ -37,6 +39,7 @@ class Task(NamedTuple):
     config: ImageConfig
     title: str = ""
     arms: tuple[str, ...] = ()  # all those of the comparison, by default
+    rounds: Rounds = ()  # those of the comparison, by default
     first_seed: int = 10  # of those on which arms are compared
     num_seeds: int = 9
     at_once: int = 3  # on wide matrices 1: the number decides about the last bits
@@ -54,8 +57,7 @@ class Comparison:
     name: str
     tasks: dict[str, Task]
     arms: dict[str, Arm]
-    # Seeds of the tuning, and how many settings are left after a round of it.
-    rounds: Sequence[tuple[Sequence[int], int]]
+    rounds: Rounds
     # The settings at which an arm is compared, and the one of them that tunes it.
     variants: Callable[[Task, ImageConfig], list[Variant]]
     tuned_at: Callable[[list[Variant]], Variant]
@@ -83,7 +85,7 @@ class Comparison:
                 goal,
                 names,
                 first(config),
-                self.rounds,
+                plan.rounds or self.rounds,
                 size=lambda run: self.size(run, config),
                 make=lambda configs: make("tuning", configs),
             )
