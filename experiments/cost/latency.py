@@ -115,18 +115,11 @@ def measure_network(summary: Row, network: Variables, turns: int) -> Row:
     whole, rows = compaction.runnable(summary, network), []
     compacted = compaction.compact(whole)
     for batch in BATCHES:
-        functions = variants(summary, whole, compacted, batch)
-        wanted = np.asarray(functions[AS_TRAINED]())
-        for variant, function in functions.items():
-            if not np.allclose(function(), wanted, atol=1e-3, rtol=1e-3):
-                raise ExperimentError(f"{variant} computes different logits.")
-        functions = {
-            # Ten times, so that caches are warm.
-            variant: lambda f=f: [jax.block_until_ready(f()) for _ in range(10)]
-            for variant, f in functions.items()
-        }
-        reference = functions.pop(AS_TRAINED)
-        rows.append({"batch": batch, "ratios": ratios(functions, reference, turns)})
+        row: Row = {"batch": batch}
+        row["ratios"] = timed(variants(summary, whole, compacted, batch), turns)
+        if whole.write is not None:
+            row["decoding"] = timed(decoders(whole, compacted, batch), turns)
+        rows.append(row)
     with tempfile.TemporaryDirectory() as folder:
         files = [
             file_sizes(Path(folder) / "file", tree._asdict())
@@ -136,24 +129,62 @@ def measure_network(summary: Row, network: Variables, turns: int) -> Row:
     return found | {"bytes": files[0], "compacted_bytes": files[1]}
 
 
+def timed(functions: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """Returns the times of all functions but the first, relative to the first.
+
+    Raises:
+        ExperimentError: if one returns something else than the first.
+    """
+    wanted = np.asarray(functions[AS_TRAINED]())
+    for variant, function in functions.items():
+        if not np.allclose(function(), wanted, atol=1e-3, rtol=1e-3):
+            raise ExperimentError(f"{variant} computes something else.")
+    functions = {
+        # Ten times, so that caches are warm.
+        variant: lambda f=f: [jax.block_until_ready(f()) for _ in range(10)]
+        for variant, f in functions.items()
+    }
+    reference = functions.pop(AS_TRAINED)
+    return ratios(functions, reference, turns)
+
+
 def variants(
     summary: Row, network: Runnable, compacted: sparse_optax.Compacted, batch: int
 ) -> dict[str, Callable[[], Any]]:
     """Returns functions that compute the logits of a batch, by name."""
     inputs = network.random_inputs(batch)
-    as_trained, apply = jax.jit(network.logits), jax.jit(compacted.apply)
-    variables, smaller, on_device = jax.tree.map(
-        jnp.asarray, (network.variables, compacted.params, inputs)
-    )
-    found = {
-        AS_TRAINED: lambda: as_trained(variables, *on_device),
-        f"{AS_TRAINED}, again": lambda: as_trained(variables, *on_device),
-        COMPACTED: lambda: apply(smaller, *on_device),
-    }
+    found = in_jax(network.logits, network, compacted, inputs)
     if has_matrices(summary):
         white = FORMATS[summary["dataset"]].white
         found |= matrices.variants(network.variables, compacted, white, *inputs)
     return found
+
+
+def decoders(
+    network: Runnable, compacted: sparse_optax.Compacted, batch: int
+) -> dict[str, Callable[[], Any]]:
+    """Returns functions that decode greedily for a batch of sources, by name."""
+    assert network.write is not None
+    source, _ = network.random_inputs(batch)
+    smaller = compacted.convert(network.write)
+    return in_jax(network.write, network, smaller, (source,))
+
+
+def in_jax(
+    fn: Callable[..., jax.Array],
+    network: Runnable,
+    compacted: sparse_optax.Compacted,
+    inputs: tuple[np.ndarray, ...],
+) -> dict[str, Callable[[], Any]]:
+    as_trained, apply = jax.jit(fn), jax.jit(compacted.apply)
+    variables, smaller, on_device = jax.tree.map(
+        jnp.asarray, (network.variables, compacted.params, inputs)
+    )
+    return {
+        AS_TRAINED: lambda: as_trained(variables, *on_device),
+        f"{AS_TRAINED}, again": lambda: as_trained(variables, *on_device),
+        COMPACTED: lambda: apply(smaller, *on_device),
+    }
 
 
 def show(found: Row) -> str:
@@ -181,6 +212,9 @@ def compacted_row(run: Row) -> dict[str, str]:
     found["multiplications"] = f"{after['multiplications']:,}, {fewer:.1f}x fewer"
     for row in run["rows"]:
         found[f"time, batch {row['batch']}"] = f"{row['ratios'][COMPACTED]:.2f}"
+        if "decoding" in row:
+            name = f"time of decoding, batch {row['batch']}"
+            found[name] = f"{row['decoding'][COMPACTED]:.2f}"
     found["sparse file, compacted, bytes"] = f"{run['compacted_bytes']['sparse']:,}"
     found["dense file, bytes"] = f"{run['bytes']['dense']:,}"
     return found

@@ -33,6 +33,8 @@ class Runnable(NamedTuple):
     logits: Callable[..., jax.Array]  # from variables and inputs
     variables: Variables
     random_inputs: Callable[[int], Inputs]  # from the number of examples
+    # From variables and sources to the tokens of greedy decoding; None for images.
+    write: Callable[..., jax.Array] | None = None
 
 
 def sizes(compacted: sparse_optax.Compacted) -> Row:
@@ -60,12 +62,12 @@ def time_ratio(
 def runnable(summary: Row, network: Variables) -> Runnable:
     """Returns a network of a finished run as a function."""
     make = of_images if summary["network"] in NETWORKS else of_texts
-    logits, like, random_inputs = make(summary, network)
+    found = make(summary, network)
     # Checkpoints have the names of leaves, not their tree.
-    leaves = named_leaves(network)
+    leaves, like = named_leaves(network), found.variables
     ordered = [leaves[name] for name in named_leaves(like)]
     variables = jax.tree.unflatten(jax.tree.structure(like), ordered)
-    return Runnable(logits, variables, random_inputs)
+    return found._replace(variables=variables)
 
 
 def of_images(summary: Row, network: Variables) -> Runnable:
@@ -108,6 +110,9 @@ def of_texts(summary: Row, network: Variables) -> Runnable:
     def logits(variables: Variables, source: jax.Array, target: jax.Array) -> jax.Array:
         return functional.logits(variables.params, source, target)
 
+    def write(variables: Variables, source: jax.Array) -> jax.Array:
+        return functional.write(variables.params, source, longest[1], 1, 0.0)
+
     def random_inputs(number: int) -> Inputs:
         rng = np.random.default_rng(0)  # no padding, which is among the first tokens
         tokens = [
@@ -116,7 +121,7 @@ def of_texts(summary: Row, network: Variables) -> Runnable:
         ]
         return tuple(tokens)
 
-    return Runnable(logits, Variables(like, {}), random_inputs)
+    return Runnable(logits, Variables(like, {}), random_inputs, write)
 
 
 def dtype_of(summary: Row) -> Any:
