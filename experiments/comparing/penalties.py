@@ -28,7 +28,9 @@ relevance on digits; nothing was known of the others.
    statistic the mean over tasks of the means over seeds. The arm joins the library if
    p < 0.01 against all opponents, by Holm's correction, if on no task the 95 % interval
    of its ratio to l2 or l1 lies above 1, and if its mean test error is above that of l1
-   by at most 0.1 points.
+   by at most 0.1 points. An arm that fails the condition on the intervals in step 3
+   already does not join, and is not run again. This sentence was added after the two
+   tasks on digits.
 """
 
 import dataclasses
