@@ -57,9 +57,24 @@ def test_every_stored_row_is_found_from_the_settings_of_its_task(plan):
     assert stored and stored <= plan.tasks.keys()
 
 
-def test_the_penalties_that_go_on_are_those_of_the_screening():
-    four = penalties.going_on(penalties.COMPARISON.rows("digits"))
-    assert set(four) | {"none", "l2", "l1"} == {*penalties.GOING_ON}
+def test_the_penalties_that_go_on_follow_from_the_rows():
+    """Rules 2 to 4 of the comparison of penalties."""
+    plan = penalties.COMPARISON
+    four = penalties.going_on(plan.rows("digits"))
+    assert {*penalties.ALWAYS, *four} == {*penalties.GOING_ON}
+    tasks = "digits", "digits-few-images", "digits-noise"
+    stored = pd.DataFrame([row for task in tasks for row in plan.rows(task)])
+    stored = stored[stored.stage == "comparison"]
+    stored["log_kept"] = np.log(stored.kept)
+    means = stored.groupby(["arm", "task"]).log_kept.mean().groupby("arm").mean()
+    assert means[four].idxmin() == penalties.ONE_MORE
+    runs = dict([*stored.groupby(["arm", "task"])])
+    for arm in four:
+        assert any(
+            statistics.compare(runs[arm, task], runs[other, task]).low > 1
+            for task in tasks[1:]
+            for other in ("l1", "l2")
+        )
 
 
 @pytest.mark.parametrize(
