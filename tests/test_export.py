@@ -223,7 +223,7 @@ def test_variants_with_different_logits_raise(monkeypatch):
     )
     monkeypatch.setattr(matrices, "layers_of", lambda params, inputs=None: [layer])
     summary = {"network": "lenet300", "dataset": "mnist", "structure": "unstructured"}
-    with pytest.raises(ExperimentError, match="computes something else"):
+    with pytest.raises(ExperimentError, match="returns other outputs"):
         latency.measure_network(summary, variables, turns=1)
 
 

@@ -138,7 +138,7 @@ def timed(functions: dict[str, Callable[[], Any]], turns: int) -> dict[str, floa
     wanted = np.asarray(functions[AS_TRAINED]())
     for variant, function in functions.items():
         if not np.allclose(function(), wanted, atol=1e-3, rtol=1e-3):
-            raise ExperimentError(f"{variant} computes something else.")
+            raise ExperimentError(f"{variant} returns other outputs.")
     functions = {
         # Ten times, so that caches are warm.
         variant: lambda f=f: [jax.block_until_ready(f()) for _ in range(10)]
