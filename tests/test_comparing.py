@@ -289,6 +289,8 @@ def test_user_errors_come_before_any_run(made, stored, monkeypatch, tmp_path):
     for flag in ("--tasks", "--arms"):
         message = error_line(["compare", "study", flag, "huge"])
         assert f"{flag} must be of '" in message and "got 'huge'" in message
+    message = error_line(["compare", "study", "--tasks", "small", "--arms", "l1"])
+    assert "--arms 'l1': not on --tasks small" in message
 
     def builder(name, *_):
         raise ExperimentError(f"no {name}")

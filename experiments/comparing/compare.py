@@ -19,7 +19,7 @@ from experiments.config import ImageConfig
 from experiments.data import images
 from experiments.records import RESULTS, Row, write_rows
 from experiments.running.sweep import Diverged, check_finite, complete
-from experiments.settings import check
+from experiments.settings import ExperimentError, check
 
 COMPARISONS = {
     comparison.name: comparison
@@ -72,6 +72,11 @@ def main(settings: Settings) -> None:
         for arm in plan.arms_of(task)
         if not settings.arms or arm in settings.arms
     ]
+    if not made:
+        raise ExperimentError(
+            f"--arms {' '.join(map(repr, settings.arms))}: not on --tasks "
+            f"{' '.join(tasks)}."
+        )
     plan.check_stored(made)
     for task, arm in made:
         source = plan.tasks[task].tuned_on
