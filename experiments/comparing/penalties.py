@@ -84,7 +84,9 @@ ALWAYS = "none", "l2", "l1"
 GOING_ON = (
     *ALWAYS,
     # What `going_on` returns for the stored rows.
-    *("root, proximal, leaf", "log, proximal, leaf", "root, leaf"),
+    "root, proximal, leaf",
+    "log, proximal, leaf",
+    "root, leaf",
     "l1, proximal, leaf",
 )
 ONE_MORE = "root, proximal, leaf"
@@ -92,10 +94,17 @@ FEW = (*ALWAYS, ONE_MORE)
 FEW_SEEDS: Rounds = (((0,), 3), ((1,), 1))
 
 
-def task(name: str, arms: tuple[str, ...] = GOING_ON, **changes: Any) -> Task:
+def task(
+    name: str,
+    arms: tuple[str, ...] = GOING_ON,
+    rounds: Rounds = (),
+    first_seed: int = 40,
+    num_seeds: int = 9,
+) -> Task:
     """Returns a task of the study, with seeds that the study has not seen."""
-    changes = {"first_seed": 40, "num_seeds": 9, **changes}
-    return study.TASKS[name]._replace(arms=arms, **changes)
+    return study.TASKS[name]._replace(
+        arms=arms, rounds=rounds, first_seed=first_seed, num_seeds=num_seeds
+    )
 
 
 TASKS = {
