@@ -1,6 +1,6 @@
 """ResNet-20 (272,474 parameters) on CIFAR-10, with the usual augmentation.
 
-On one core, seven hours of dense training, and five of pruning and fine-tuning.
+On one core, six hours of dense training, and four of pruning and fine-tuning.
 """
 
 from experiments.config import ImageConfig
