@@ -77,6 +77,19 @@ def test_the_penalties_that_go_on_follow_from_the_rows():
         )
 
 
+def test_weight_decay_is_recommended_because_of_the_rows():
+    """The numbers in the lead of the page of penalties."""
+    plan = penalties.COMPARISON
+    rows = pd.DataFrame([row for task in plan.tasks for row in plan.rows(task)])
+    rows = rows[rows.stage == "comparison"]
+    rows["log_kept"] = np.log(rows.kept)
+    l1, l2 = (rows[rows.arm == arm] for arm in ("l1", "l2"))
+    assert statistics.compare(l2, l1).low < 1 < statistics.compare(l2, l1).high
+    of_l2, of_l1 = (x.groupby("task").log_kept.mean() for x in (l2, l1))
+    worst_of_l2, worst_of_l1 = np.exp([(of_l2 - of_l1).max(), (of_l1 - of_l2).max()])
+    assert (f"{worst_of_l2:.1f}", f"{worst_of_l1:.1f}") == ("1.7", "2.9")
+
+
 @pytest.mark.parametrize(
     "stored", sorted((RESULTS / "dense").iterdir()), ids=lambda x: x.name
 )
