@@ -11,11 +11,14 @@ import optax
 from sparse_optax import _relevance
 from sparse_optax._arguments import ScalarOrSchedule
 from sparse_optax._caps import Caps
+from sparse_optax._compaction.groups import ChannelGroups
 from sparse_optax._hide_pruned import check_optimizer, hide_pruned
+from sparse_optax._layers import StructureArgument
 from sparse_optax._leaves import Mask
 from sparse_optax._pruning import prune_by_magnitude
 from sparse_optax._relevance import IrrelevanceFn
 from sparse_optax._restart import StepsSincePruning
+from sparse_optax._structures import Unstructured
 
 
 def relevance_pruning(
@@ -25,6 +28,7 @@ def relevance_pruning(
     fraction: ScalarOrSchedule | Mapping[str, ScalarOrSchedule] = 0.1,
     *,
     irrelevance_fn: IrrelevanceFn | None = None,
+    structure: StructureArgument = Unstructured(),
     min_kept: Caps | None = None,
     max_sparsity: Caps | None = None,
     decoupled: bool = False,
@@ -34,7 +38,7 @@ def relevance_pruning(
 
     It is `hide_pruned(chain(add_relevance_decay(strength, scale), optimizer),
     prune_by_magnitude(fraction))`: pruned weights are hidden from the optimizer. For
-    other criteria, structures or schedules, write out that expression.
+    other criteria or schedules, write out that expression.
 
     Args:
         optimizer: any optax optimizer, including its learning rate. Put wrappers that
@@ -45,12 +49,15 @@ def relevance_pruning(
         fraction: the fraction of the remaining weights that a pruning step removes, in
             [0, 1], or an optax schedule of the number of pruning steps so far.
         irrelevance_fn: the irrelevance I, as in `add_relevance_decay`.
+        structure: which weights are removed together, as in `prune_by_magnitude`. With
+            groups of units, the decay also shrinks whole units.
         min_kept: as in `prune_by_magnitude`.
         max_sparsity: as in `prune_by_magnitude`.
         decoupled: subtract the decay 2 * strength * I * w from the final update, as
             `optax.adamw` does, instead of adding it to the gradient. `strength` is then
             the learning rate times gamma.
-        mask: which leaves decay and may be pruned, as in `prune_by_magnitude`.
+        mask: which leaves decay and may be pruned, as in `prune_by_magnitude`, or which
+            groups.
 
     Returns:
         A transformation with the state `HidePrunedState`, like `hide_pruned`.
@@ -85,13 +92,18 @@ def relevance_pruning(
         raise TypeError(f"decoupled must be a boolean; got {decoupled!r}.")
     check_optimizer("optimizer", optimizer)
     pruning = prune_by_magnitude(
-        fraction, min_kept=min_kept, max_sparsity=max_sparsity, mask=mask
+        fraction,
+        structure=structure,
+        min_kept=min_kept,
+        max_sparsity=max_sparsity,
+        mask=mask,
     )
+    units = structure if isinstance(structure, ChannelGroups) else None
     if decoupled:
-        decayed = _decoupled(optimizer, strength, scale, irrelevance_fn, mask)
+        decayed = _decoupled(optimizer, strength, scale, irrelevance_fn, mask, units)
     else:
         decay = _relevance.add_relevance_decay(
-            strength, scale, irrelevance_fn=irrelevance_fn, mask=mask
+            strength, scale, irrelevance_fn=irrelevance_fn, mask=mask, structure=units
         )
         decayed = optax.chain(decay, optimizer)
     return hide_pruned(decayed, pruning)
@@ -104,11 +116,11 @@ class DecoupledState(NamedTuple):
     optimizer: optax.OptState
 
 
-def _decoupled(optimizer, strength, scale, irrelevance_fn, mask):
+def _decoupled(optimizer, strength, scale, irrelevance_fn, mask, units):
     """An optimizer with a decoupled decay of irrelevant weights."""
     optimizer = optax.with_extra_args_support(optimizer)
     init_decay, shrinkage_fn = _relevance.relevance_shrinkage(
-        strength, scale, irrelevance_fn, mask
+        strength, scale, irrelevance_fn, mask, units
     )
 
     def init_fn(params) -> Any:

@@ -111,7 +111,13 @@ def by_schedule(**options):
     return by_update(so.prune_to_sparsity(optax.constant_schedule(0.4), **options))
 
 
+def by_relevance(**options):
+    tx = so.relevance_pruning(optax.adam(0.1), 0.1, fraction=0.4, **options)
+    return by_update(tx, prune=True)
+
+
 WAYS = [by_one_shot, by_prune, by_chain, by_wrapper, by_schedule, by_rounds]
+WAYS += [by_relevance]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -241,6 +247,21 @@ def test_relevance_decay_of_units():
             expected[name][where] += factor * np.asarray(PARAMS[name])[where]
     for name in SHAPES:
         np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_relevance_pruning_shrinks_units(decoupled):
+    tx = so.relevance_pruning(
+        optax.sgd(1.0), 0.05, 0.3, structure=GROUPS, decoupled=decoupled
+    )
+    decay = so.add_relevance_decay(0.05, 0.3, structure=GROUPS)
+    decay = optax.chain(decay, optax.sgd(1.0))
+    updates, expected = (
+        quickly_compiled(t.update)(GRADS, t.init(PARAMS), PARAMS)[0]
+        for t in (tx, decay)
+    )
+    for name in SHAPES:
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-6, atol=1e-7)
 
 
 def test_group_lasso():
