@@ -256,11 +256,11 @@ def test_latency_measures_runs_and_stores(finished, run, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "BATCHES", (2,))
     out = ["--out", str(tmp_path / "out")]
     main(["latency", str(finished), "--turns", "1", *out])
-    found = json.loads((tmp_path / "out" / "cpu.json").read_text())
+    found = json.loads((tmp_path / "out" / "cpu-digits.json").read_text())
     sparsity = read_summary(finished)["sparsity"]
     sparsities = [*latency.PRUNED_AT_ONCE, sparsity]
     assert [one["sparsity"] for one in found["runs"]] == sparsities
-    table = latency.show(found)
+    table = latency.show([found])
     assert f"| lenet300, digits | weights, relevance | {100 * sparsity:.2f} |" in table
     assert "| lenet300, digits | at once | 80.00 | 2 |" in table
     assert "contains no finished run" in error_line(["latency", tmp_path, *out])

@@ -18,14 +18,14 @@ import tyro
 
 import sparse_optax
 from experiments.cost import matrices, onnx_rivals
-from experiments.cost.matrices import COMPACTED, ONNX
-from experiments.cost.measurement import Measurement, ratios, table
+from experiments.cost.latency_tables import show
+from experiments.cost.matrices import COMPACTED, ONNX, has_matrices
+from experiments.cost.measurement import Measurement, ratios
 from experiments.data.images import FORMATS
 from experiments.metrics import metric_of
 from experiments.networks.functional import Variables
-from experiments.pages.tables import markdown
 from experiments.records import Row, RunFolder
-from experiments.running import compaction, figures
+from experiments.running import compaction
 from experiments.running.compaction import Runnable
 from experiments.running.environment import environment
 from experiments.running.export import file_sizes, networks_of
@@ -51,18 +51,25 @@ class Settings(Measurement):
 
 
 def main(settings: Settings) -> None:
-    settings.store("latency", lambda: measure(settings))
+    if not onnx_rivals.available():
+        print(f"{ONNX} is not measured: pip install onnx onnxruntime.")
+    runs: dict[str, list[Any]] = {}
+    for path in settings.runs:
+        run = networks_of(RunFolder(path))
+        runs.setdefault(run[0]["experiment"], []).append(run)
+    # A file each, so that some can be measured again without the others.
+    for task, some in runs.items():
+        settings.store(
+            "latency", lambda some=some: measure(some, settings.turns), of=f"-{task}"
+        )
 
 
-def measure(settings: Settings) -> Row:
+def measure(runs: list[tuple[Row, Variables, Variables]], turns: int) -> Row:
     """Returns the times of the networks of runs, and of LeNets pruned in one shot."""
     found: Row = {**environment(), "runs": []}
     if onnx_rivals.available():
         found["versions"]["onnxruntime"] = metadata.version("onnxruntime")
-    else:
-        print(f"{ONNX} is not measured: pip install onnx onnxruntime.")
-    for path in settings.runs:
-        summary, dense, final = networks_of(RunFolder(path))
+    for summary, dense, final in runs:
         networks = {summary["sparsity"]: final}
         if has_matrices(summary) and not summary.get("pruned_from"):
             # Its dense network has not been measured with another run.
@@ -70,9 +77,9 @@ def measure(settings: Settings) -> Row:
         for sparsity, network in networks.items():
             run = outcome(summary)
             run |= {"sparsity": sparsity, "trained": network is final}
-            run |= measure_network(summary, network, settings.turns)
+            run |= measure_network(summary, network, turns)
             found["runs"].append(run)
-            print(show(found | {"runs": [run]}), flush=True)
+            print(show([found | {"runs": [run]}]), flush=True)
     return found
 
 
@@ -95,11 +102,6 @@ def structure_before(summary: Row) -> str | None:
     if config is None:
         raise ExperimentError(f"--pruned-from {path} of a run: there is no run.")
     return config["structure"]
-
-
-def has_matrices(run: Row) -> bool:
-    """Returns whether sparse matrices are measured too: for unstructured LeNets."""
-    return run["network"].startswith("lenet") and run["structure"] == "unstructured"
 
 
 def pruned(network: Variables, sparsity: float) -> Variables:
@@ -184,96 +186,4 @@ def in_jax(
         AS_TRAINED: lambda: as_trained(variables, *on_device),
         f"{AS_TRAINED}, again": lambda: as_trained(variables, *on_device),
         COMPACTED: lambda: apply(smaller, *on_device),
-    }
-
-
-def show(found: Row) -> str:
-    trained = [compacted_row(run) for run in found["runs"] if run["trained"]]
-    others = [
-        which(run)
-        | {"batch": str(row["batch"])}
-        | {name: f"{ratio:.2f}" for name, ratio in row["ratios"].items()}
-        for run in found["runs"]
-        for row in run["rows"]
-        if has_matrices(run)
-    ]
-    return "\n".join([table(found, trained), *([markdown(others)] if others else [])])
-
-
-def compacted_row(run: Row) -> dict[str, str]:
-    """Returns what is gained by compacting the network of a run."""
-    metric = metric_of(run)
-    before, after = (run["compacted"][when] for when in ("before", "after"))
-    fewer = before["multiplications"] / after["multiplications"]
-    found = which(run) | {
-        f"{name}, %": f"{metric.hundredths(run[prefix + metric.key]):.2f}"
-        for name, prefix in (("dense", "dense_test_"), ("pruned", "test_"))
-    }
-    found["multiplications"] = f"{after['multiplications']:,}, {fewer:.1f}x fewer"
-    for row in run["rows"]:
-        found[f"time, batch {row['batch']}"] = f"{row['ratios'][COMPACTED]:.2f}"
-        if "decoding" in row:
-            name = f"time of decoding, batch {row['batch']}"
-            found[name] = f"{row['decoding'][COMPACTED]:.2f}"
-    found["sparse file, compacted, bytes"] = f"{run['compacted_bytes']['sparse']:,}"
-    found["dense file, bytes"] = f"{run['bytes']['dense']:,}"
-    return found
-
-
-def show_files(found: Row) -> str:
-    """Shows the sizes of the sparse files of pruned networks."""
-    rows = [
-        which(run)
-        | {
-            "dense, bytes": f"{run['bytes']['dense']:,}",
-            "dense, gzipped": f"{run['bytes']['gzipped']:,}",
-            "sparse file": f"{run['bytes']['sparse']:,}",
-            "times smaller": f"{run['bytes']['dense'] / run['bytes']['sparse']:.0f}",
-        }
-        for run in found["runs"]
-        if run["trained"]
-    ]
-    return table(found, rows)
-
-
-def draw_and_show(folder: Path, found: Row) -> str:
-    """Draws the times of compacted networks, and returns the figure and the tables."""
-    name = f"latency-{found['backend']}"
-    draw(found, folder / name)
-    figure = f"![The time that smaller networks take](figures/{name}.png)"
-    return f"{figure}\n\n{show(found)}"
-
-
-def draw(found: Row, path: Path) -> None:
-    trained = [run for run in found["runs"] if run["trained"]]
-    with figures.figure(path, (6.4, 0.35 * len(trained) + 1)) as canvas:
-        axes = canvas.add_subplot()
-        for index, (batch, colour) in enumerate(
-            zip(BATCHES, (figures.SKY, figures.BLUE), strict=True)
-        ):
-            times = [run["rows"][index]["ratios"][COMPACTED] for run in trained]
-            places = np.arange(len(trained)) + 0.36 * (index - 0.5)
-            axes.barh(places, times, 0.34, color=colour, label=f"batch of {batch}")
-        axes.axvline(1, color=figures.GREY, linewidth=1)
-        names = [", ".join([*which(run).values()][:2]) for run in trained]
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.set_xlabel("time, relative to the dense network")
-        canvas.legend(loc="outside lower center", ncols=2)
-
-
-def which(run: Row) -> dict[str, str]:
-    """Describes a network, for the first columns of a table."""
-    pruned = "at once"
-    if run["trained"]:
-        unit = "units" if run["structure"] == "units" else "weights"
-        if run["distribution"] == "uniform":
-            unit += " of each layer alike"
-        if run["pruned_first"] == "units":
-            unit = "units, then weights"
-        pruned = f"{unit}, {run['regularizer']}"
-    return {
-        "network": f"{run['network']}, {run['dataset']}",
-        "pruned": pruned,
-        "sparsity, %": f"{100 * run['sparsity']:.2f}",
     }

@@ -17,6 +17,7 @@ from jax.experimental import sparse
 import sparse_optax
 from experiments.cost import onnx_rivals
 from experiments.networks.functional import Variables
+from experiments.records import Row
 
 COMPACTED, ONNX = "compacted", "ONNX Runtime"
 
@@ -76,6 +77,11 @@ def compacted_layers(compacted: sparse_optax.Compacted) -> list[Layer]:
     if params[first]["kernel"].ndim == 2:
         inputs = compacted.kept.get(f"params/{first}/kernel", {}).get(0)
     return layers_of(params, inputs)
+
+
+def has_matrices(run: Row) -> bool:
+    """Returns whether sparse matrices are measured too: for unstructured LeNets."""
+    return run["network"].startswith("lenet") and run["structure"] == "unstructured"
 
 
 def variants(

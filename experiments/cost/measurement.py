@@ -24,12 +24,12 @@ class Measurement:
     def validate(self) -> None:
         check_intervals(self)
 
-    def store(self, name: str, measure: Callable[[], Row]) -> None:
+    def store(self, name: str, measure: Callable[[], Row], of: str = "") -> None:
         """Measures, and stores the results in a file named after the backend."""
         folder = self.out or RESULTS / name
         check_writable(folder)  # before anything is measured in vain
         found = measure()
-        path = folder / f"{found['backend']}.json"
+        path = folder / f"{found['backend']}{of}.json"
         write_json(path, found)
         print(f"Written: {path}")
 

@@ -11,7 +11,7 @@ from experiments.cost import (
     benchmark,
     compaction_cost,
     footprint,
-    latency,
+    latency_tables,
     storage,
 )
 from experiments.pages import methods, penalties, runs, study, text
@@ -69,15 +69,21 @@ def write(folder: Path) -> None:
             "footprint": measured("footprint", footprint.show),
         },
         "storage": {
-            "files": measured("latency", latency.show_files),
+            "files": latency_tables.show_files(stored("latency")),
             "random": drawn("storage", storage.draw_and_show),
         },
-        "latency": {"latency": drawn("latency", latency.draw_and_show)},
+        "latency": {
+            "latency": latency_tables.draw_and_show(figures, stored("latency"))
+        },
     }.items():
         template = Path(__file__).with_name(f"{name}.md").read_text()
         write_whole(folder / f"{name}.md", template.format(**contents).encode())
 
 
 def measured(name: str, show: Callable[[Row], str]) -> str:
+    return "\n".join(map(show, stored(name)))
+
+
+def stored(name: str) -> list[Row]:
     paths = sorted((RESULTS / name).glob("*.json"))
-    return "\n".join(show(parse(path.read_text(), path)) for path in paths)
+    return [parse(path.read_text(), path) for path in paths]
