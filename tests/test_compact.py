@@ -204,6 +204,26 @@ def test_constant_units_become_part_of_a_bias():
     assert "folded: 2 constant units into b2" in str(found)
 
 
+@pytest.mark.parametrize(
+    "output, num_folded",
+    [
+        (lambda y, b: y + b, 1),
+        (lambda y, b: jnp.tanh(y) + b, 0),
+        (lambda y, b: y + jnp.exp(b), 0),
+    ],
+)
+def test_constant_units_become_part_of_a_scalar_bias(output, num_folded):
+    def fn(p, x):
+        y = jax.nn.sigmoid(x @ p["w1"]) @ p["readout"]
+        return output(y, jnp.broadcast_to(p["scalar"], y.shape))
+
+    params = {"w1": random_tree(0, shapes=SHAPES)["w1"].at[:, 2].set(0)}
+    params |= {"readout": jnp.arange(1.0, 7), "scalar": jnp.array(0.5)}
+    found = so.compact(fn, params, X)
+    assert sum(found.folded.values()) == num_folded
+    assert_same(found.apply(found.params, X), fn(params, X))
+
+
 def test_layers_of_a_scan_lose_units_of_their_own():
     net = NETWORKS["stacked layers"]
     params = net.params()

@@ -54,9 +54,9 @@ def analyse(
     for value in program.ins:
         value.axes = rules.new_axes(value, table)
     rules.label(program, table)
-    read = program.read_values()
+    uses = program.uses()
     for value in program.ins[: len(jax.tree.leaves(params))]:
-        if value not in read:
+        if not uses[value]:
             for units in value.axes:
                 table.freeze(units, "the function does not read it")
     if freeze_results:

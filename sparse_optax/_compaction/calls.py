@@ -7,19 +7,14 @@ of the function.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from sparse_optax._compaction import rules
-from sparse_optax._compaction.program import (
-    Program,
-    Step,
-    Value,
-    derivative_of,
-    is_differentiable,
-)
+from sparse_optax._compaction.facts import UNKNOWN, either, make_fact, unknown
+from sparse_optax._compaction.program import Program, Step, Value, trace
 from sparse_optax._compaction.rules import Rule
 from sparse_optax._compaction.units import AxisUnits, UnitTable
 
@@ -59,8 +54,45 @@ def _remat(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
 # custom_jvp_call, custom_vjp_call
 
 
-def _differentiable(values: list[Value]) -> list[Value]:
-    return [value for value in values if is_differentiable(value)]
+def _is_differentiable(x: Any) -> bool:
+    return jax.numpy.issubdtype(x.dtype, np.inexact)
+
+
+def _differentiable(xs: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Those that have a tangent, by the dtypes of `like`."""
+    return [x for x, y in zip(xs, like, strict=True) if _is_differentiable(y)]
+
+
+def _with_zeros(given: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """The given tangents, and zeros for what has no tangent."""
+    found = iter(given)
+    return [
+        next(found) if _is_differentiable(x) else np.zeros(x.shape, jax.dtypes.float0)
+        for x in like
+    ]
+
+
+def _derivative_of(step: Step) -> Program:
+    """The custom JVP or VJP rule of a step: of arguments and (co)tangents."""
+
+    def call(*args):
+        return step.bind(args, step.params)
+
+    def jvp(args, tangents):
+        outs, found = jax.jvp(call, args, _with_zeros(tangents, args))
+        return outs, _differentiable(found, outs)
+
+    def vjp(args, cotangents):
+        outs, pull_back = jax.vjp(call, *args)
+        return _differentiable(pull_back(_with_zeros(cotangents, outs)), args)
+
+    args, outs = (
+        [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
+        for values in (step.ins, step.outs)
+    )
+    if step.name == "custom_jvp_call":
+        return trace(jvp, args, _differentiable(args, args))[0]
+    return trace(vjp, args, _differentiable(outs, outs))[0]
 
 
 def _label_custom(step: Step, table: UnitTable) -> None:
@@ -69,33 +101,35 @@ def _label_custom(step: Step, table: UnitTable) -> None:
         _add_derivative(step, table)
 
 
+def _tangents(step: Step) -> list[Value]:
+    """The values whose tangents or cotangents a derivative rule takes."""
+    values = step.ins if step.name == "custom_jvp_call" else step.outs
+    return _differentiable(values, values)
+
+
 def _add_derivative(step: Step, table: UnitTable) -> None:
     """Adds the derivative rule of a step, and labels it."""
-    is_jvp = step.name == "custom_jvp_call"
-    rule = step.programs["rule"] = derivative_of(step)
-    extra = _differentiable(step.ins if is_jvp else step.outs)
+    rule = step.programs["rule"] = _derivative_of(step)
     outer, table.is_in_derivative = table.is_in_derivative, True
-    _label(rule, [v.axes for v in (*step.ins, *extra)], table)
+    _label(rule, [v.axes for v in (*step.ins, *_tangents(step))], table)
     table.is_in_derivative = outer
-    outs = [*step.outs, *_differentiable(step.outs)]
-    if not is_jvp:
-        outs = _differentiable(step.ins)
+    outs = _differentiable(step.ins, step.ins)
+    if step.name == "custom_jvp_call":
+        outs = [*step.outs, *_differentiable(step.outs, step.outs)]
     for value, mine in zip(rule.outs, outs, strict=True):
         _join(value.axes, mine.axes, step, table)
 
 
-def _derivative(step: Step, evaluation: Any) -> Program:
+def _derivative(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
     if "rule" not in step.programs:
         _add_derivative(step, evaluation.table)
-    return step.programs["rule"]
+    return evaluation.run(step.programs["rule"], args)
 
 
 def _facts_of_custom(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
-    extra = step.ins if step.name == "custom_jvp_call" else step.outs
     if "rule" in step.programs:
-        liveness.run(
-            step.programs["rule"], [*ins, *(None for _ in _differentiable(extra))]
-        )
+        tangents = map(unknown, _tangents(step))
+        liveness.run(step.programs["rule"], [*ins, *tangents])
     return _facts_of_body(step, ins, liveness)
 
 
@@ -106,15 +140,10 @@ def _custom_jvp(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
 
     @call.defjvp
     def rule(args, tangents):
-        given = [t for t, x in zip(tangents, args, strict=True) if is_differentiable(x)]
-        results = evaluation.run(_derivative(step, evaluation), [*args, *given])
-        outs, found = results[: len(step.outs)], iter(results[len(step.outs) :])
-        return outs, [
-            next(found)
-            if is_differentiable(x)
-            else np.zeros(x.shape, jax.dtypes.float0)
-            for x in outs
-        ]
+        given = [*args, *_differentiable(tangents, args)]
+        results = _derivative(step, given, evaluation)
+        outs, found = results[: len(step.outs)], results[len(step.outs) :]
+        return outs, _with_zeros(found, outs)
 
     return call(*args)
 
@@ -124,15 +153,12 @@ def _custom_vjp(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
     def call(*args):
         return evaluation.run(step.programs["body"], args)
 
-    def forward(*args):
-        return call(*args), args
-
     def backward(args, cotangents):
-        given = _differentiable(cotangents)
-        found = iter(evaluation.run(_derivative(step, evaluation), [*args, *given]))
-        return tuple(next(found) if is_differentiable(x) else None for x in args)
+        given = [*args, *_differentiable(cotangents, cotangents)]
+        found = _derivative(step, given, evaluation)
+        return tuple(_with_zeros(found, args))
 
-    call.defvjp(forward, backward)
+    call.defvjp(lambda *args: (call(*args), args), backward)
     return call(*args)
 
 
@@ -151,14 +177,7 @@ def _label_cond(step: Step, table: UnitTable) -> None:
 
 def _facts_of_cond(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
     branches = [liveness.run(program, ins[1:]) for program in step.programs.values()]
-    return [_common(*x) for x in zip(*branches, strict=True)]
-
-
-def _common(*facts: Any) -> Any:
-    found = facts[0]
-    for other in facts[1:]:
-        found = found.and_in(other)
-    return found
+    return [either(*x) for x in zip(*branches, strict=True)]
 
 
 def _cond(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
@@ -209,8 +228,9 @@ def _facts_of_while(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
 def _until_stable(body: Callable[[list], list], carry: list) -> list:
     """What is known about a carry in every iteration, given what is known initially."""
     while True:
-        after = [a.and_in(b) for a, b in zip(carry, body(carry), strict=True)]
-        if all(a.same_as(b) for a, b in zip(carry, after, strict=True)):
+        after = [either(a, b) for a, b in zip(carry, body(carry), strict=True)]
+        alongs = zip(sum(carry, ()), sum(after, ()), strict=True)
+        if all((a.known == b.known).all() for a, b in alongs):
             return carry
         carry = after
 
@@ -248,7 +268,7 @@ def _label_scan(step: Step, table: UnitTable) -> None:
 
 def _facts_of_scan(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
     consts, carry, xs = _parts_of_scan(step, ins)
-    xs = [fact.of_slices() for fact in xs]
+    xs = [fact[1:] for fact in xs]
     results: list[Any] = []
 
     def body(carry):
@@ -257,8 +277,10 @@ def _facts_of_scan(step: Step, ins: list[Any], liveness: Any) -> list[Any]:
 
     carry = _until_stable(body, carry)
     liveness.known[step] = [*consts, *carry]
-    length = step.params["length"]
-    return [*carry, *(fact.of_stack(length) for fact in results[len(carry) :])]
+    return [
+        *carry,
+        *(make_fact([UNKNOWN, *x[:-1]], x[-1]) for x in results[len(carry) :]),
+    ]
 
 
 def _scan(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
@@ -274,31 +296,21 @@ def _scan(step: Step, args: Sequence[Any], evaluation: Any) -> list[Any]:
     return [*carry, *ys]
 
 
-LABELS = {
-    "remat2": _label_body,
-    "checkpoint": _label_body,
-    "custom_jvp_call": _label_custom,
-    "custom_vjp_call": _label_custom,
-    "cond": _label_cond,
-    "while": _label_while,
-    "scan": _label_scan,
+class Call(NamedTuple):
+    """How a primitive with inner functions is labelled, known and evaluated."""
+
+    label: Callable
+    facts: Callable
+    run: Callable
+
+
+CALLS = {
+    "remat2": Call(_label_body, _facts_of_body, _remat),
+    "checkpoint": Call(_label_body, _facts_of_body, _remat),
+    "custom_jvp_call": Call(_label_custom, _facts_of_custom, _custom_jvp),
+    "custom_vjp_call": Call(_label_custom, _facts_of_custom, _custom_vjp),
+    "cond": Call(_label_cond, _facts_of_cond, _cond),
+    "while": Call(_label_while, _facts_of_while, _while),
+    "scan": Call(_label_scan, _facts_of_scan, _scan),
 }
-FACTS = {
-    "remat2": _facts_of_body,
-    "checkpoint": _facts_of_body,
-    "custom_jvp_call": _facts_of_custom,
-    "custom_vjp_call": _facts_of_custom,
-    "cond": _facts_of_cond,
-    "while": _facts_of_while,
-    "scan": _facts_of_scan,
-}
-EVALUATE = {
-    "remat2": _remat,
-    "checkpoint": _remat,
-    "custom_jvp_call": _custom_jvp,
-    "custom_vjp_call": _custom_vjp,
-    "cond": _cond,
-    "while": _while,
-    "scan": _scan,
-}
-rules.RULES.update({name: Rule(label) for name, label in LABELS.items()})
+rules.RULES.update({name: Rule(call.label) for name, call in CALLS.items()})

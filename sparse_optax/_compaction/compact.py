@@ -150,7 +150,9 @@ def _not_removed(
         if np.prod(value.shape) == max(value.shape, default=1):
             continue  # a vector has no slices
         for axis, mask in enumerate(evaluation.masks(value)):
-            stays = fact.zero(axis) & (True if mask is None else mask)
+            stays = fact[axis].spread(value.shape[axis]).zero & (
+                True if mask is None else mask
+            )
             if not stays.any():
                 continue
             units = value.axes[axis]

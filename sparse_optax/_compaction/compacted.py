@@ -13,15 +13,15 @@ from sparse_optax._compaction.analysis import Analysis, analyse
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.leaves import (
     Kept,
-    ShapeMismatch,
     by_name,
     check_shardings,
     expand,
     match_params,
     restore_shape,
+    shape_of_kept,
     shrink,
 )
-from sparse_optax._compaction.sizes import Size, Sizes, total
+from sparse_optax._compaction.sizes import Size, Sizes, add_up
 
 _STATE = {"params", "kept", "shapes"}
 
@@ -136,9 +136,9 @@ class Compacted:
 
         Leaves that the function does not read may have any size.
         """
-        read = analysis.program.read_values()
+        uses = analysis.program.uses()
         for name, value in zip(analysis.names, analysis.program.ins, strict=False):
-            if value not in read:
+            if not uses[value]:
                 continue
             for axis, mask in enumerate(evaluation.masks(value)):
                 n = self.shapes[name][axis]
@@ -271,15 +271,14 @@ class Compacted:
                     f"{argument} has a leaf {name}, which could belong to any of "
                     f"{owners[name]}."
                 )
-            try:
-                return (
-                    x if others else f(x, self.shapes[owner], self.kept.get(owner, {}))
-                )
-            except ShapeMismatch as error:
+            shape, kept = self.shapes[owner], self.kept.get(owner, {})
+            expected = shape if f is shrink else shape_of_kept(shape, kept)
+            if not others and np.shape(x) != expected:
                 raise ValueError(
-                    f"{argument} has shape {np.shape(x)} at {name}; it must "
-                    f"be {error.args[0]}."
-                ) from None
+                    f"{argument} has shape {np.shape(x)} at {name}; it must be "
+                    f"{expected}."
+                )
+            return x if others else f(x, shape, kept)
 
         mapped = jax.tree_util.tree_map_with_path(apply, unboxed)
         return _trees.rebox(mapped, like=tree)
@@ -287,7 +286,8 @@ class Compacted:
     @property
     def total(self) -> tuple[Size, Size]:
         """The sizes of the network, before and after."""
-        return total(self.layers)
+        before, after = zip((Size(), Size()), *self.layers.values(), strict=True)
+        return add_up(*before), add_up(*after)
 
     def __str__(self) -> str:
         if not self.layers:  # restored
@@ -297,9 +297,7 @@ class Compacted:
         ]
         for layer, (before, after) in [*self.layers.items(), ("total", self.total)]:
             numbers = [
-                f"{getattr(size, field.name):,}"
-                for field in dataclasses.fields(Size)
-                for size in (before, after)
+                f"{n:,}" for pair in zip(before, after, strict=True) for n in pair
             ]
             ratio = ""
             if after.multiplications:

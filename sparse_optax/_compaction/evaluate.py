@@ -41,7 +41,7 @@ class Evaluation:
 
     def shape(self, value: Value) -> tuple:
         """The shape of a value without the removed units."""
-        return small_shape(value, self.masks(value))
+        return small_shape(value.shape, self.masks(value))
 
     def is_whole(self, value: Value) -> bool:
         """Whether nothing is removed from a value."""
@@ -49,7 +49,10 @@ class Evaluation:
 
     def shrink(self, value: Value, array: Any) -> Any:
         """The kept positions of an array."""
-        return take(array, self.masks(value))
+        for axis, mask in enumerate(self.masks(value)):
+            if mask is not None:
+                array = jnp.take(array, np.flatnonzero(mask), axis=axis)
+        return array
 
     def run(self, program: Program, args: Sequence[Any]) -> list[Any]:
         """Computes the results from smaller arguments."""
@@ -71,25 +74,14 @@ class Evaluation:
             values += program.all_values()
         if all(map(self.is_whole, values)):
             return step.bind(args, step.params)
-        if step.name in calls.EVALUATE:
-            return list(calls.EVALUATE[step.name](step, args, self))
+        if step.name in calls.CALLS:
+            return list(calls.CALLS[step.name].run(step, args, self))
         rule = RULES[step.name]
-        if rule.is_whole:
+        if step.is_whole:
             outs = step.bind(args, step.params)
             return [self.shrink(v, x) for v, x in zip(step.outs, outs, strict=True)]
         params = step.params
         if rule.resize is not None:
             ins, outs = ([self.masks(v) for v in vs] for vs in (step.ins, step.outs))
             params = rule.resize(step, ins, outs)
-        results = step.bind(args, params)
-        for axis in step.gathered:
-            results = [take(results[0], self.masks(step.outs[0]), [axis])]
-        return results
-
-
-def take(array: Any, masks: Masks, axes: Sequence[int] | None = None) -> Any:
-    """Takes the positions where masks are True, along all axes or only some."""
-    for axis, mask in enumerate(masks):
-        if mask is not None and (axes is None or axis in axes):
-            array = jnp.take(array, np.flatnonzero(mask), axis=axis)
-    return array
+        return step.bind(args, params)

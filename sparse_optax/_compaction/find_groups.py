@@ -14,7 +14,6 @@ from sparse_optax._compaction.groups import (
     FrozenAxis,
     Member,
 )
-from sparse_optax._compaction.program import Program, Value
 
 
 def channel_groups(
@@ -155,47 +154,27 @@ def _read_axes(found: Analysis) -> set[tuple[str, int]]:
 
     A table that is gathered from writes its features, even if it is read too.
     """
-    leaves = {
-        value: (name, tuple(range(len(value.shape))))
-        for name, value in zip(found.names, found.program.ins, strict=False)
-    }
+    ins = dict(zip(found.program.ins, found.names, strict=False))
+    leaf_of = {value: value for value in ins}  # through moves, into inner programs
     read, gathered = set(), set()
-    for step, axes_of in _follow(found.program, leaves):
+    for step in found.program.all_steps():
         for one in step.sums:
             for value, axis in one.factors:
-                if value in axes_of:
-                    name, axes = axes_of[value]
-                    read.add((name, axes[axis]))
-        if step.name == "gather" and step.ins[0] in axes_of:
-            gathered.add(axes_of[step.ins[0]][0])
+                if value in leaf_of:  # a moved axis is the same object
+                    axes = leaf_of[value].axes
+                    same = [i for i, u in enumerate(axes) if u is value.axes[axis]]
+                    read |= {(ins[leaf_of[value]], i) for i in same}
+        pairs = [
+            pair
+            for inner in step.programs.values()
+            for pair in zip(inner.ins[::-1], step.ins[::-1], strict=False)
+        ]
+        if step.name in ("transpose", "convert_element_type", "copy"):
+            pairs.append((step.outs[0], step.ins[0]))
+        elif step.name == "gather" and step.ins[0] in leaf_of:
+            gathered.add(ins[leaf_of[step.ins[0]]])
+        leaf_of |= {new: leaf_of[old] for new, old in pairs if old in leaf_of}
     return {(name, axis) for name, axis in read if name not in gathered}
-
-
-def _follow(program: Program, axes_of: dict[Value, tuple[str, tuple[int, ...]]]):
-    """Yields each step, with the leaves and their axes that values are made of.
-
-    Leaves are followed through transpositions and casts, and into inner programs; a
-    scan passes one layer of a stacked leaf.
-    """
-    for step in program.steps:
-        yield step, axes_of
-        if step.ins and step.ins[0] in axes_of:
-            name, axes = axes_of[step.ins[0]]
-            if step.name == "transpose":
-                axes_of[step.outs[0]] = (
-                    name,
-                    tuple(axes[i] for i in step.params["permutation"]),
-                )
-            elif step.name in ("convert_element_type", "copy"):
-                axes_of[step.outs[0]] = name, axes
-        for inner in step.programs.values():
-            passed = zip(inner.ins[::-1], step.ins[::-1], strict=False)
-            for value, outer in passed:
-                if outer in axes_of:
-                    name, axes = axes_of[outer]
-                    if value.shape in (outer.shape, outer.shape[1:]):
-                        axes_of[value] = name, axes[len(axes) - len(value.shape) :]
-            yield from _follow(inner, axes_of)
 
 
 def _first_member(
@@ -227,11 +206,10 @@ def _kinds(found: Analysis) -> dict[str, np.ndarray]:
         for one in step.sums:
             if len(one.factors) == 1:
                 kinds["normalized"][table.resolve(one.units)] = True
-        for axis in step.gathered:
-            units = step.outs[0].axes[axis]
-            if units is not None:
-                kinds["input"][table.resolve(units)] = True
-    for value in found.program.ins[len(found.names) :]:
+    flat = [
+        s.outs[0] for s in found.program.steps if s.name == "reshape" and s.is_whole
+    ]
+    for value in (*found.program.ins[len(found.names) :], *flat):
         for units in value.axes:
             if units is not None:
                 kinds["input"][table.resolve(units)] = True

@@ -7,7 +7,6 @@ product, with only additions, casts and moves of axes in between.
 """
 
 import dataclasses
-from collections import Counter
 from typing import Any
 
 import jax.numpy as jnp
@@ -70,10 +69,7 @@ class Fold:
 def find_folds(program: Program, num_params: int) -> dict[Step, Fold]:
     """The products that can be folded, except those in inner programs."""
     params = {value: i for i, value in enumerate(program.ins[:num_params])}
-    uses = Counter(v for step in program.all_steps() for v in step.ins)
-    uses.update(program.outs)
-    for inner in (p for s in program.all_steps() for p in s.programs.values()):
-        uses.update(inner.outs)
+    uses = program.uses()
     readers = {v: step for step in program.steps for v in step.ins}
     writers = {v: step for step in program.steps for v in step.outs}
     folds = {}
@@ -84,17 +80,14 @@ def find_folds(program: Program, num_params: int) -> dict[Step, Fold]:
         x, weights, axis, free = found
         bias = _bias_of(step.outs[0], free, params, uses, readers, writers)
         if bias is not None:
-            own = tuple(
-                axis for axis, _ in sorted(free.items(), key=lambda x: bias[1][x[1]])
-            )
-            folds[step] = Fold(x, params[weights], axis, own, bias[0])
+            folds[step] = Fold(x, params[weights], axis, *bias)
     return folds
 
 
 def _product(step: Step, params: dict[Value, int]) -> Any:
     """The factor x, the weights, the axis that is summed over, and the free axes.
 
-    The free axes are a dict from axes of the weights to axes of the result.
+    The free axes are those of the weights, by the axes of the result.
     """
     if step.name == "dot_general":
         sums, batch = step.params["dimension_numbers"]
@@ -105,7 +98,7 @@ def _product(step: Step, params: dict[Value, int]) -> Any:
         x, weights = step.ins[1 - side], step.ins[side]
         free = [i for i in range(len(weights.shape)) if i != sums[side][0]]
         start = 0 if side == 0 else len(step.outs[0].shape) - len(free)
-        where = {axis: start + i for i, axis in enumerate(free)}
+        where = {start + i: axis for i, axis in enumerate(free)}
         return (x, sums[1 - side][0]), weights, sums[side][0], where
     if step.name == "conv_general_dilated":
         params_of, (x, weights) = step.params, step.ins
@@ -117,73 +110,68 @@ def _product(step: Step, params: dict[Value, int]) -> Any:
         is_inside &= all(n == 1 for n in params_of["lhs_dilation"])
         if weights not in params or not (is_plain and is_inside):
             return None
-        return (x, left[1]), weights, right[1], {right[0]: out[1]}
+        return (x, left[1]), weights, right[1], {out[1]: right[0]}
     return None
 
 
-def _bias_of(value, free, params, uses, readers, writers) -> Any:
-    """Finds the bias that is added to a value, and how their axes correspond.
+def _bias_of(
+    value, free, params, uses, readers, writers
+) -> tuple[tuple[int, ...], int] | None:
+    """Finds the bias that is added to a value.
+
+    Args:
+        free: the axes of the weights, by those of the value.
 
     Returns:
-        The index of the parameter and a dict from axes of the value to axes of the
-        bias, or None. Updates `free` to the axes where the bias is added.
+        The axes of the weights in the order of the bias, and its index.
     """
     while uses[value] == 1 and value in readers:
         step = readers[value]
-        if step.name == "transpose":
-            permutation = list(step.params["permutation"])
-            free.update({k: permutation.index(to) for k, to in free.items()})
-        elif step.name == "reshape" or step.name == "broadcast_in_dim":
-            moved = _moved_axes(step)
-            if any(to not in moved for to in free.values()):
-                return None
-            free.update({k: moved[to] for k, to in free.items()})
-        elif step.name == "add":
+        if step.name == "add":
             (other,) = [v for v in step.ins if v is not value] or [None]
-            bias = _parameter(other, params, uses, writers)
-            if bias is not None and len(other.shape) == len(value.shape):
-                index, along = bias
-                axes = {to: axis for axis, to in along.items()}
-                if set(axes) == set(free.values()):
-                    return index, axes
-        elif not _is_linear(step):
+            bias, axes = _parameter(other, params, uses, writers)
+            same_rank = other is not None and len(other.shape) == len(value.shape)
+            if axes is not None and same_rank and axes.keys() == free.keys():
+                places = sorted(free, key=axes.__getitem__)
+                return tuple(free[axis] for axis in places), bias
+        elif (moved := _moved(free, step)) is not None:
+            free = moved
+        else:
             return None
         value = step.outs[0]
     return None
 
 
-def _parameter(value, params, uses, writers) -> tuple[int, dict[int, int]] | None:
-    """The parameter that is broadcast to a value, and where its axes end up."""
-    steps = []
-    while value is not None and uses[value] == 1 and value not in params:
-        step = writers.get(value)
-        moves = ("reshape", "broadcast_in_dim")
-        if step is None or not (step.name in moves or _is_linear(step)):
-            return None
-        steps.append(step)
-        value = step.ins[0]
-    if value is None or uses[value] != 1 or value not in params:
-        return None
-    along = {axis: axis for axis in range(len(value.shape))}
-    for step in reversed(steps):
-        if not _is_linear(step):
-            moved = _moved_axes(step)
-            if any(to not in moved for to in along.values()):
-                return None
-            along = {axis: moved[to] for axis, to in along.items()}
-    return params[value], along
+def _parameter(value, params, uses, writers) -> tuple[int, dict[int, int] | None]:
+    """The parameter that a value is made of, and its axes by those of the value."""
+    if value is None or uses[value] != 1:
+        return 0, None
+    if value in params:
+        return params[value], {axis: axis for axis in range(len(value.shape))}
+    if value not in writers or not writers[value].ins:
+        return 0, None
+    index, axes = _parameter(writers[value].ins[0], params, uses, writers)
+    return index, None if axes is None else _moved(axes, writers[value])
 
 
-def _moved_axes(step: Step) -> dict[int, int]:
-    """Where the axes that stay whole are after a reshape or a broadcast."""
-    old, new = step.ins[0].shape, step.outs[0].shape
-    if step.name == "broadcast_in_dim":
+def _moved(axes: dict[int, int], step: Step) -> dict[int, int] | None:
+    """Axes after a step, or None if it does not keep them whole, or is not linear."""
+    if _is_linear(step):
+        return axes
+    old, new, moved = step.ins[0].shape, step.outs[0].shape, {}
+    if step.name == "transpose":
+        moved = {i: j for j, i in enumerate(step.params["permutation"])}
+    elif step.name == "broadcast_in_dim":
         pairs = enumerate(step.params["broadcast_dimensions"])
-        return {i: j for i, j in pairs if old[i] == new[j]}
-    moved = {}
-    for ins, outs in reshape_groups(old, new):
-        ins = [i for i in ins if old[i] != 1]
-        outs = [i for i in outs if new[i] != 1]
-        if len(ins) == len(outs) == 1:
-            moved[ins[0]] = outs[0]
-    return moved
+        moved = {i: j for i, j in pairs if old[i] == new[j]}
+    elif step.name == "reshape":
+        for ins, outs in reshape_groups(old, new):
+            ins = [i for i in ins if old[i] != 1]
+            outs = [i for i in outs if new[i] != 1]
+            if len(ins) == len(outs) == 1:
+                moved[ins[0]] = outs[0]
+    else:
+        return None
+    if axes.keys() - moved.keys():
+        return None
+    return {moved[i]: axis for i, axis in axes.items()}

@@ -17,10 +17,6 @@ Indices = dict[int, np.ndarray]  # the kept indices, by axis
 Kept = dict[str, Indices]  # by name of a leaf
 
 
-class ShapeMismatch(Exception):
-    """A leaf has the wrong shape; the argument is the shape that it must have."""
-
-
 def by_name(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their names."""
     with_path = jax.tree_util.tree_leaves_with_path(_trees.unbox(tree))
@@ -91,20 +87,13 @@ def shape_of_kept(shape: tuple, kept: Indices) -> tuple:
     return tuple(sizes.get(axis, n) for axis, n in enumerate(shape))
 
 
-def _check_shape(x: Any, shape: tuple) -> None:
-    if np.shape(x) != shape:
-        raise ShapeMismatch(shape)
-
-
 def restore_shape(x: Any, shape: tuple, kept: Indices) -> jax.ShapeDtypeStruct:
     """The original shape of a leaf."""
-    _check_shape(x, shape_of_kept(shape, kept))
     return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
 def shrink(x: Any, shape: tuple, kept: Indices) -> Any:
     """Takes the kept indices of a leaf."""
-    _check_shape(x, shape)
     if not kept:
         return x
     # An array on one device is indexed on the host: compiling a program for each shape
@@ -126,7 +115,6 @@ def shrink(x: Any, shape: tuple, kept: Indices) -> Any:
 
 def expand(x: Any, shape: tuple, kept: Indices) -> Any:
     """Puts zeros where a leaf was shrunk."""
-    _check_shape(x, shape_of_kept(shape, kept))
     for axis, indices in kept.items():
         put = functools.partial(_put, axis=axis, size=shape[axis])
         if indices.ndim == 2:

@@ -45,12 +45,9 @@ class Liveness:
         self.readers = np.zeros(table.size, np.int32)
         self.names = [""]
 
-    def run(self, program: Program, ins: Sequence[Fact | None]) -> list[Fact]:
+    def run(self, program: Program, ins: Sequence[Fact]) -> list[Fact]:
         """Returns facts about the results, given facts about the arguments."""
-        facts = {
-            value: unknown(value) if fact is None else fact
-            for value, fact in zip(program.ins, ins, strict=True)
-        }
+        facts = dict(zip(program.ins, ins, strict=True))
 
         def fact_of(value: Value) -> Fact:
             if value not in facts:  # a literal, or a closed-over array
@@ -64,8 +61,8 @@ class Liveness:
 
         for step in program.steps:
             known = [fact_of(value) for value in step.ins]
-            if step.name in calls.FACTS:
-                outs = calls.FACTS[step.name](step, known, self)
+            if step.name in calls.CALLS:
+                outs = calls.CALLS[step.name].facts(step, known, self)
             else:
                 rule = RULES.get(step.name)
                 if rule is None or rule.facts is None:
@@ -76,7 +73,8 @@ class Liveness:
             for one in step.sums:
                 zero = np.zeros(len(one.units), bool)
                 for value, axis in one.factors:
-                    zero |= facts[value].zero(axis).reshape(-1, len(zero)).all(axis=0)
+                    its = facts[value][axis].spread(value.shape[axis]).zero
+                    zero |= its.reshape(-1, len(zero)).all(axis=0)
                 if step in self.folds:
                     zero |= self._find_constants(step, facts, zero)
                 if not zero.all():
@@ -92,12 +90,12 @@ class Liveness:
     ) -> np.ndarray:
         """Which units of a product have constant terms that can be folded."""
         value, axis = self.folds[step].x
-        along = facts[value].along(axis)
-        if along is None or np.iscomplexobj(along.number):
+        along = facts[value][axis]
+        if np.iscomplexobj(along.number):
             return np.zeros(len(zero), bool)
         units = self.table.resolve(step.sums[0].units)
         constant = along.known & np.isfinite(along.number.astype(np.float64))
-        constant &= self.pruned[units].any(axis=1)
+        constant = constant & self.pruned[units].any(axis=1)
         self.constants[step] = np.where(constant & ~zero, along.number, 0)
         return constant
 
@@ -144,7 +142,7 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
     in_params[0] = False
     removed, protected = np.zeros((2, table.size), bool)
     axes = distinct_axes(program, table)
-    inputs = [None] * (len(program.ins) - len(leaves))
+    inputs = [unknown(value) for value in program.ins[len(leaves) :]]
     leaves, folded = list(leaves), {}
     folds = find_folds(program, len(leaves))
     while True:
@@ -155,10 +153,10 @@ def unread(program: Program, leaves: Sequence[Any], table: UnitTable) -> Unread:
             for value, leaf, of_leaf in zip(values, leaves, units, strict=True)
         ]
         pruned = np.zeros(table.size, bool)
-        for of_leaf, fact in zip(units, facts, strict=True):
+        for value, of_leaf, fact in zip(values, units, facts, strict=True):
             for axis, one in enumerate(of_leaf):
-                if one is not None and max(fact.shape) < math.prod(fact.shape):
-                    pruned[one[fact.zero(axis)]] = True
+                if one is not None and max(value.shape) < math.prod(value.shape):
+                    pruned[one[fact[axis].spread(len(one)).zero]] = True
         liveness = Liveness(table, folds, pruned)
         liveness.run(program, [*facts, *inputs])
         found = removed | (in_params & (liveness.readers == 0) & ~protected)

@@ -4,26 +4,17 @@ Their results do not have whole axes of the arguments, so wirings cannot describ
 Their parameters include sizes, which change when units are removed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sparse_optax._compaction.labels import FROZEN, freeze_all
-from sparse_optax._compaction.program import Step, Value
+from sparse_optax._compaction.program import Step
 from sparse_optax._compaction.units import UnitTable
 
 Masks = list[np.ndarray | None]  # for each axis, which positions are kept
 ALL = "all"  # all positions of an axis, in order
-
-
-def squeeze(step: Step, table: UnitTable) -> None:
-    """Freezes the axes of size 1 that are dropped."""
-    (x,), (y,) = step.ins, step.outs
-    gone = [i % len(x.shape) for i in step.params["dimensions"]]
-    for i in gone:
-        table.freeze(x.axes[i], "chosen by a fixed index")
-    y.axes = [units for i, units in enumerate(x.axes) if i not in gone]
 
 
 def reshape(step: Step, table: UnitTable) -> None:
@@ -50,9 +41,9 @@ def reshape(step: Step, table: UnitTable) -> None:
         elif x.is_input and len(ins) > 1 and len(outs) == 1:
             # Such as an image that is flattened. Each position has its own unit, rather
             # than whole rows and columns: inputs can be indexed anywhere.
-            for one in units:
+            for one in x.axes:  # it is flattened whole, and then indexed
                 table.freeze(one, "indexed where it is flattened")
-            step.gathered += outs
+            step.is_whole = True
             out.axes.append(table.new(*sizes))
         else:
             merged = table.merge(units, [x.shape[i] for i in ins])
@@ -173,11 +164,11 @@ def take_positions(units: np.ndarray, positions: np.ndarray) -> np.ndarray:
 # Parameters for smaller arrays.
 
 
-def small_shape(value: Value, masks: Masks) -> tuple:
-    """The shape of a value without the removed units."""
+def small_shape(shape: Sequence[Any], masks: Masks) -> tuple:
+    """A shape without the removed units."""
     return tuple(
         n if mask is None else int(mask.sum())
-        for n, mask in zip(value.shape, masks, strict=True)
+        for n, mask in zip(shape, masks, strict=True)
     )
 
 
@@ -185,44 +176,32 @@ def resize_to(name: str) -> Callable[[Step, list[Masks], list[Masks]], dict[str,
     """Sets a parameter to the smaller shape of the result."""
 
     def resize(step, ins, outs):
-        return step.params | {name: small_shape(step.outs[0], outs[0])}
+        return step.params | {name: small_shape(step.outs[0].shape, outs[0])}
 
     return resize
 
 
-def resize_reshape(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
-    """Sets the smaller shape of the result, before it is indexed."""
-    masks = [None if i in step.gathered else m for i, m in enumerate(outs[0])]
-    return step.params | {"new_sizes": small_shape(step.outs[0], masks)}
-
-
 def resize_slice(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
     """Counts starts and limits in kept positions."""
-    start, limit = (
-        list(step.params["start_indices"]),
-        list(step.params["limit_indices"]),
-    )
-    for axis, mask in enumerate(ins[0]):
-        if mask is not None:
-            start[axis], limit[axis] = (
-                int(mask[: x[axis]].sum()) for x in (start, limit)
-            )
-    return step.params | {"start_indices": tuple(start), "limit_indices": tuple(limit)}
+    return step.params | {
+        name: tuple(
+            n if mask is None else int(mask[:n].sum())
+            for n, mask in zip(step.params[name], ins[0], strict=True)
+        )
+        for name in ("start_indices", "limit_indices")
+    }
 
 
 def resize_split(step: Step, ins: list[Masks], outs: list[Masks]) -> dict[str, Any]:
     """Sets the smaller sizes of the parts."""
     axis = step.params["axis"]
-    sizes = tuple(small_shape(v, m)[axis] for v, m in zip(step.outs, outs, strict=True))
-    return step.params | {"sizes": sizes}
+    shapes = (small_shape(v.shape, m) for v, m in zip(step.outs, outs, strict=True))
+    return step.params | {"sizes": tuple(shape[axis] for shape in shapes)}
 
 
 def resize_slice_sizes(
     step: Step, ins: list[Masks], outs: list[Masks]
 ) -> dict[str, Any]:
     """Sets the smaller sizes of the slices."""
-    sizes = tuple(
-        n if mask is None else int(mask.sum())
-        for n, mask in zip(step.params["slice_sizes"], ins[0], strict=True)
-    )
+    sizes = small_shape(step.params["slice_sizes"], ins[0])
     return step.params | {"slice_sizes": sizes}

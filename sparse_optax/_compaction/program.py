@@ -8,11 +8,11 @@ Only this module uses interfaces of JAX that are not public.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core
 
 from sparse_optax._compaction.units import AxisUnits, Units
@@ -70,7 +70,7 @@ class Step:
             when needed, because it may call its own function.
         sums: the axes that it sums over.
         wiring: the symbols of its axes, if its rule is a wiring.
-        gathered: the axes of its result that are indexed after the step.
+        is_whole: whether its results are computed at full size and then indexed.
         has_effects: whether it has side effects.
     """
 
@@ -81,7 +81,7 @@ class Step:
     programs: dict[str, "Program"] = dataclasses.field(default_factory=dict)
     sums: list[Sum] = dataclasses.field(default_factory=list)
     wiring: Any = None
-    gathered: list[int] = dataclasses.field(default_factory=list)
+    is_whole: bool = False
     has_effects: bool = False
 
     @property
@@ -90,7 +90,11 @@ class Step:
 
     def bind(self, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
         """Applies the primitive."""
-        return _bind(self.primitive, args, params)
+        functions, params = (), self.primitive.get_bind_params(params)
+        if isinstance(params, tuple):  # before jax 0.10
+            functions, params = params
+        outs = self.primitive.bind(*functions, *args, **params)
+        return list(outs) if self.primitive.multiple_results else [outs]
 
 
 @dataclasses.dataclass(eq=False)
@@ -101,13 +105,11 @@ class Program:
         ins: its arguments.
         steps: what it computes, in order.
         outs: its results.
-        constants: the arrays that it closes over.
     """
 
     ins: list[Value]
     steps: list[Step]
     outs: list[Value]
-    constants: list[Value]
 
     def all_steps(self) -> list[Step]:
         """All steps, including those of inner programs."""
@@ -119,14 +121,19 @@ class Program:
         ]
         return self.steps + inner
 
-    def read_values(self) -> set[Value]:
-        """The values that a step reads, and the results."""
-        return {*self.outs, *(value for step in self.steps for value in step.ins)}
+    def uses(self) -> Counter[Value]:
+        """How often each value is read by a step or is a result."""
+        steps = self.all_steps()
+        inner = [p for step in steps for p in step.programs.values()]
+        return Counter(
+            [v for step in steps for v in step.ins]
+            + [v for program in (self, *inner) for v in program.outs]
+        )
 
     def all_values(self) -> list[Value]:
         """Every value of this program and of inner programs."""
         programs = [self, *(p for s in self.all_steps() for p in s.programs.values())]
-        values = [v for p in programs for v in (*p.ins, *p.constants)]
+        values = [v for p in programs for v in p.ins]
         values += [v for step in self.all_steps() for v in (*step.ins, *step.outs)]
         return list(dict.fromkeys(values))
 
@@ -143,25 +150,23 @@ def read(closed: Any) -> Program:
     if isinstance(closed, core.ClosedJaxpr):
         jaxpr, constants = closed.jaxpr, closed.consts
     ins = [_value(var) for var in jaxpr.invars]
-    program = Program(ins, [], [], [])
-    program.outs = _read(jaxpr, constants, ins, program)
-    live, steps = set(program.outs), []
-    for step in reversed(program.steps):  # without unused steps
+    read: list[Step] = []
+    outs = _read(jaxpr, constants, ins, read)
+    live, steps = set(outs), []
+    for step in reversed(read):  # without unused steps
         if step.has_effects or any(value in live for value in step.outs):
             steps.append(step)
             live.update(step.ins)
-    program.steps = steps[::-1]
-    return program
+    return Program(ins, steps[::-1], outs)
 
 
 def _read(
-    jaxpr: Any, constants: Any, ins: list[Value], program: Program
+    jaxpr: Any, constants: Any, ins: list[Value], steps: list[Step]
 ) -> list[Value]:
-    """Adds the equations of a jaxpr to a program, and returns the results."""
+    """Adds the equations of a jaxpr to `steps`, and returns the results."""
     values = dict(zip(jaxpr.invars, ins, strict=True))
     for var, constant in zip(jaxpr.constvars, constants, strict=True):
         values[var] = dataclasses.replace(_value(var), constant=constant)
-        program.constants.append(values[var])
 
     def read_atom(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
@@ -173,16 +178,14 @@ def _read(
         name = eqn.primitive.name
         if name in _INLINED:
             inner = eqn.params[_INLINED[name]]
-            outs = _read(inner.jaxpr, inner.consts, ins, program)
+            outs = _read(inner.jaxpr, inner.consts, ins, steps)
         else:
             outs = [_value(var) for var in eqn.outvars]
-            programs = _inner_programs(eqn)
-            program.steps.append(
-                Step(
-                    *(eqn.primitive, dict(eqn.params), ins, outs, programs),
-                    has_effects=bool(eqn.effects),
-                )
+            step = Step(
+                eqn.primitive, dict(eqn.params), ins, outs, _inner_programs(eqn)
             )
+            step.has_effects = bool(eqn.effects)
+            steps.append(step)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read_atom(atom) for atom in jaxpr.outvars]
 
@@ -205,62 +208,3 @@ def _inner_programs(eqn: Any) -> dict[str, Program]:
     if name in ("custom_jvp_call", "custom_vjp_call"):
         return {"body": read(params["call_jaxpr"])}
     return {}
-
-
-def derivative_of(step: Step) -> Program:
-    """The custom JVP or VJP rule of a step, as a program."""
-    args = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in step.ins]
-    make = _jvp if step.name == "custom_jvp_call" else _vjp
-    return read(make(lambda *args: step.bind(args, step.params), args))
-
-
-def is_differentiable(x: Any) -> bool:
-    """Whether an argument or a result has a tangent."""
-    return jax.numpy.issubdtype(x.dtype, np.inexact)
-
-
-def _jvp(call: Callable, avals: list[Any]) -> Any:
-    """The custom JVP rule of `call`, as a jaxpr of arguments and tangents."""
-
-    def rule(args, tangents):
-        given = iter(tangents)
-        tangents = [
-            next(given)
-            if is_differentiable(x)
-            else np.zeros(x.shape, jax.dtypes.float0)
-            for x in args
-        ]
-        outs, out_tangents = jax.jvp(call, args, tangents)
-        return outs, [t for t in out_tangents if t.dtype != jax.dtypes.float0]
-
-    return jax.make_jaxpr(rule)(avals, list(filter(is_differentiable, avals)))
-
-
-def _vjp(call: Callable, avals: list[Any]) -> Any:
-    """The custom VJP rule of `call`, as a jaxpr of arguments and cotangents."""
-
-    def rule(args, cotangents):
-        given = iter(cotangents)
-        outs, pull_back = jax.vjp(call, *args)
-        cotangents = [
-            next(given)
-            if is_differentiable(x)
-            else np.zeros(x.shape, jax.dtypes.float0)
-            for x in outs
-        ]
-        return [
-            g
-            for g, x in zip(pull_back(cotangents), args, strict=True)
-            if is_differentiable(x)
-        ]
-
-    outs = jax.eval_shape(call, *avals)
-    return jax.make_jaxpr(rule)(avals, list(filter(is_differentiable, outs)))
-
-
-def _bind(primitive: Any, args: Sequence[Any], params: dict[str, Any]) -> list[Any]:
-    functions, params = (), primitive.get_bind_params(params)
-    if isinstance(params, tuple):  # before jax 0.10
-        functions, params = params
-    outs = primitive.bind(*functions, *args, **params)
-    return list(outs) if primitive.multiple_results else [outs]

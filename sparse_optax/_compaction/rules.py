@@ -7,7 +7,7 @@ removed along the axes of its results.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sparse_optax._compaction import facts_of, moves, wirings
+from sparse_optax._compaction import facts, labels, moves
 from sparse_optax._compaction.facts import Fact
 from sparse_optax._compaction.labels import Wiring, connect, freeze_all, new_axes
 from sparse_optax._compaction.moves import Masks
@@ -26,22 +26,18 @@ class Rule(NamedTuple):
         facts: returns facts about the results, given facts about the arguments; None if
             nothing is known.
         resize: returns the parameters for smaller arrays, given the kept positions.
-        is_whole: whether results are computed at full size and then indexed.
     """
 
     label: Callable[[Step, UnitTable], None]
     facts: Facts | None = None
     resize: Resize | None = None
-    is_whole: bool = False
 
 
 def label(program: Program, table: UnitTable) -> None:
     """Sets the axes of all values, given those of the arguments of the program."""
-    for constant in program.constants:
-        constant.axes = new_axes(constant, table)
     for step in program.steps:
         for value in step.ins:
-            if len(value.axes) != len(value.shape):  # a literal
+            if len(value.axes) != len(value.shape):  # a constant
                 value.axes = new_axes(value, table)
         if step.name in RULES:
             RULES[step.name].label(step, table)
@@ -57,7 +53,7 @@ def label(program: Program, table: UnitTable) -> None:
 
 def wired(
     wire: Callable[[Step], Wiring],
-    facts: Facts | None = None,
+    facts_of: Facts | None = None,
     resize: Resize | None = None,
     *,
     sums: bool = False,
@@ -67,7 +63,7 @@ def wired(
     def label_step(step, table):
         connect(step, table, wire(step), sums=sums)
 
-    return Rule(label_step, facts, resize)
+    return Rule(label_step, facts_of, resize)
 
 
 def _convolution(step: Step, table: UnitTable) -> None:
@@ -105,14 +101,10 @@ def _resize_convolution(
     step: Step, ins: list[Masks], outs: list[Masks]
 ) -> dict[str, Any]:
     left, right, _ = step.params["dimension_numbers"]
-    n, n_in = (
-        value.shape[axis] if mask is None else int(mask.sum())
-        for value, axis, mask in (
-            (step.ins[0], left[1], ins[0][left[1]]),
-            (step.ins[1], right[1], ins[1][right[1]]),
-        )
+    x, kernel = (
+        moves.small_shape(v.shape, m) for v, m in zip(step.ins, ins, strict=True)
     )
-    return step.params | {"feature_group_count": n // n_in}
+    return step.params | {"feature_group_count": x[left[1]] // kernel[right[1]]}
 
 
 def _made(step: Step, table: UnitTable) -> None:
@@ -120,6 +112,7 @@ def _made(step: Step, table: UnitTable) -> None:
     freeze_all(step, table, f"fixed by {step.name}")
     for value in step.outs:
         value.axes = new_axes(value, table)
+    step.is_whole = True
 
 
 _ELEMENTWISE = """
@@ -133,54 +126,52 @@ tan tanh xor
 """.split()  # noqa: SIM905
 
 RULES: dict[str, Rule] = {
-    **{name: wired(wirings.elementwise, facts_of.elementwise) for name in _ELEMENTWISE},
-    "optimization_barrier": wired(wirings.one_by_one, facts_of.one_by_one),
-    "bitcast_convert_type": wired(wirings.bitcast),
-    "reduce_sum": wired(wirings.without("axes"), facts_of.passes_zeros, sums=True),
+    **{name: wired(labels.elementwise, facts.elementwise) for name in _ELEMENTWISE},
+    "optimization_barrier": wired(labels.one_by_one, facts.one_by_one),
+    "bitcast_convert_type": wired(labels.bitcast),
+    "reduce_sum": wired(labels.without("axes"), facts.passes_zeros, sums=True),
     **{
-        name: wired(wirings.without("axes"), facts_of.passes)
+        name: wired(labels.without("axes"), facts.passes)
         for name in ("reduce_max", "reduce_min", "reduce_and", "reduce_or")
     },
     **{
-        name: wired(wirings.without("axes"))
+        name: wired(labels.without("axes"))
         for name in ("reduce_prod", "argmax", "argmin")
     },
-    "dot_general": wired(wirings.dot_general, facts_of.product, sums=True),
-    "conv_general_dilated": Rule(
-        _convolution, facts_of.convolution, _resize_convolution
-    ),
+    "dot_general": wired(labels.dot_general, facts.product, sums=True),
+    "conv_general_dilated": Rule(_convolution, facts.convolution, _resize_convolution),
     **{
-        name: wired(wirings.window, facts_of.passes_zeros)
+        name: wired(labels.window, facts.passes_zeros)
         for name in ("reduce_window_sum", "reduce_window_max", "reduce_window_min")
     },
     **{
-        name: wired(wirings.along("axis"), facts_of.passes_zeros)
+        name: wired(labels.along("axis"), facts.passes_zeros)
         for name in ("cumsum", "cumprod", "cummax", "cummin")
     },
-    "cumlogsumexp": wired(wirings.along("axis")),
-    "sort": wired(wirings.along("dimension")),
-    "top_k": wired(wirings.along("axis")),
-    "transpose": wired(wirings.transpose, facts_of.passes),
+    "cumlogsumexp": wired(labels.along("axis")),
+    "sort": wired(labels.along("dimension")),
+    "top_k": wired(labels.along("axis")),
+    "transpose": wired(labels.transpose, facts.passes),
     "broadcast_in_dim": wired(
-        wirings.broadcast_in_dim, facts_of.passes, moves.resize_to("shape")
+        labels.broadcast_in_dim, facts.passes, moves.resize_to("shape")
     ),
-    "stack": wired(wirings.stack, facts_of.all_equal),
-    "unstack": wired(wirings.unstack, facts_of.passes),
-    "squeeze": Rule(moves.squeeze, facts_of.squeeze),
-    "reshape": Rule(moves.reshape, facts_of.reshape, moves.resize_reshape),
-    "concatenate": Rule(moves.concatenate, facts_of.concatenate),
-    "slice": Rule(moves.moved, facts_of.moved, moves.resize_slice),
-    "split": Rule(moves.moved, facts_of.moved, moves.resize_split),
-    "rev": Rule(moves.moved, facts_of.moved),
-    "tile": Rule(moves.moved, facts_of.moved),
-    "pad": Rule(moves.moved, facts_of.moved),
-    "gather": wired(wirings.gather, facts_of.passes_zeros, moves.resize_slice_sizes),
-    "scatter": wired(wirings.scatter, facts_of.all_equal),
-    "scatter-add": wired(wirings.scatter, facts_of.all_zero),
+    "stack": wired(labels.stack, facts.all_equal),
+    "unstack": wired(labels.unstack, facts.passes),
+    "squeeze": wired(labels.without("dimensions"), facts.passes),
+    "reshape": Rule(moves.reshape, facts.reshape, moves.resize_to("new_sizes")),
+    "concatenate": Rule(moves.concatenate, facts.concatenate),
+    "slice": Rule(moves.moved, facts.moved, moves.resize_slice),
+    "split": Rule(moves.moved, facts.moved, moves.resize_split),
+    "rev": Rule(moves.moved, facts.moved),
+    "tile": Rule(moves.moved, facts.moved),
+    "pad": Rule(moves.moved, facts.moved),
+    "gather": wired(labels.gather, facts.passes_zeros, moves.resize_slice_sizes),
+    "scatter": wired(labels.scatter, facts.scattered),
+    "scatter-add": wired(labels.scatter, facts.added),
     "dynamic_slice": wired(
-        wirings.dynamic_slice, facts_of.passes, moves.resize_slice_sizes
+        labels.dynamic_slice, facts.passes, moves.resize_slice_sizes
     ),
-    "dynamic_update_slice": wired(wirings.dynamic_update_slice, facts_of.all_equal),
-    "iota": Rule(_made, is_whole=True),
-    "random_bits": Rule(_made, is_whole=True),
+    "dynamic_update_slice": wired(labels.dynamic_update_slice, facts.written),
+    "iota": Rule(_made),
+    "random_bits": Rule(_made),
 }

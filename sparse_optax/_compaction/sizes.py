@@ -1,8 +1,8 @@
 """How many weights and multiplications a network has, by layer, before and after."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from sparse_optax._compaction.evaluate import Evaluation
 from sparse_optax._compaction.program import Program, Step
@@ -10,8 +10,7 @@ from sparse_optax._compaction.program import Program, Step
 _NO_LAYER = "(products of activations)"
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """The size of a layer.
 
     Attributes:
@@ -23,13 +22,6 @@ class Size:
     weights: int = 0
     num_bytes: int = 0
     multiplications: int = 0
-
-    def __add__(self, other: "Size") -> "Size":
-        return Size(
-            self.weights + other.weights,
-            self.num_bytes + other.num_bytes,
-            self.multiplications + other.multiplications,
-        )
 
 
 Sizes = dict[str, tuple[Size, Size]]  # before and after, by layer
@@ -43,7 +35,7 @@ def layer_sizes(
 
     def add(layer: str, before: Size, after: Size) -> None:
         old = sizes.get(layer, (Size(), Size()))
-        sizes[layer] = old[0] + before, old[1] + after
+        sizes[layer] = add_up(old[0], before), add_up(old[1], after)
 
     for name, value in zip(names, program.ins, strict=False):
         width = getattr(value.dtype, "itemsize", 0)
@@ -54,12 +46,8 @@ def layer_sizes(
     return sizes
 
 
-def total(sizes: Sizes) -> tuple[Size, Size]:
-    """The sum over the layers."""
-    before, after = Size(), Size()
-    for old, new in sizes.values():
-        before, after = before + old, after + new
-    return before, after
+def add_up(*sizes: Size) -> Size:
+    return Size(*map(sum, zip(*sizes, strict=True)))
 
 
 def _layer(name: str) -> str:

@@ -17,7 +17,6 @@ from sparse_optax._compaction.facts import fact_of_array, unknown
 from sparse_optax._compaction.find_groups import find_groups
 from sparse_optax._compaction.liveness import Liveness, Unread
 from sparse_optax._compaction.program import Step, Value
-from sparse_optax._compaction.rules import RULES
 from sparse_optax._compaction.units import UnitTable
 
 Order = dict[int, np.ndarray]  # the unit of each layer, by that of the first
@@ -50,18 +49,12 @@ def _remove_from_scan(
     analysis: Analysis, found: Unread, step: Step, round_to: int
 ) -> Order:
     """Removes equally many units from each layer of a scan."""
-    num_leaves = len(analysis.names)
-    leaves = {v: i for i, v in enumerate(analysis.program.ins[:num_leaves])}
-    uses = Counter(v for other in analysis.program.all_steps() for v in other.ins)
-    uses.update(analysis.program.outs)
+    leaves = {v: i for i, v in enumerate(analysis.program.ins[: len(analysis.names)])}
+    uses, inner = analysis.program.uses(), step.programs["body"].ins
     start = step.params["num_consts"] + step.params["num_carry"]
-    stacked = [
-        leaves[v] if v in leaves and uses[v] == 1 else None for v in step.ins[start:]
-    ]
-    only_here = {
-        v for v, i in zip(step.ins[start:], stacked, strict=True) if i is not None
-    }
-    local = _local_units(analysis, step, only_here)
+    pairs = list(zip(inner, step.ins, strict=True))[start:]
+    stacked = {x: leaves[v] for x, v in pairs if v in leaves and uses[v] == 1}
+    local = _local_units(analysis, step, {v for x, v in pairs if x in stacked})
     dead = [
         _dead_in_layer(analysis.table, found, step, stacked, local, layer)
         for layer in range(step.params["length"])
@@ -87,30 +80,17 @@ def _remove_from_scan(
 
 def _are_alike(table: UnitTable, step: Step, units: np.ndarray) -> bool:
     """Whether the body of a scan treats all of these units alike."""
-    is_one = np.zeros(table.size, bool)
-    is_one[units] = True
-
-    def num_units(value: Value, axis: int) -> int:
-        axis_units = value.axes[axis]
-        if axis_units is None:
-            return 0
-        found = np.unique(table.resolve(axis_units))
-        return int(is_one[found].sum())
-
     body = step.programs["body"]
-    constants = [value for value in body.all_values() if value.constant is not None]
-    if any(num_units(v, axis) for v in constants for axis in range(len(v.axes))):
-        return False
-    for inner in body.all_steps():
-        rule = RULES.get(inner.name)
-        makes_positions = rule is not None and rule.is_whole
-        for value in inner.outs:
-            for axis in range(len(value.axes)):
-                number = num_units(value, axis)
-                is_cut = inner.name in ("slice", "split") and number < len(units)
-                if number and (makes_positions or is_cut):
-                    return False
-    return True
+    steps = body.all_steps()
+    made = [value for value in body.all_values() if value.constant is not None]
+    made += [value for s in steps if s.is_whole for value in s.outs]
+    cut = [v for s in steps if s.name in ("slice", "split") for v in s.outs]
+
+    def counts(values: list[Value]) -> list[int]:
+        axes = (u for value in values for u in value.axes if u is not None)
+        return [int(np.isin(units, table.resolve(u)).sum()) for u in axes]
+
+    return not any(counts(made)) and not any(0 < n < len(units) for n in counts(cut))
 
 
 def _local_units(analysis: Analysis, step: Step, stacked: set[Value]) -> np.ndarray:
@@ -131,7 +111,7 @@ def _dead_in_layer(
     table: UnitTable,
     found: Unread,
     step: Step,
-    stacked: list[int | None],
+    stacked: dict[Value, int],
     local: np.ndarray,
     layer: int,
 ) -> np.ndarray:
@@ -139,15 +119,15 @@ def _dead_in_layer(
     body = step.programs["body"]
     removed = found.removed.copy()
     before = found.liveness.known[step]
-    values = body.ins[len(before) :]
     while True:
         facts = [
-            unknown(value)
-            if leaf is None
-            else fact_of_array(
-                found.leaves[leaf][layer], [table.kept(u, removed) for u in value.axes]
+            fact_of_array(
+                found.leaves[stacked[value]][layer],
+                [table.kept(u, removed) for u in value.axes],
             )
-            for leaf, value in zip(stacked, values, strict=True)
+            if value in stacked
+            else unknown(value)
+            for value in body.ins[len(before) :]
         ]
         liveness = Liveness(table, {}, np.zeros(table.size, bool))
         liveness.run(body, [*before, *facts])

@@ -103,13 +103,9 @@ class UnitTable:
                 self._bind(a[:, 0], b, reason)
             elif _is_simple(b, a):
                 self._bind(b[:, 0], a, reason)
-            elif (column := _matching_column(a, b)) is not None:
-                wide = max(a, b, key=lambda units: units.shape[1])
-                self.freeze(np.delete(wide, column, axis=1), reason)
             else:
-                for i in range(len(a)):
-                    self._join_position(a[i], b[i], reason)
-                return
+                self.freeze(a, reason)
+                self.freeze(b, reason)
 
     def _join_column(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
         """Joins the units of two columns; for a repeated unit, only the first pair."""
@@ -117,24 +113,6 @@ class UnitTable:
         larger, smaller = larger[a != b], smaller[a != b]
         larger, first = np.unique(larger, return_index=True)
         self._bind(larger, smaller[first, None], reason)
-
-    def _join_position(self, a: np.ndarray, b: np.ndarray, reason: str) -> None:
-        """Joins two positions that have different numbers of units."""
-        a, b = (self.resolve(units[None])[0] for units in (a, b))
-        few, many = sorted((np.setdiff1d(a, b), np.setdiff1d(b, a)), key=len)
-        few, many = few[few > 0], many[many > 0]
-        if not len(few):
-            self.freeze(many[:, None], reason)
-            return
-        for one, other in zip(few[:-1], many, strict=False):
-            self._join_column(np.array([one]), np.array([other]), reason)
-        last = self.resolve(few[-1:, None])
-        rest = np.setdiff1d(self.resolve(many[None, len(few) - 1 :]), last)
-        if last.size == 1 and len(rest):
-            self._bind(last[0], rest[None], reason)
-        else:
-            self.freeze(last.reshape(-1, 1), reason)
-            self.freeze(rest[:, None], reason)
 
     def _bind(self, roots: np.ndarray, units: Units, reason: str) -> None:
         """Lets each of `roots` stand for its row of `units`."""
@@ -216,18 +194,6 @@ class UnitTable:
                     np.stack(x, 1) if x else np.zeros((n, 0), np.int32)
                     for x, n in zip(columns, sizes, strict=True)
                 ]
-
-
-def _matching_column(a: Units, b: Units) -> int | None:
-    """The column of the wider units that repeats as the only column of the other."""
-    narrow, wide = sorted((a, b), key=lambda units: units.shape[1])
-    if narrow.shape[1] != 1:
-        return None
-    for column in range(wide.shape[1]):
-        pairs = np.unique(np.stack([narrow[:, 0], wide[:, column]]), axis=1)
-        if all(len(np.unique(side)) == pairs.shape[1] for side in pairs):
-            return column
-    return None
 
 
 def _is_simple(a: Units, b: Units) -> bool:
