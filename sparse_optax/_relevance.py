@@ -191,7 +191,8 @@ def add_relevance_decay(
             and returns the irrelevance I instead of `exp(-|g| / scale)`.
         structure: groups of units (see `channel_groups`), to shrink whole units, which
             is not in the paper: the irrelevance of a unit u is computed from the mean
-            size of its gradients, and a weight decays by the sum over its units,
+            size of its gradients, also those of pruned weights, and a weight decays by
+            the sum over its units,
             :math:`2 \gamma \sum_{u \ni i} \exp(-\mathrm{mean}_{j \in u} |g_j| / \alpha)
             \, w_i`.
         mask: which leaves decay, as in `prune_by_magnitude`; or which groups, as in

@@ -329,6 +329,23 @@ def test_another_function_that_reads_what_was_removed(compacted):
     message = r"needs units .* \(3 of 6 slices of b, axis 0\): it couples other units"
     with pytest.raises(ValueError, match=message):
         other.apply(compacted.params, X)
+    message = "reduce_sum reads units that were removed from w1, axis 1, and that are"
+    other = compacted.convert(lambda p, x: jax.nn.sigmoid(x @ p["w1"]).mean())
+    with pytest.raises(ValueError, match=message):
+        other.apply(compacted.params, X)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda p, x: jnp.square(x @ p["w1"] + p["b"]).mean(),
+        lambda p, x: sum(jnp.sum(leaf**2) for leaf in p.values()) + x.sum(),
+        lambda p, x: (jnp.arange(6.0) + x @ p["w1"] + p["b"]) @ p["w2"],
+    ],
+)
+def test_removed_units_count_as_zero_in_another_function(compacted, fn):
+    expected = fn(compacted.expand(compacted.params), X)
+    assert_same(compacted.convert(fn).apply(compacted.params, X), expected)
 
 
 def test_check_detects_wrong_removals(monkeypatch):

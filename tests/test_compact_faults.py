@@ -171,6 +171,55 @@ def test_bodies_of_scans_that_know_positions(act):
     assert is_same(fn, STACKED, X).kept == {}
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda h, s: h * s,
+        lambda h, s: h * np.arange(1, 5, dtype=np.float32),
+        lambda h, s: h * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape),
+    ],
+)
+def test_other_functions_that_tell_units_of_stacked_layers_apart(act):
+    def fn(p, x, scale=None):
+        def body(x, w):
+            hidden = jnp.tanh(x @ w["w1"])
+            hidden = hidden if scale is None else act(hidden, scale)
+            return x + hidden @ w["w2"], None
+
+        return lax.scan(body, x, p)[0]
+
+    compacted = is_same(fn, STACKED, X)
+    assert compacted.kept["w1"][2].ndim == 2
+    with pytest.raises(ValueError, match=r"does not treat all units alike .* \(w1, ax"):
+        compacted.apply(compacted.params, X, jnp.arange(1.0, 5.0))
+
+
+def test_functions_that_changed_since_they_were_compacted():
+    scale = {"value": 1.0}
+
+    def fn(p, x):
+        return jax.nn.relu(x @ p["w1"]) @ p["w2"] * scale["value"]
+
+    so.compact(fn, PARAMS, X)
+    scale["value"] = 2.0
+    found = so.compact(fn, PARAMS, X)
+    np.testing.assert_allclose(found.apply(found.params, X), fn(PARAMS, X), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (5, 0, 4)])
+def test_empty_axes(shape):
+    def fn(p, x):
+        return jax.nn.relu(x @ p["w1"]).sum(-2) @ p["w2"]
+
+    is_same(fn, PARAMS, jnp.ones(shape))
+
+
+def test_layers_without_units():
+    params = random_tree(0, shapes={"w1": (4, 0), "w2": (0, 3)})
+    found = so.compact(lambda p, x: jax.nn.relu(x @ p["w1"]) @ p["w2"], params, X)
+    assert found.kept == {}
+
+
 @pytest.mark.parametrize("read", [jnp.sum, lambda w: w, jnp.square])
 def test_stacked_layers_that_are_read_outside_of_the_scan(read):
     def fn(p, x):

@@ -13,6 +13,7 @@ from short_runs import ROOT
 
 from experiments.comparing import methods, penalties, statistics, study
 from experiments.config import Form
+from experiments.cost import latency_tables
 from experiments.pages import methods as methods_page, pages, study as study_page
 from experiments.records import RESULTS, RunFolder
 from experiments.running.checkpoint import Checkpoints
@@ -249,3 +250,16 @@ def test_cells_are_means_over_seeds_with_their_spread():
     assert methods_page.cell([("", 2.0), ("≤ ", 3.0)]) == "≤ 2.50 ± 0.71"
     # A mean over the seeds that have a value would flatter.
     assert methods_page.cell([("", 1.0), ("", math.nan)]) == "-"
+
+
+def test_the_latency_in_the_readme_is_that_of_stored_rows():
+    files = sorted((RESULTS / "latency").glob("*.json"))
+    runs = latency_tables.runs_of([json.loads(path.read_text()) for path in files])
+    rows = [latency_tables.compacted_row(run) for run in runs if run["trained"]]
+    found = {(row["network"], row["pruned"]): row for row in rows}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    lenet = found["lenet300, mnist", "weights, relevance"]
+    assert (
+        f"takes {lenet['time, batch 256']} of the time of the dense network, with an "
+        f"accuracy of {lenet['pruned, %']} % instead of {lenet['dense, %']} %" in text
+    )

@@ -94,7 +94,7 @@ def print_summary(console: Console, summary: Row) -> None:
     console.print(table_of(title, outcome), table_of("By part", sizes))
     if "compacted" in summary:  # older runs have neither this nor files
         print_compacted(console, summary["compacted"], summary.get("compacted_time"))
-        console.print("`python -m experiments export --compact` writes it.")
+        console.print("`python -m experiments export --compact RUN` writes it.")
     console.print(f"{summary['wall_seconds']:.0f} seconds")
     if "bytes" in summary:
         print_files(console, [summary])
@@ -120,7 +120,7 @@ def print_compacted(console: Console, sizes: Row, time: float | None = None) -> 
         soft_wrap=True,
     )
     if time is not None:
-        console.print(f"It computes a batch {1 / time:.1f} times as fast.")
+        console.print(f"A batch takes {time:.2f} of the time of the dense network.")
 
 
 def print_files(console: Console, summaries: list[Row]) -> None:

@@ -180,7 +180,9 @@ def _check_same(compacted: Compacted, params: Any, inputs: tuple) -> None:
     Up to 1 % of the outputs that are not floats may differ, because they may depend on
     rounded floats.
     """
-    before = jax.tree_util.tree_leaves_with_path(jax.jit(compacted.fn)(params, *inputs))
+    # A new function, because jit would use an earlier trace of fn again.
+    outputs = jax.jit(lambda *args: compacted.fn(*args))(params, *inputs)
+    before = jax.tree_util.tree_leaves_with_path(outputs)
     after = jax.tree.leaves(compacted.apply(compacted.params, *inputs))
     for (path, a), b in zip(before, after, strict=True):
         where = f"outputs at {_trees.leaf_name(path)}"

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from sparse_optax import _arguments, _fit, _trees
-from sparse_optax._compaction.analysis import Analysis, analyse
-from sparse_optax._compaction.evaluate import Evaluation
+from sparse_optax._compaction.analysis import analyse
 from sparse_optax._compaction.leaves import (
     Kept,
     by_name,
@@ -21,6 +20,7 @@ from sparse_optax._compaction.leaves import (
     shape_of_kept,
     shrink,
 )
+from sparse_optax._compaction.retrace import fit_removed
 from sparse_optax._compaction.sizes import Size, Sizes, add_up
 
 _STATE = {"params", "kept", "shapes"}
@@ -68,11 +68,12 @@ class Compacted:
     shapes: dict[str, tuple[int, ...]]
 
     def apply(self, params: Any, *inputs: Any) -> Any:
-        """Calls the function with the smaller params.
+        """Calls the function with the smaller params; equals `fn(expand(params), ...)`.
 
         `fn` is traced with the original shapes of its params, and its equations are
         evaluated on the smaller arrays, so modules never see these. Works under `jit`,
-        `grad`, `vmap` and `jax.export`, and with inputs of other sizes.
+        `grad`, `vmap` and `jax.export`, and with inputs of other sizes. As with `jit`,
+        a trace is used again for inputs of the same shapes.
 
         Args:
             params: a tree like the attribute `params`.
@@ -100,8 +101,7 @@ class Compacted:
             )
         whole = self._map("params", params, restore_shape)
         analysis = analyse(self.fn, whole, inputs, freeze_results=False)
-        evaluation = Evaluation(analysis.table, self._removed(analysis))
-        self._check(analysis, evaluation)
+        evaluation = fit_removed(analysis, self.kept, self.shapes)
         args = jax.tree.leaves(params)
         args += [
             evaluation.shrink(value, x)
@@ -111,46 +111,6 @@ class Compacted:
         ]
         outs = evaluation.run(analysis.program, args)
         return jax.tree.unflatten(jax.tree.structure(analysis.returns), outs)
-
-    def _removed(self, analysis: Analysis) -> np.ndarray:
-        """Which units of a new analysis are removed: those with no kept position."""
-        table = analysis.table
-        seen, alive = np.zeros((2, table.size), bool)
-        for name, value in zip(analysis.names, analysis.program.ins, strict=False):
-            for axis, units in enumerate(value.axes):
-                if units is not None:
-                    units = table.resolve(units)
-                    seen[units] = True
-                    alive[units[self._kept_of(name, axis)]] = True
-        return seen & ~alive
-
-    def _kept_of(self, name: str, axis: int) -> Any:
-        """The kept indices of an axis, in the first layer where they are stacked."""
-        indices = self.kept.get(name, {}).get(axis)
-        if indices is None:
-            return slice(None)
-        return indices[0] if indices.ndim == 2 else indices
-
-    def _check(self, analysis: Analysis, evaluation: Evaluation) -> None:
-        """Raises an error if the removed units do not fit a new analysis.
-
-        Leaves that the function does not read may have any size.
-        """
-        uses = analysis.program.uses()
-        for name, value in zip(analysis.names, analysis.program.ins, strict=False):
-            if not uses[value]:
-                continue
-            for axis, mask in enumerate(evaluation.masks(value)):
-                n = self.shapes[name][axis]
-                expected = np.arange(n)[self._kept_of(name, axis)]
-                found = np.arange(n) if mask is None else np.flatnonzero(mask)
-                if not np.array_equal(found, expected):
-                    reasons = analysis.table.why_frozen(value.axes[axis])
-                    raise ValueError(
-                        "with these inputs the function needs units that were removed "
-                        f"({n - len(expected)} of {n} slices of {name}, axis {axis}): "
-                        f"{', '.join(reasons) or 'it couples other units'}."
-                    )
 
     def shrink(self, tree: Any) -> Any:
         """Removes the same units from another tree, such as an optimizer state.
@@ -183,6 +143,7 @@ class Compacted:
         """A `Compacted` for another function of the params, such as one for training.
 
         Its `apply` may return smaller arrays too, such as new BatchNorm statistics.
+        Removed units count as zero, also in penalties on hidden features.
 
         Args:
             fn: a function of the same params.
@@ -310,7 +271,8 @@ class Compacted:
             for name, *row in rows
         ]
         if not self.kept:
-            lines.append("nothing is removed: no unit has only zeros")
+            zeros = "" if self.not_removed else ": no unit has only zeros"
+            lines.append(f"nothing is removed{zeros}")
         lines += [
             f"folded: {num} constant units into {name}, which changes further training"
             for name, num in self.folded.items()

@@ -71,6 +71,8 @@ class Liveness:
                     outs = rule.facts(step, known)
             facts.update(zip(step.outs, outs, strict=True))
             for one in step.sums:
+                if not len(one.units):
+                    continue  # a sum of nothing
                 zero = np.zeros(len(one.units), bool)
                 for value, axis in one.factors:
                     its = facts[value][axis].spread(value.shape[axis]).zero

@@ -49,12 +49,8 @@ def _remove_from_scan(
     analysis: Analysis, found: Unread, step: Step, round_to: int
 ) -> Order:
     """Removes equally many units from each layer of a scan."""
-    leaves = {v: i for i, v in enumerate(analysis.program.ins[: len(analysis.names)])}
-    uses, inner = analysis.program.uses(), step.programs["body"].ins
-    start = step.params["num_consts"] + step.params["num_carry"]
-    pairs = list(zip(inner, step.ins, strict=True))[start:]
-    stacked = {x: leaves[v] for x, v in pairs if v in leaves and uses[v] == 1}
-    local = _local_units(analysis, step, {v for x, v in pairs if x in stacked})
+    stacked = _stacked_leaves(analysis, step)
+    local = _local_units(analysis, step, stacked)
     dead = [
         _dead_in_layer(analysis.table, found, step, stacked, local, layer)
         for layer in range(step.params["length"])
@@ -78,6 +74,25 @@ def _remove_from_scan(
     return order
 
 
+def may_move(analysis: Analysis, units: np.ndarray) -> bool:
+    """Whether each layer of a scan may have these units at positions of its own."""
+    return any(
+        _local_units(analysis, step, _stacked_leaves(analysis, step))[units].all()
+        and _are_alike(analysis.table, step, units)
+        for step in analysis.program.steps
+        if step.name == "scan"
+    )
+
+
+def _stacked_leaves(analysis: Analysis, step: Step) -> dict[Value, int]:
+    """The leaves, as indices, by the arguments of the body that have their layers."""
+    leaves = {v: i for i, v in enumerate(analysis.program.ins[: len(analysis.names)])}
+    uses, inner = analysis.program.uses(), step.programs["body"].ins
+    start = step.params["num_consts"] + step.params["num_carry"]
+    pairs = list(zip(inner, step.ins, strict=True))[start:]
+    return {x: leaves[v] for x, v in pairs if v in leaves and uses[v] == 1}
+
+
 def _are_alike(table: UnitTable, step: Step, units: np.ndarray) -> bool:
     """Whether the body of a scan treats all of these units alike."""
     body = step.programs["body"]
@@ -93,15 +108,18 @@ def _are_alike(table: UnitTable, step: Step, units: np.ndarray) -> bool:
     return not any(counts(made)) and not any(0 < n < len(units) for n in counts(cut))
 
 
-def _local_units(analysis: Analysis, step: Step, stacked: set[Value]) -> np.ndarray:
+def _local_units(
+    analysis: Analysis, step: Step, stacked: dict[Value, int]
+) -> np.ndarray:
     """Which units are in stacked leaves, and otherwise only in the body of a scan."""
     table, inside = analysis.table, set(step.programs["body"].all_values())
+    outside = {analysis.program.ins[i] for i in stacked.values()}
     local, other = np.zeros((2, table.size), bool)
     for value in analysis.program.all_values():
         if value not in inside:
             for units in value.axes:
                 if units is not None:
-                    where = local if value in stacked else other
+                    where = local if value in outside else other
                     where[table.resolve(units)] = True
     local[0] = False
     return local & ~other
