@@ -110,8 +110,8 @@ def part(request):
 
 
 slow, every_case = pytest.mark.slow, pytest.mark.every_case
-PARTS = [0, *(pytest.param(i, marks=slow) for i in (1, 2))]
-PARTS += [pytest.param(i, marks=every_case) for i in range(3, 20)]
+PARTS = [0, *(pytest.param(i, marks=slow) for i in range(1, 6))]
+PARTS += [pytest.param(i, marks=every_case) for i in range(6, 20)]
 
 
 @pytest.mark.parametrize("part", PARTS, indirect=True)
