@@ -6,14 +6,12 @@ dense training have shares of relevant weights at the scale of the run that trai
 
 from pathlib import Path
 
-import jax
-import numpy as np
-
+import sparse_optax
 from experiments.config import Config
 from experiments.networks.functional import Variables
 from experiments.records import Row, RunFolder, differences, read_rows, run_id
 from experiments.running.checkpoint import Checkpoints, Damaged
-from experiments.running.export import networks_of
+from experiments.running.export import FILE
 from experiments.settings import ExperimentError, names
 from experiments.training.problem import Problem
 
@@ -60,13 +58,11 @@ def pruned(config: Config, problem: Problem) -> Variables | None:
     """Returns the sparse network of `--pruned-from`, or None without it."""
     if config.pruned_from is None:
         return None
-    _, _, network = networks_of(RunFolder(Path(config.pruned_from)))
-    wanted, found = (
-        jax.tree.map(np.shape, variables._asdict())
-        for variables in (problem.variables, network)
-    )
-    if wanted != found:
-        raise ExperimentError(
-            f"--pruned-from {config.pruned_from}: it contains a different network."
-        )
-    return problem.devices.replicate(network)
+    folder = RunFolder(Path(config.pruned_from))
+    folder.finished()
+    like = problem.variables._asdict()
+    try:
+        network = sparse_optax.load_sparse(folder.path / FILE, like=like)
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"--pruned-from {folder.path}: {error}") from error
+    return problem.devices.replicate(Variables(**network))

@@ -26,7 +26,7 @@ def fit_removed(
 
     Raises:
         ValueError: if the new trace couples them with units that are kept, reads them,
-            or does not treat units alike of which layers of a scan lost different ones.
+            or tells apart units that only some layers of a scan have lost.
     """
     removed = _find_removed(analysis, kept)
     evaluation = Evaluation(analysis.table, removed)
