@@ -51,6 +51,9 @@ def test_networks_have_their_published_sizes(name, shape, count):
 
     params, found = jax.eval_shape(logits)
     assert size_of(params) == count and found.shape == (2, 10)
+    # Checkpoints and sparse files store keys as text.
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    assert {type(part.key) for path in paths for part in path} == {str}
 
 
 @pytest.mark.parametrize(

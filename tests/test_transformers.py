@@ -89,6 +89,18 @@ def test_a_resumed_run_ends_with_the_same_bits(finished, tmp_path):
     assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_a_network_is_written_again_and_pruned_further(finished, tmp_path):
+    name = "network.safetensors"
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    main(["export", str(copy)])
+    assert (copy / name).read_bytes() == (finished / name).read_bytes()
+    shutil.rmtree(copy / "checkpoints")  # the sparse file is enough
+    more = "--dense-from", str(finished), "--pruned-from", str(copy)
+    main(toy(tmp_path / "more", *more))
+    start = read_summary(tmp_path / "more")["start_sparsity"]
+    assert start == pytest.approx(read_summary(finished)["sparsity"])
+
+
 def test_resuming_on_changed_texts_raises(finished, tmp_path, monkeypatch):
     """The settings are the same, but the data have changed."""
     copy = shutil.copytree(finished, tmp_path / "copy")

@@ -73,12 +73,17 @@ class ResNet20(nnx.Module):
         self.conv = conv3(image_shape[-1], 16, 1, rngs)
         self.norm = Norm(16, rngs)
         sizes = [16] * 4 + [32] * 3 + [64] * 3
-        self.blocks = nnx.List(Block(*pair, rngs) for pair in itertools.pairwise(sizes))
+        self.blocks = nnx.Dict(  # of names, so that params are dicts of dicts
+            {
+                str(place): Block(*pair, rngs)
+                for place, pair in enumerate(itertools.pairwise(sizes))
+            }
+        )
         self.output = nnx.Linear(64, NUM_CLASSES, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Returns the logits `[B, 10]` of `images`, `[B, 32, 32, 3]` in [0, 1]."""
         x = nnx.relu(self.norm(self.conv(pad(images))))
-        for block in self.blocks:
-            x = block(x)
+        for name in sorted(self.blocks):
+            x = self.blocks[name](x)
         return self.output(x.mean((1, 2)))
