@@ -14,7 +14,12 @@ from short_runs import ROOT
 from experiments.comparing import methods, penalties, statistics, study
 from experiments.config import Form
 from experiments.cost import latency_tables
-from experiments.pages import methods as methods_page, pages, study as study_page
+from experiments.pages import (
+    cifar10,
+    methods as methods_page,
+    pages,
+    study as study_page,
+)
 from experiments.records import RESULTS, RunFolder
 from experiments.running.checkpoint import Checkpoints
 from experiments.settings import names
@@ -263,3 +268,13 @@ def test_the_latency_in_the_readme_is_that_of_stored_rows():
         f"takes {lenet['time, batch 256']} of the time of the dense network, with an "
         f"accuracy of {lenet['pruned, %']} % instead of {lenet['dense, %']} %" in text
     )
+
+
+def test_missing_runs_of_cifar10_are_named():
+    run = {"network": "resnet20", "structure": "unstructured", "prune": "gated"}
+    run |= {"dense_test_accuracy": 0.9123, "test_accuracy": 0.9, "regularizer": "l1"}
+    runs = [run | {"sparsity": 0.9001}, run | {"sparsity": 0.62}]
+    runs.append(run | {"sparsity": 0.8, "structure": "units"})
+    lines = cifar10.ways_table(runs).splitlines()
+    assert "| l1 | not run | 10.00 % (+1.23) | not run |" in lines
+    assert "| l2, RigL |  | not run |  |" in lines

@@ -8,6 +8,7 @@ import pandas as pd
 
 from experiments import records
 from experiments.metrics import ACCURACY, metric_of
+from experiments.pages.cifar10 import ways_table
 from experiments.pages.tables import made, runs_table, stored_runs
 from experiments.records import (
     RESULTS,
@@ -63,4 +64,4 @@ def draw(name: str, folder: Path) -> None:
 
 def images() -> dict[str, str]:
     runs = [run for run in stored_runs() if metric_of(run) == ACCURACY]
-    return {"table": runs_table(runs), "made": made(runs)}
+    return {"table": runs_table(runs), "cifar10": ways_table(runs), "made": made(runs)}
